@@ -1,0 +1,155 @@
+"""Addresses, networks and endpoints as values. Nothing here touches the network.
+
+An address is its packed form, 4 bytes (IPv4) or 16 (IPv6) in network order; glibc's inet_pton and
+inet_ntop, which are pure functions, turn text into it and back. (`ipaddress` would cost every
+connection 3 ms of start-up.)
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from muonsocks.errors import UsageError
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def parse_address(text: str) -> bytes | None:
+    """Pack a literal IPv4 or IPv6 address; None if `text` is not one in full dotted or colon form.
+
+    An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) is the IPv4 address that it means.
+    """
+    try:
+        if ":" in text:
+            return unmapped(inet_pton(AF_INET6, text))
+        return inet_pton(AF_INET, text)
+    except (OSError, ValueError):  # ValueError: a NUL, or text that is not ASCII
+        return None
+
+
+def format_address(packed: bytes) -> str:
+    """Write an address as text, IPv6 in the canonical form (RFC 5952)."""
+    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
+
+
+def unmapped(packed: bytes) -> bytes:
+    """Give the IPv4 address inside an IPv4-mapped one, and any other address as it is."""
+    return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
+
+
+class Endpoint:
+    """A host and a port. `packed` is the address, or None when `host` is a name to be resolved."""
+
+    __slots__ = ("host", "packed", "port")
+
+    def __init__(self, host: str, port: int) -> None:
+        self.packed = parse_address(host)
+        self.host = host if self.packed is None else format_address(self.packed)
+        self.port = port
+
+    @classmethod
+    def at(cls, packed: bytes, port: int) -> Endpoint:
+        """Make an endpoint of a packed address (4 or 16 bytes)."""
+        self = cls.__new__(cls)
+        self.packed = unmapped(packed)
+        self.host = format_address(self.packed)
+        self.port = port
+        return self
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.host!r}, {self.port})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Endpoint):
+            return NotImplemented
+        return (self.host, self.port) == (other.host, other.port)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.port))
+
+
+def is_name(raw: bytes) -> bool:
+    """Say whether `raw` can be a host name: 1 to 255 bytes of printable ASCII without a space."""
+    return 0 < len(raw) < 256 and all(0x20 < byte < 0x7F for byte in raw)
+
+
+class Network:
+    """An IPv4 or IPv6 network. `address in network` compares a packed address with it."""
+
+    __slots__ = ("_length", "_prefix", "_shift", "text")
+
+    def __init__(self, packed: bytes, bits: int) -> None:
+        self._length = len(packed)
+        self._shift = 8 * len(packed) - bits
+        self._prefix = int.from_bytes(packed, "big") >> self._shift
+        self.text = f"{format_address(packed)}/{bits}"
+
+    @classmethod
+    def parse(cls, text: str) -> Network:
+        """Read `ADDRESS` or `ADDRESS/BITS`; a network with host bits set is a UsageError."""
+        address, slash, bits = text.partition("/")
+        packed = parse_address(address)
+        if packed is None:
+            raise UsageError(f"{text!r} is not a network", "write ADDRESS or ADDRESS/BITS")
+        width = 8 * len(packed)
+        if not slash:
+            return cls(packed, width)
+        if not (bits.isascii() and bits.isdecimal()) or int(bits) > width:
+            raise UsageError(f"{text!r} has no valid prefix length", f"write 0 to {width}")
+        shift = width - int(bits)
+        number = int.from_bytes(packed, "big")
+        if number >> shift << shift != number:
+            first = format_address((number >> shift << shift).to_bytes(len(packed), "big"))
+            raise UsageError(f"{text!r} has host bits set", f"did you mean {first}/{bits}?")
+        return cls(packed, int(bits))
+
+    def __contains__(self, packed: bytes) -> bool:
+        packed = unmapped(packed)
+        return (
+            len(packed) == self._length
+            and int.from_bytes(packed, "big") >> self._shift == self._prefix
+        )
+
+    def __repr__(self) -> str:
+        return f"Network({self.text!r})"
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Read networks separated by commas or white space."""
+    return tuple(Network.parse(word) for word in text.replace(",", " ").split())
+
+
+# IPv6 forms that carry an IPv4 address: prefix in bytes, and where the IPv4 address begins.
+_EMBEDDING = (
+    (bytes(12), 12),  # IPv4-compatible, RFC 4291 section 2.5.5.1 (:: and ::1 are among them)
+    (_MAPPED, 12),
+    (bytes(8) + b"\xff\xff\0\0", 12),  # IPv4-translated, RFC 2765 section 2.1
+    (b"\0\x64\xff\x9b" + bytes(8), 12),  # NAT64, RFC 6052 section 2.1
+    (b"\0\x64\xff\x9b\0\1", 12),  # NAT64 for local use, RFC 8215
+    (b"\x20\x02", 2),  # 6to4, RFC 3056 section 2
+)
+
+
+def is_own_side(packed: bytes) -> bool:
+    """Say whether an address is on this host's own side: loopback, "this" host and network,
+    link-local, multicast or broadcast, or an IPv6 form that embeds such an IPv4 address.
+
+    127.0.0.0/8 0.0.0.0/8 224.0.0.0/4 169.254.0.0/16 255.255.255.255, ::1 :: ff00::/8 fe80::/10.
+    """
+    first = packed[0]
+    if len(packed) == 4:
+        return (
+            first in (0, 127)
+            or 224 <= first <= 239
+            or packed.startswith(b"\xa9\xfe")
+            or packed == b"\xff\xff\xff\xff"
+        )
+    if first == 0xFF or (first == 0xFE and packed[1] >> 6 == 0b10):
+        return True
+    return any(
+        packed.startswith(prefix) and is_own_side(packed[start : start + 4])
+        for prefix, start in _EMBEDDING
+    )

@@ -1,0 +1,60 @@
+"""The errors that more than one room raises or catches.
+
+Library code raises; only sessions, servers and tools log.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class UsageError(Exception):
+    """The command line, a file or the environment asks for something that cannot be.
+
+    Tools print it as one line, with the hint of what to do instead, and exit with 100.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+
+
+class LocalProtocolError(Exception):
+    """We drove a protocol machine wrongly: a fault in this program, never in the peer."""
+
+
+class RemoteProtocolError(Exception):
+    """The peer broke the protocol.
+
+    `reply` holds the bytes that it has earned on the wire (empty where the protocol has none),
+    `code` the reply code in them, as RFC 1928 section 6 numbers it, for the log.
+    """
+
+    def __init__(self, message: str, reply: bytes = b"", code: int | None = None) -> None:
+        super().__init__(message)
+        self.reply = reply
+        self.code = code
+
+
+class RefusedByRule(Exception):
+    """A rule, or the ban of this host's own addresses, forbids the destination."""
+
+
+class NameNotResolved(OSError):
+    """The name has no address that could be tried. `strerror` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(None, reason)
+
+
+class DialError(OSError):
+    """No address of the destination could be reached.
+
+    `errno` is the one that says most about the destination; `failures` has every attempt in the
+    order in which it ended, as (address, errno).
+    """
+
+    def __init__(self, number: int, reason: str, failures: Sequence[tuple[str, int]]) -> None:
+        super().__init__(number, reason)
+        self.failures = failures

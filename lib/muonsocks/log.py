@@ -1,0 +1,99 @@
+"""Log lines to standard error: for the journal, for a terminal or a file, or through syslog.
+
+Under the journal a line begins with its level, `<6>` say (sd-daemon(3)); elsewhere with the time
+and the program. Under inetd standard error is the client, and lines go to syslog(3) instead.
+"""
+
+from __future__ import annotations
+
+import os
+from time import gmtime, strftime
+
+ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7  # syslog(3)'s levels
+
+_LONGEST = 2048  # bytes of a line
+
+
+class Log:
+    """Where the lines of one program go, and which."""
+
+    __slots__ = ("_journal", "_program", "_syslog", "level")
+
+    def __init__(self, program: str, to_syslog: bool = False) -> None:
+        self._program = program
+        self._syslog = to_syslog
+        self._journal = not to_syslog and _is_journal()
+        self.level = INFO
+        if to_syslog:
+            import syslog
+
+            syslog.openlog(program, syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def error(self, message: str) -> None:
+        """Say what keeps this program from its work."""
+        self.write(ERROR, message)
+
+    def warning(self, message: str) -> None:
+        """Say what somebody should look at."""
+        self.write(WARNING, message)
+
+    def info(self, message: str) -> None:
+        """Say what happened."""
+        self.write(INFO, message)
+
+    def debug(self, message: str) -> None:
+        """Say how it happened; only with -v."""
+        self.write(DEBUG, message)
+
+    def write(self, level: int, message: str) -> None:
+        """Write one line, if its level is to be logged."""
+        if level > self.level:
+            return
+        if self._syslog:
+            import syslog
+
+            syslog.syslog(level, message)
+            return
+        if self._journal:
+            head = f"<{level}>"
+        else:
+            head = f"{strftime('%Y-%m-%dT%H:%M:%SZ', gmtime())} {self._program}[{os.getpid()}]: "
+        self._print(head + message)
+
+    def fatal(self, message: str) -> None:
+        """Say why the program ends without having done its work: to whoever has started it."""
+        if self._syslog or self._journal:
+            self.error(message)
+        else:
+            self._print(f"{self._program}: {message}")
+
+    def _print(self, text: str) -> None:
+        line = text.encode("utf-8", "backslashreplace")[:_LONGEST]
+        try:
+            os.write(2, line.replace(b"\n", b" ") + b"\n")
+        except OSError:
+            # A log that is closed or full must not end the connection, and there is nobody to tell.
+            return
+
+
+def _is_journal() -> bool:
+    """Compare standard error with $JOURNAL_STREAM, as systemd.exec(5) asks."""
+    stream = os.environ.get("JOURNAL_STREAM")
+    if not stream:
+        return False
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return stream == f"{status.st_dev}:{status.st_ino}"
+
+
+def quoted(value: str | bytes) -> str:
+    """Write what a peer has said as one word of a log line; "-" if it is empty."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    return "".join(_as_printable(byte) for byte in value) or "-"
+
+
+def _as_printable(byte: int) -> str:
+    return chr(byte) if 0x20 < byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"

@@ -1,0 +1,1 @@
+"""Descriptors: the only room that calls the kernel's network."""

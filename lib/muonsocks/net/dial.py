@@ -1,0 +1,313 @@
+"""From a destination to a connected stream: resolve, then race all addresses (RFC 8305)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    EAI_AGAIN,
+    IPPROTO_IP,
+    IPPROTO_TCP,
+    SO_BINDTODEVICE,
+    SO_MARK,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    gaierror,
+    getaddrinfo,
+    socket,
+)
+
+from muonsocks.address import Endpoint, format_address, parse_address, unmapped
+from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
+from muonsocks.net.loop import WRITABLE, Loop, Timer
+from muonsocks.net.stream import Stream, prepare_tcp
+from muonsocks.net.task import Mailbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+_IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destination is known
+_STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
+_MOST_CANDIDATES = 64  # addresses of one name that are tried
+_STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+
+# Of several failures, the one that says most about the destination is the one to report: first
+# what the destination itself said, then what the way there did, then what went wrong here.
+_TELLING = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+)
+
+
+class Candidate:
+    """One address to be tried."""
+
+    __slots__ = ("family", "packed", "sockaddr")
+
+    def __init__(self, packed: bytes, port: int, scope: int = 0) -> None:
+        self.packed = packed
+        host = format_address(packed)
+        self.sockaddr: tuple[Any, ...]
+        if len(packed) == 4:
+            self.family = AF_INET
+            self.sockaddr = (host, port)
+        else:
+            self.family = AF_INET6
+            self.sockaddr = (host, port, 0, scope)
+
+
+def permit_all(_: bytes) -> bool:
+    """Permit every address."""
+    return True
+
+
+class Dialler:
+    """How the far end is reached: from where, over what, how long it may take."""
+
+    __slots__ = ("bind_address", "connect_timeout", "dial_timeout", "family", "interface", "mark")
+
+    def __init__(
+        self,
+        family: int | None = None,
+        bind_address: bytes | None = None,
+        interface: str = "",
+        mark: int = 0,
+        connect_timeout: float = 10,
+        dial_timeout: float = 30,
+    ) -> None:
+        """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family.
+
+        Times are in seconds: `connect_timeout` for each address, `dial_timeout` for the look-up
+        and all of them.
+        """
+        self.family = family
+        self.bind_address = bind_address
+        self.interface = interface
+        self.mark = mark
+        self.connect_timeout = connect_timeout
+        self.dial_timeout = dial_timeout
+
+    async def dial(
+        self,
+        loop: Loop,
+        destination: Endpoint,
+        permit: Callable[[bytes], bool] = permit_all,
+    ) -> Stream:
+        """Connect to the first address that answers, of those that `permit` lets pass.
+
+        Raises RefusedByRule if it lets none pass, NameNotResolved, or DialError.
+        """
+        try:
+            with loop.deadline(self.dial_timeout) as deadline:
+                candidates = await self._candidates(loop, destination)
+                permitted = [one for one in candidates if permit(one.packed)]
+                if not permitted:
+                    raise RefusedByRule(f"no address of {destination} is permitted")
+                return await self._race(loop, interleaved(permitted)[:_MOST_CANDIDATES])
+        except TimeoutError:
+            if not deadline.passed:
+                raise
+            reason = os.strerror(errno.ETIMEDOUT)
+            raise DialError(errno.ETIMEDOUT, reason, [("all", errno.ETIMEDOUT)]) from None
+
+    async def _candidates(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
+        """Give the addresses of a destination in the order to try them, of the right families."""
+        packed = destination.packed
+        if packed is not None:
+            if self._has_family(packed):
+                return [Candidate(packed, destination.port)]
+            reason = f"this way out has no place for {destination.host}"
+            raise DialError(errno.EAFNOSUPPORT, reason, [])
+        found = await resolve(loop, destination)
+        candidates = [one for one in found if self._has_family(one.packed)]
+        if not candidates:
+            raise NameNotResolved(f"{destination.host} has no address of the right family")
+        return candidates
+
+    def _has_family(self, packed: bytes) -> bool:
+        length = len(packed)
+        if self.bind_address is not None and len(self.bind_address) != length:
+            return False
+        return self.family is None or (self.family == 4) == (length == 4)
+
+    async def _race(self, loop: Loop, candidates: list[Candidate]) -> Stream:
+        """Start an attempt every 250 ms, or when one has failed; the first to connect wins."""
+        mailbox = Mailbox()
+        waiting = candidates[::-1]
+        racing: set[_Attempt] = set()
+        failures: list[tuple[str, int]] = []
+        stagger: Timer | None = None
+        try:
+            while waiting or racing:
+                if waiting and stagger is None:
+                    candidate = waiting.pop()
+                    try:
+                        attempt = _Attempt(loop, self, candidate, mailbox)
+                    except OSError as error:
+                        failures.append((format_address(candidate.packed), error.errno or 0))
+                        continue
+                    racing.add(attempt)
+                    if waiting:
+                        stagger = loop.call_later(_STAGGER, lambda: mailbox.post(None))
+                happened: _Attempt | None = await mailbox.take()
+                if happened is None:
+                    stagger = None
+                    continue
+                if happened not in racing:
+                    continue
+                result = happened.result()
+                if result in _STILL_CONNECTING:
+                    continue
+                racing.discard(happened)
+                if not result:
+                    return happened.stream()
+                happened.close()
+                failures.append((format_address(happened.candidate.packed), result))
+                if stagger is not None:
+                    stagger.cancel()
+                    stagger = None
+        finally:
+            if stagger is not None:
+                stagger.cancel()
+            for attempt in racing:
+                attempt.close()
+        number = most_telling([number for _, number in failures])
+        raise DialError(number, os.strerror(number), failures)
+
+    def open_socket(self, family: int) -> socket:
+        """Make the socket for one attempt, from the right place. OSError if that cannot be."""
+        sock = socket(family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
+        try:
+            prepare_tcp(sock)
+            if self.mark:
+                sock.setsockopt(SOL_SOCKET, SO_MARK, self.mark)
+            if self.interface:
+                sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, os.fsencode(self.interface))
+            if self.bind_address is not None:
+                sock.setsockopt(IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((format_address(self.bind_address), 0))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+class _Attempt:
+    """One connection attempt; posts itself when something has happened to it."""
+
+    __slots__ = ("_mailbox", "_ready", "_sock", "_timed_out", "_timer", "candidate", "loop")
+
+    def __init__(
+        self, loop: Loop, dialler: Dialler, candidate: Candidate, mailbox: Mailbox
+    ) -> None:
+        self.loop = loop
+        self.candidate = candidate
+        self._mailbox = mailbox
+        self._ready = 0
+        self._timed_out = False
+        self._sock = sock = dialler.open_socket(candidate.family)
+        try:
+            number = sock.connect_ex(candidate.sockaddr)
+            if number and number != errno.EINPROGRESS:
+                raise OSError(number, os.strerror(number))
+            loop.register(sock.fileno(), self._on_event)
+        except OSError:
+            sock.close()
+            raise
+        self._timer = loop.call_later(dialler.connect_timeout, self._on_timeout)
+
+    def _on_event(self, events: int) -> None:
+        self._ready |= events
+        self._mailbox.post(self)
+
+    def _on_timeout(self) -> None:
+        self._timed_out = True
+        self._mailbox.post(self)
+
+    def result(self) -> int:
+        """Give 0 when it is connected, the errno of its failure, or EALREADY."""
+        if self._timed_out:
+            return errno.ETIMEDOUT
+        if not self._ready & WRITABLE:
+            return errno.EALREADY
+        # To ask again is to be sure: an event may have been meant for an earlier owner of the fd.
+        number = self._sock.connect_ex(self.candidate.sockaddr)
+        return 0 if number == errno.EISCONN else number
+
+    def stream(self) -> Stream:
+        """Make a stream of a socket that is connected."""
+        self._timer.cancel()
+        return Stream.connected(self.loop, self._sock, self._ready)
+
+    def close(self) -> None:
+        """Give up."""
+        self._timer.cancel()
+        self.loop.unregister(self._sock.fileno())
+        self._sock.close()
+
+
+async def resolve(loop: Loop, destination: Endpoint) -> list[Candidate]:
+    """Look a name up, in a thread: give its addresses as getaddrinfo(3) orders them (RFC 6724)."""
+    host = destination.host.encode("ascii")  # as bytes, or Python would import an IDNA codec
+    try:
+        # AI_ADDRCONFIG is not asked for: what has no route fails at once, and the next is tried.
+        found = await loop.in_thread(getaddrinfo, host, None, 0, SOCK_STREAM, IPPROTO_TCP)
+    except gaierror as error:
+        passing = ", for now" if error.errno == EAI_AGAIN else ""
+        raise NameNotResolved(f"{destination.host}: {error.strerror}{passing}") from None
+    except UnicodeError:
+        raise NameNotResolved(f"{destination.host} is not a name") from None
+    candidates = []
+    for _, _, _, _, sockaddr in found:
+        packed = parse_address(str(sockaddr[0]).partition("%")[0])
+        if packed is not None:
+            scope = sockaddr[3] if len(sockaddr) == 4 else 0
+            candidates.append(Candidate(unmapped(packed), destination.port, int(scope)))
+    return candidates
+
+
+def interleaved(candidates: list[Candidate]) -> list[Candidate]:
+    """Take turns between the families, beginning with that of the first (RFC 8305 section 4)."""
+    if not candidates:
+        return []
+    first = candidates[0].family
+    ours = [one for one in candidates if one.family == first]
+    others = [one for one in candidates if one.family != first]
+    shorter = min(len(ours), len(others))
+    woven = [one for pair in zip(ours, others, strict=False) for one in pair]
+    return woven + ours[shorter:] + others[shorter:]
+
+
+def most_telling(numbers: Iterable[int]) -> int:
+    """Choose the errno to report among those of all attempts."""
+    rank = {number: place for place, number in enumerate(_TELLING)}
+    return min(numbers, key=lambda number: rank.get(number, len(rank)), default=errno.ENETUNREACH)
+
+
+async def dial_unix(loop: Loop, path: str, timeout: float) -> Stream:
+    """Connect to a unix socket; a leading @ means the abstract namespace. OSError or DialError."""
+    address = "\0" + path[1:] if path.startswith("@") else path
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
+    try:
+        patience = 0.01
+        while number := sock.connect_ex(address):
+            # A full backlog is EAGAIN, and nothing tells when there is room again.
+            if number != errno.EAGAIN or timeout <= 0:
+                number = errno.ETIMEDOUT if number == errno.EAGAIN else number
+                raise DialError(number, os.strerror(number), [(path, number)])
+            await loop.sleep(patience)
+            timeout -= patience
+            patience = min(2 * patience, 0.5)
+        return Stream(loop, sock.fileno(), socket=sock)
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,119 @@
+"""The connection that a launcher (systemd, inetd, tcpserver, a shell) left on fds 0 and 1."""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_INET6, AF_UNIX, socket
+from stat import S_ISCHR, S_ISSOCK
+
+from muonsocks.address import Endpoint
+from muonsocks.net.loop import Loop
+from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def keep_stderr_from_peer() -> bool:
+    """Point fd 2 at /dev/null if it is where the peer is, as under inetd. Say whether it was.
+
+    An fd 2 that is closed is opened on /dev/null too, or a socket of ours could become it.
+    """
+    try:
+        stderr = os.fstat(2)
+    except OSError:
+        _point_at_null(2)
+        return False
+    if S_ISCHR(stderr.st_mode):
+        return False  # a terminal, or /dev/null: shared, and nobody's peer
+    for fd in (0, 1):
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) == (stderr.st_dev, stderr.st_ino):
+            _point_at_null(2)
+            return True
+    return False
+
+
+def _point_at_null(fd: int) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    if null != fd:
+        os.dup2(null, fd)
+        os.close(null)
+
+
+class Stdio:
+    """The client on standard input and output, as one stream."""
+
+    __slots__ = ("_found_blocking", "socket", "stream")
+
+    def __init__(self, loop: Loop) -> None:
+        """Make fds 0 and 1 non-blocking. OSError if one of them is not open."""
+        status = os.fstat(0), os.fstat(1)
+        self._found_blocking = tuple(fd for fd in (0, 1) if os.get_blocking(fd))
+        self.socket: socket | None = None
+        same = (status[0].st_dev, status[0].st_ino) == (status[1].st_dev, status[1].st_ino)
+        for fd in self._found_blocking:
+            os.set_blocking(fd, False)
+        if same and S_ISSOCK(status[0].st_mode):
+            self.socket = socket(fileno=0)
+            if is_tcp(self.socket):
+                prepare_tcp(self.socket)
+            self.stream = Stream(loop, 0, socket=self.socket)
+        else:
+            self.stream = Stream(loop, 0, 1)
+
+    def restore(self) -> None:
+        """Leave the descriptors blocking if they were: other processes may have them too."""
+        for fd in self._found_blocking:
+            try:
+                os.set_blocking(fd, True)
+            except OSError:
+                continue  # closed in the meantime, as the end of the output
+
+    def hand_on(self) -> None:
+        """Let go of the descriptors, unclosed, for the program that is to be executed."""
+        if self.socket is not None:
+            self.socket.detach()
+        self.restore()
+
+
+class Peer:
+    """Who the client is: `address` is packed, or None when it did not come over a network."""
+
+    __slots__ = ("address", "text")
+
+    def __init__(self, text: str, address: bytes | None = None) -> None:
+        self.text = text
+        self.address = address
+
+    @classmethod
+    def at(cls, host: str, port: int) -> Peer:
+        """Make the peer of an address in text; one that is no address is only a text."""
+        endpoint = Endpoint(host.partition("%")[0], port)
+        return cls(str(endpoint), endpoint.packed)
+
+
+def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
+    """Say who the client is: by systemd's REMOTE_ADDR, UCSPI's $PROTO, or the socket itself."""
+    proto = environ.get("PROTO", "")
+    for host_name, port_name in (
+        ("REMOTE_ADDR", "REMOTE_PORT"),
+        (f"{proto}REMOTEIP", f"{proto}REMOTEPORT"),
+    ):
+        host, port = environ.get(host_name), environ.get(port_name, "")
+        if host and (host_name == "REMOTE_ADDR" or proto):
+            return Peer.at(host, int(port) if port.isascii() and port.isdecimal() else 0)
+    if stdio_socket is None:
+        return Peer("stdin")
+    if stdio_socket.family == AF_UNIX:
+        return Peer("unix")
+    try:
+        name = stdio_socket.getpeername()
+    except OSError:
+        return Peer("gone")  # ENOTCONN: reset before we looked
+    assert stdio_socket.family == AF_INET6 or len(name) == 2
+    return Peer.at(name[0], name[1])

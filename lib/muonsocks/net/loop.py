@@ -1,0 +1,243 @@
+"""Coroutines over one edge-triggered epoll: it waits for descriptors, times and threads.
+
+A coroutine waits by awaiting an object that yields itself (a Stream, a Mailbox, a relay); the loop
+notes the waiting task on it, and whoever has what it waits for calls `wake(object)`. A descriptor
+is registered once, for everything; its handler is called with the epoll events.
+"""
+
+from __future__ import annotations
+
+import errno
+from _heapq import heapify, heappop, heappush
+from select import (
+    EPOLLERR,
+    EPOLLET,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLPRI,
+    EPOLLRDHUP,
+    epoll,
+)
+from time import monotonic
+
+from muonsocks.net.task import Task, Waitable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any, TypeVar
+
+    from muonsocks.net.threads import Threads
+
+    T = TypeVar("T")
+
+_EVERYTHING = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
+READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
+
+
+class Timer:
+    """A call that is due at a time. Cancelling it costs nothing; the loop forgets it later."""
+
+    __slots__ = ("_loop", "callback")
+
+    def __init__(self, loop: Loop, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Let the call not happen. Harmless when it has happened."""
+        if self.callback is not None:
+            self.callback = None
+            self._loop.timer_was_cancelled()
+
+
+class Deadline:
+    """`with loop.deadline(seconds):` raises TimeoutError where the task waits when time is up."""
+
+    __slots__ = ("_loop", "_seconds", "_timer", "passed")
+
+    def __init__(self, loop: Loop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self.passed = False
+
+    def __enter__(self) -> Deadline:
+        task = self._loop.current
+        assert task is not None, "a deadline is for a task"
+
+        def expire() -> None:
+            self.passed = True
+            task.interrupt(TimeoutError(errno.ETIMEDOUT, "the time limit has passed"))
+
+        self._timer = self._loop.call_later(self._seconds, expire)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+class Loop:
+    """One epoll, its handlers, timers and tasks. `now` is this round's monotonic time in s."""
+
+    __slots__ = (
+        "_cancelled",
+        "_epoll",
+        "_soon",
+        "_threads",
+        "_timer_number",
+        "_timers",
+        "current",
+        "handlers",
+        "now",
+    )
+
+    def __init__(self) -> None:
+        self._epoll = epoll()
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self._soon: list[Callable[[], None]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._timer_number = 0
+        self._cancelled = 0
+        self._threads: Threads | None = None
+        self.current: Task | None = None
+        self.now = monotonic()
+
+    def close(self) -> None:
+        """Close what the loop itself has opened."""
+        if self._threads is not None:
+            self._threads.close()
+        self._epoll.close()
+
+    # Descriptors
+
+    def register(self, fd: int, handler: Callable[[int], None]) -> bool:
+        """Call `handler` with the events of `fd` from now on.
+
+        False, and nothing is registered, if the descriptor is always ready (a regular file).
+        """
+        try:
+            self._epoll.register(fd, _EVERYTHING)
+        except PermissionError:
+            return False
+        self.handlers[fd] = handler
+        return True
+
+    def unregister(self, fd: int) -> None:
+        """Forget `fd`, just before it is closed or handed on."""
+        if self.handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    # Time
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` once after so many seconds, unless the timer is cancelled."""
+        timer = Timer(self, callback)
+        self._timer_number += 1
+        heappush(self._timers, (monotonic() + seconds, self._timer_number, timer))
+        return timer
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the next round, after the events that are there by then."""
+        self._soon.append(callback)
+
+    def deadline(self, seconds: float) -> Deadline:
+        """Limit the time of what the current task does in a `with` block."""
+        return Deadline(self, seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        alarm = Waitable()
+        timer = self.call_later(seconds, alarm.wake)
+        try:
+            await alarm
+        finally:
+            timer.cancel()
+
+    def timer_was_cancelled(self) -> None:
+        """Drop cancelled timers once most of them are, so that they cannot pile up."""
+        self._cancelled += 1
+        if self._cancelled > 1000 and self._cancelled * 2 > len(self._timers):
+            self._timers = [item for item in self._timers if item[2].callback is not None]
+            heapify(self._timers)
+            self._cancelled = 0
+
+    # Tasks and threads
+
+    def spawn(
+        self,
+        coroutine: Coroutine[Waitable, None, None],
+        on_failure: Callable[[BaseException], None],
+    ) -> Task:
+        """Start a coroutine at once, up to its first wait."""
+        task = Task(self, coroutine, on_failure)
+        task.step()
+        return task
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that blocks in a thread of its own, and wait for what it returns."""
+        if self._threads is None:
+            from muonsocks.net.threads import Threads
+
+            self._threads = Threads(self)
+        return await self._threads.call(function, arguments)
+
+    # Running
+
+    def run(self, coroutine: Coroutine[Waitable, None, T]) -> T:
+        """Run until `coroutine` is over and give what it returns.
+
+        What is raised in the loop itself (by a signal handler, say) is raised in the coroutine.
+        """
+        results: list[T] = []
+        failures: list[BaseException] = []
+
+        async def main() -> None:
+            results.append(await coroutine)
+
+        task = self.spawn(main(), failures.append)
+        while not task.is_over:
+            try:
+                self._round()
+            except BaseException as error:
+                if not task.is_over:
+                    task.interrupt(error)
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    def _round(self) -> None:
+        """Wait for events or the next timer, then call what is due."""
+        soon, handlers = self._soon, self.handlers
+        if soon:
+            events = self._epoll.poll(0)
+        else:
+            events = self._epoll.poll(self._patience())
+        self.now = now = monotonic()
+        if soon:
+            self._soon = []
+        for fd, happened in events:
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(happened)
+        for callback in soon:
+            callback()
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            timer = heappop(timers)[2]
+            callback_due, timer.callback = timer.callback, None
+            if callback_due is None:
+                self._cancelled -= 1
+            else:
+                callback_due()
+            timers = self._timers
+
+    def _patience(self) -> float:
+        """How long to wait for events, in seconds; -1 for ever. No shorter than the next timer."""
+        while self._timers and self._timers[0][2].callback is None:
+            heappop(self._timers)
+            self._cancelled -= 1
+        if not self._timers:
+            return -1
+        return max(0.0, self._timers[0][0] - monotonic())

@@ -1,0 +1,202 @@
+"""One end of a connection as a stream that never blocks: a socket, or two descriptors."""
+
+from __future__ import annotations
+
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_TCP,
+    SHUT_WR,
+    SO_LINGER,
+    SO_OOBINLINE,
+    SOL_SOCKET,
+    TCP_NODELAY,
+    socket,
+)
+from fcntl import ioctl
+from os import close, read, write
+from sys import byteorder
+
+from muonsocks.address import Endpoint
+from muonsocks.net.loop import READABLE, WRITABLE, Loop
+from muonsocks.net.task import Waitable
+
+_SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
+_RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
+_LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
+
+
+class Stream(Waitable):
+    """Reads from `reader` and writes to `writer`, which are one descriptor if `socket` is set.
+
+    `ready` has the epoll events that have come and not yet been found used up. At most one task
+    waits for a stream. A relay takes over the handlers, and then nobody may read or write here.
+    """
+
+    __slots__ = ("_wanted", "always_ready", "loop", "reader", "ready", "socket", "writer")
+
+    def __init__(
+        self, loop: Loop, reader: int, writer: int = -1, socket: socket | None = None
+    ) -> None:
+        """Take over non-blocking descriptors; `writer` is for two that are not one socket."""
+        super().__init__()
+        self.loop = loop
+        self.reader = reader
+        self.writer = reader if writer < 0 else writer
+        self.socket = socket
+        self.ready = 0
+        self._wanted = 0
+        self.always_ready = 0
+        if not loop.register(reader, self._on_event):
+            self.always_ready |= READABLE
+        if self.writer != reader and not loop.register(self.writer, self._on_event):
+            self.always_ready |= WRITABLE
+        elif self.writer == reader and self.always_ready:
+            self.always_ready |= WRITABLE
+        self.ready |= self.always_ready
+
+    @classmethod
+    def connected(cls, loop: Loop, sock: socket, ready: int) -> Stream:
+        """Take over a socket that the loop knows already, with the events seen so far."""
+        self = cls.__new__(cls)
+        self.task = None
+        self.loop = loop
+        self.reader = self.writer = fd = sock.fileno()
+        self.socket = sock
+        self.ready = ready
+        self._wanted = 0
+        self.always_ready = 0
+        loop.handlers[fd] = self._on_event
+        return self
+
+    def take_back(self) -> None:
+        """Be the one who reads and writes again, after a relay was."""
+        self.ready = READABLE | WRITABLE  # unknown, and trying tells
+        for fd in (self.reader, self.writer):
+            if fd in self.loop.handlers:
+                self.loop.handlers[fd] = self._on_event
+
+    def _on_event(self, events: int) -> None:
+        self.ready |= events
+        if events & self._wanted:
+            self._wanted = 0
+            self.wake()
+
+    async def receive(self, limit: int) -> bytes:
+        """Read up to `limit` bytes once there are any; b"" at the end. OSError as read(2)."""
+        while True:
+            if not self.ready & READABLE:
+                self._wanted = READABLE
+                await self
+            try:
+                return read(self.reader, limit)
+            except BlockingIOError:
+                self.ready &= ~READABLE | self.always_ready
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data`. OSError as write(2)."""
+        while data:
+            if not self.ready & WRITABLE:
+                self._wanted = WRITABLE
+                await self
+            try:
+                data = data[write(self.writer, data) :]
+            except BlockingIOError:
+                self.ready &= ~WRITABLE | self.always_ready
+
+    def end_output(self) -> None:
+        """Say that nothing more will be written: the peer reads an end of file."""
+        if self.socket is not None:
+            try:
+                self.socket.shutdown(SHUT_WR)
+            except OSError:
+                return  # ENOTCONN: the peer is gone and cannot be told
+        elif self.writer >= 0:
+            self.loop.unregister(self.writer)
+            close(self.writer)
+            self.writer = -1
+
+    async def linger(self, seconds: float) -> None:
+        """End the output and drop what the peer still sends, for so many seconds at most.
+
+        A socket that is closed with input unread resets the connection, and the peer may then lose
+        the last thing it was told.
+        """
+        self.end_output()
+        left = _LONGEST_DRAIN
+        try:
+            with self.loop.deadline(seconds):
+                while left > 0:
+                    data = await self.receive(left)
+                    if not data:
+                        return
+                    left -= len(data)
+        except OSError:  # TimeoutError too: the peer has had its chance
+            return
+
+    async def abort(self, seconds: float) -> None:
+        """Close so that the peer reads an error, not an end: what it got is not the whole.
+
+        What has been written is given so many seconds to arrive first. Where there is no reset
+        (a unix socket, a pipe) this is a plain close.
+        """
+        sock = self.socket
+        if sock is not None and is_tcp(sock):
+            try:
+                patience = 0.002
+                while seconds > 0 and _unacknowledged(self.writer):
+                    await self.loop.sleep(patience)
+                    seconds -= patience
+                    patience = min(2 * patience, 0.1)
+                sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+            except OSError:
+                pass  # the connection is gone already
+        self.close()
+
+    def local_endpoint(self) -> Endpoint:
+        """Say which address of ours a TCP connection has; zeros for any other stream."""
+        if self.socket is None or not is_tcp(self.socket):
+            return Endpoint("0.0.0.0", 0)
+        host, port = self.socket.getsockname()[:2]
+        return Endpoint(host.partition("%")[0], port)
+
+    def remote_name(self) -> str:
+        """Say where the stream leads, for a log line."""
+        if self.socket is None or not is_tcp(self.socket):
+            return "-"
+        try:
+            host, port = self.socket.getpeername()[:2]
+        except OSError:
+            return "gone"  # ENOTCONN: reset already
+        return str(Endpoint(host.partition("%")[0], port))
+
+    def close(self) -> None:
+        """Give the descriptors back to the system. Harmless when it has been done."""
+        if self.reader < 0:
+            return
+        self.loop.unregister(self.reader)
+        if self.writer not in (self.reader, -1):
+            self.loop.unregister(self.writer)
+            close(self.writer)
+        if self.socket is not None:
+            self.socket.close()
+        else:
+            close(self.reader)
+        self.reader = self.writer = -1
+
+
+def is_tcp(sock: socket) -> bool:
+    """Say whether a socket is TCP (or MPTCP), not a unix socket."""
+    return sock.family in (AF_INET, AF_INET6)
+
+
+def prepare_tcp(sock: socket) -> None:
+    """Set what every TCP socket of ours has: no delay, and urgent data left in its place."""
+    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+
+
+def _unacknowledged(fd: int) -> int:
+    count = bytearray(4)
+    ioctl(fd, _SIOCOUTQ, count)
+    return int.from_bytes(count, byteorder)

@@ -1,0 +1,95 @@
+"""A coroutine on its way through the loop, and what it can wait for."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from typing import Any
+
+    from muonsocks.net.loop import Loop
+
+
+class Waitable:
+    """Something that one task at a time can wait for, by `await`; `wake` ends the wait."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+
+    def __await__(self) -> Generator[Waitable, None, None]:
+        yield self
+
+    def wake(self) -> None:
+        """Resume the waiting task, if there is one."""
+        task = self.task
+        if task is not None:
+            self.task = None
+            task.step()
+
+
+class Task:
+    """One coroutine on its way. `waits_for` is what it has stopped at."""
+
+    __slots__ = ("_coroutine", "_loop", "is_over", "on_failure", "waits_for")
+
+    def __init__(
+        self,
+        loop: Loop,
+        coroutine: Coroutine[Waitable, None, None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._loop = loop
+        self._coroutine = coroutine
+        self.on_failure = on_failure
+        self.is_over = False
+        self.waits_for: Waitable | None = None
+
+    def step(self, error: BaseException | None = None) -> None:
+        """Run the coroutine to its next wait, raising `error` in it if there is one."""
+        loop = self._loop
+        caller, loop.current = loop.current, self
+        try:
+            if error is None:
+                awaited = self._coroutine.send(None)
+            else:
+                awaited = self._coroutine.throw(error)
+        except StopIteration:
+            self.is_over = True
+        except BaseException as failure:
+            self.is_over = True
+            self.on_failure(failure)
+        else:
+            self.waits_for = awaited
+            awaited.task = self
+        finally:
+            loop.current = caller
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise `error` where the task waits."""
+        if self.waits_for is not None:
+            self.waits_for.task = None
+            self.waits_for = None
+        self.step(error)
+
+
+class Mailbox(Waitable):
+    """Things that handlers and timers post for one task to take in their order."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._items: list[Any] = []
+
+    def post(self, item: object) -> None:
+        """Leave something, and wake the task if it waits."""
+        self._items.append(item)
+        self.wake()
+
+    async def take(self) -> Any:
+        """Give the oldest item; wait for one if there is none."""
+        while not self._items:
+            await self
+        return self._items.pop(0)

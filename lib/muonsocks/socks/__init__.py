@@ -1,0 +1,1 @@
+"""The SOCKS protocol, who may use it, and one connection's life."""

@@ -1,0 +1,138 @@
+"""Where clients may go: `allow|deny DEST [PORTS]` lines, as muonsocks.rules(5) describes them.
+
+    the request says     a rule on a network     a rule on a name    a rule on *
+    an address           asks that address       is passed over      matches
+    a name               asks each address       asks the name       matches, unless a rule
+                                                                     has allowed the name
+
+The first rule that matches decides, for each address of a name on its own. One thing is stricter:
+an `allow` for a name leaves its addresses to the rules on networks further down, so that nobody's
+name server can point an allowed name at a network that is denied.
+"""
+
+from __future__ import annotations
+
+from muonsocks.address import Endpoint, Network, is_name, is_own_side
+from muonsocks.errors import UsageError
+
+_MOST_RULES = 10_000
+
+
+class Rule:
+    """One line of a rules file."""
+
+    __slots__ = ("allow", "name", "network", "ports")
+
+    def __init__(
+        self, allow: bool, name: str, network: Network | None, ports: tuple[tuple[int, int], ...]
+    ) -> None:
+        self.allow = allow
+        self.name = name  # lower case, with a leading dot for a suffix; empty for a network; or *
+        self.network = network
+        self.ports = ports  # (first, last) each; empty for all
+
+    @classmethod
+    def parse(cls, words: list[str]) -> Rule:
+        """Read one line's words."""
+        if len(words) not in (2, 3) or words[0] not in ("allow", "deny"):
+            raise UsageError("the line is not a rule", "write allow|deny DEST [PORTS]")
+        allow = words[0] == "allow"
+        ports = _parse_ports(words[2]) if len(words) == 3 else ()
+        dest = words[1]
+        if _looks_like_network(dest):
+            return cls(allow, "", Network.parse(dest), ports)
+        name = dest.lower().rstrip(".")
+        if not is_name(name.encode()) or ("*" in name and name != "*") or "/" in name:
+            raise UsageError(f"{dest!r} is no network and no name", "write NAME, .SUFFIX or *")
+        return cls(allow, name, None, ports)
+
+    def has_port(self, port: int) -> bool:
+        """Say whether the rule is about this port."""
+        return not self.ports or any(first <= port <= last for first, last in self.ports)
+
+    def has_name(self, name: str) -> bool:
+        """Say whether the rule names `name` (lower case, no final dot), or a suffix of it."""
+        rule = self.name
+        return name == rule or (rule[:1] == "." and (name.endswith(rule) or name == rule[1:]))
+
+
+def _looks_like_network(dest: str) -> bool:
+    return ":" in dest or "/" in dest or dest.replace(".", "").isdecimal()
+
+
+def _parse_ports(text: str) -> tuple[tuple[int, int], ...]:
+    ports = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not dash:
+            last = first
+        if not (first.isascii() and first.isdecimal() and last.isascii() and last.isdecimal()):
+            raise UsageError(f"{part!r} is not a port", "write 80, 80,443 or 8000-8999")
+        low, high = int(first), int(last)
+        if not low <= high <= 65535:
+            raise UsageError(f"{part!r} is not a range of ports", "write the lower one first")
+        ports.append((low, high))
+    return tuple(ports)
+
+
+class Rules:
+    """All rules, and whether this host's own side is open to clients."""
+
+    __slots__ = ("_allow_local", "_rules")
+
+    def __init__(self, rules: tuple[Rule, ...] = (), allow_local: bool = False) -> None:
+        self._rules = rules
+        self._allow_local = allow_local
+
+    def rule_out(self, destination: Endpoint) -> bool:
+        """Say whether a name is refused whatever its addresses are: nobody need look it up."""
+        if destination.packed is not None:
+            return not self.permit(destination, destination.packed)
+        name = destination.host.lower().rstrip(".")
+        for rule in self._rules:
+            if rule.has_port(destination.port):
+                if rule.network is not None:
+                    if rule.allow:
+                        return False
+                elif rule.name == "*" or rule.has_name(name):
+                    return not rule.allow
+        return False
+
+    def permit(self, destination: Endpoint, address: bytes) -> bool:
+        """Say whether a client may go to the packed `address`, one of the destination's."""
+        if not self._allow_local and is_own_side(address):
+            return False
+        is_literal = destination.packed is not None
+        name = "" if is_literal else destination.host.lower().rstrip(".")
+        name_is_allowed = False
+        for rule in self._rules:
+            if not rule.has_port(destination.port):
+                continue
+            if rule.network is not None:
+                if address in rule.network:
+                    return rule.allow
+            elif name_is_allowed:
+                continue
+            elif rule.name == "*":
+                return rule.allow
+            elif not is_literal and rule.has_name(name):
+                if not rule.allow:
+                    return False
+                name_is_allowed = True
+        return True
+
+
+def parse_rules(text: str, source: str) -> tuple[Rule, ...]:
+    """Read a rules file. Raises UsageError with `source`, line number and reason."""
+    rules: list[Rule] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            if len(rules) == _MOST_RULES:
+                raise UsageError(f"there are more than {_MOST_RULES} rules")
+            rules.append(Rule.parse(words))
+        except UsageError as error:
+            raise UsageError(f"{source}:{number}: {error}") from None
+    return tuple(rules)

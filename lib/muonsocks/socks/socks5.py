@@ -1,0 +1,273 @@
+"""SOCKS5 (RFC 1928) with no authentication or user and password (RFC 1929), both sides, no I/O.
+
+The server's states, and what each expects:
+
+    offer        the client offers methods          -> MethodOffer
+    choose       we owe a MethodChoice
+    credentials  the client names user and password -> Credentials
+    judge        we owe a CredentialsVerdict
+    request      the client asks                    -> Request
+    answer       we owe a Reply
+    relay        it is over: what comes now is carried, not ours
+    closed       a refusal was sent or the client broke the protocol
+
+The client's states are the other halves: offer (we speak) -> choice -> credentials (we speak)
+-> verdict -> request (we speak) -> reply -> relay, or closed.
+"""
+
+from __future__ import annotations
+
+from muonsocks.address import Endpoint, is_name
+from muonsocks.errors import LocalProtocolError, RemoteProtocolError
+from muonsocks.socks.machine import Machine, name_bytes, port_bytes
+from muonsocks.socks.request import (
+    UNSPECIFIED,
+    Command,
+    Credentials,
+    CredentialsVerdict,
+    Event,
+    Method,
+    MethodChoice,
+    MethodOffer,
+    Reply,
+    ReplyCode,
+    Request,
+)
+
+VERSION = 5
+_PASSWORD_VERSION = 1  # the version of the subnegotiation, RFC 1929 section 2
+_IPV4, _NAME, _IPV6 = 1, 3, 4
+_ADDRESS_LENGTH = {_IPV4: 4, _IPV6: 16}
+
+
+def encode_reply(code: int, bound: Endpoint = UNSPECIFIED) -> bytes:
+    """Write a reply, RFC 1928 section 6."""
+    return bytes((VERSION, code, 0)) + _encode_endpoint(bound)
+
+
+def _encode_endpoint(endpoint: Endpoint) -> bytes:
+    """Write ATYP, address and port, RFC 1928 sections 4 and 5."""
+    packed = endpoint.packed
+    if packed is not None:
+        kind = bytes((_IPV4 if len(packed) == 4 else _IPV6,))
+        return kind + packed + port_bytes(endpoint)
+    name = name_bytes(endpoint)
+    return bytes((_NAME, len(name))) + name + port_bytes(endpoint)
+
+
+class _Machine(Machine):
+    __slots__ = ()
+
+    def _fail(
+        self, message: str, reply: bytes = b"", code: int | None = None
+    ) -> RemoteProtocolError:
+        self.state = "closed"
+        return RemoteProtocolError(message, reply, code)
+
+    def _expect_version(self, version: int, what: str, reply: bytes = b"") -> None:
+        if self._buffer and self._buffer[0] != version:
+            raise self._fail(f"{what} has version {self._buffer[0]}, not {version}", reply)
+
+    def _message_length(self) -> int:
+        """How long a request or reply (they look alike) is at least, by what is there."""
+        buffer = self._buffer
+        if len(buffer) < 4:
+            return 4
+        if buffer[3] == _NAME:
+            return 7 + buffer[4] if len(buffer) > 4 else 7
+        return 6 + _ADDRESS_LENGTH.get(buffer[3], -2)
+
+    def _take_endpoint(self, message: bytes) -> Endpoint | None:
+        """Read ATYP, address and port off a whole message; None for what cannot be a name."""
+        port = int.from_bytes(message[-2:], "big")
+        if message[3] != _NAME:
+            return Endpoint.at(message[4:-2], port)
+        name = message[5:-2]
+        return Endpoint(name.decode("ascii"), port) if is_name(name) else None
+
+
+class Server(_Machine):
+    """The server's side of one SOCKS5 handshake."""
+
+    __slots__ = ("_command",)
+    version = "5"
+
+    def __init__(self, state: str = "offer") -> None:
+        """Begin with the client's first byte, or in state "answer" with its request read."""
+        super().__init__(state)
+        self._command = Command.CONNECT
+
+    @property
+    def wants(self) -> int:
+        length = self._length()
+        return max(0, length - len(self._buffer))
+
+    def _length(self) -> int:
+        """How long the client's message is at least; 0 when it is our turn."""
+        buffer = self._buffer
+        if self.state == "request":
+            return self._message_length()
+        if self.state == "offer":
+            return 2 + buffer[1] if len(buffer) > 1 else 2
+        if self.state == "credentials":
+            if len(buffer) < 2:
+                return 3  # version and two lengths at the least
+            user_end = 2 + buffer[1]
+            return user_end + 1 + (buffer[user_end] if len(buffer) > user_end else 0)
+        return 0
+
+    def next_event(self) -> Event | None:
+        if self.state == "offer":
+            return self._next_offer()
+        if self.state == "request":
+            return self._next_request()
+        if self.state == "credentials":
+            return self._next_credentials()
+        return None
+
+    def _next_offer(self) -> MethodOffer | None:
+        self._expect_version(VERSION, "the greeting")
+        if self.wants:
+            return None
+        methods = self._take(self._length())[2:]
+        self.state = "choose"
+        return MethodOffer(methods)
+
+    def _next_credentials(self) -> Credentials | None:
+        refusal = bytes((_PASSWORD_VERSION, 1))
+        self._expect_version(_PASSWORD_VERSION, "the user and password message", refusal)
+        if self.wants:
+            return None
+        message = self._take(self._length())
+        user_end = 2 + message[1]
+        self.state = "judge"
+        return Credentials(message[2:user_end], message[user_end + 1 :])
+
+    def _next_request(self) -> Request | None:
+        general = encode_reply(ReplyCode.GENERAL_FAILURE)
+        self._expect_version(VERSION, "the request", general)
+        if len(self._buffer) > 3 and self._buffer[3] not in (_IPV4, _NAME, _IPV6):
+            code = ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED
+            problem = f"the request has address type {self._buffer[3]}"
+            raise self._fail(problem, encode_reply(code), code)
+        if self.wants:
+            return None
+        message = self._take(self._length())
+        destination = self._take_endpoint(message)
+        if destination is None:
+            code = ReplyCode.HOST_UNREACHABLE
+            raise self._fail("the request has no valid name", encode_reply(code), code)
+        self.state = "answer"
+        self._command = message[1]
+        return Request(message[1], destination)
+
+    def send(self, event: Event) -> bytes:
+        if isinstance(event, Reply) and self.state == "answer":
+            if event.code != ReplyCode.SUCCEEDED:
+                self.state = "closed"
+            elif self._command == Command.BIND:
+                self._command = Command.CONNECT  # a second reply is due when the peer connects
+            else:
+                self.state = "relay"
+            return encode_reply(event.code, event.bound)
+        if isinstance(event, MethodChoice) and self.state == "choose":
+            self.state = {Method.NONE: "request", Method.PASSWORD: "credentials"}.get(
+                event.method, "closed"
+            )
+            return bytes((VERSION, event.method))
+        if isinstance(event, CredentialsVerdict) and self.state == "judge":
+            self.state = "request" if event.accepted else "closed"
+            return bytes((_PASSWORD_VERSION, 0 if event.accepted else 1))
+        raise self._out_of_turn(event)
+
+
+class Client(_Machine):
+    """The client's side of one SOCKS5 handshake."""
+
+    __slots__ = ("_awaits_second_reply", "_offered")
+
+    def __init__(self) -> None:
+        super().__init__("offer")
+        self._offered = b""
+        self._awaits_second_reply = False
+
+    @property
+    def wants(self) -> int:
+        return max(0, self._length() - len(self._buffer))
+
+    def _length(self) -> int:
+        if self.state == "reply":
+            return self._message_length()
+        return 2 if self.state in ("choice", "verdict") else 0
+
+    def send(self, event: Event) -> bytes:
+        if isinstance(event, MethodOffer) and self.state == "offer":
+            if not 0 < len(event.methods) < 256:
+                raise LocalProtocolError("an offer has 1 to 255 methods")
+            self._offered = event.methods
+            self.state = "choice"
+            return bytes((VERSION, len(event.methods))) + event.methods
+        if isinstance(event, Credentials) and self.state == "credentials":
+            if len(event.user) > 255 or len(event.password) > 255:
+                raise LocalProtocolError("user and password have at most 255 bytes each")
+            self.state = "verdict"
+            user = bytes((_PASSWORD_VERSION, len(event.user))) + event.user
+            return user + bytes((len(event.password),)) + event.password
+        if isinstance(event, Request) and self.state == "request":
+            self._awaits_second_reply = event.command == Command.BIND
+            message = bytes((VERSION, event.command, 0)) + _encode_endpoint(event.destination)
+            self.state = "reply"
+            return message
+        raise self._out_of_turn(event)
+
+    def next_event(self) -> Event | None:
+        if self.state == "choice":
+            return self._next_choice()
+        if self.state == "verdict":
+            return self._next_verdict()
+        if self.state == "reply":
+            return self._next_reply()
+        return None
+
+    def _next_choice(self) -> MethodChoice | None:
+        self._expect_version(VERSION, "the server's choice of method")
+        if self.wants:
+            return None
+        method = self._take(2)[1]
+        if method == Method.NO_ACCEPTABLE:
+            self.state = "closed"
+        elif method not in self._offered:
+            raise self._fail(f"the server chose method {method}, which was not offered")
+        else:
+            self.state = "credentials" if method == Method.PASSWORD else "request"
+        return MethodChoice(method)
+
+    def _next_verdict(self) -> CredentialsVerdict | None:
+        self._expect_version(_PASSWORD_VERSION, "the server's verdict on the password")
+        if self.wants:
+            return None
+        accepted = self._take(2)[1] == 0
+        self.state = "request" if accepted else "closed"
+        return CredentialsVerdict(accepted)
+
+    def _next_reply(self) -> Reply | None:
+        self._expect_version(VERSION, "the reply")
+        if len(self._buffer) > 3 and self._buffer[3] not in (_IPV4, _NAME, _IPV6):
+            raise self._fail(f"the reply has address type {self._buffer[3]}")
+        if self.wants:
+            return None
+        message = self._take(self._length())
+        code = message[1]
+        bound = self._take_endpoint(message)
+        if bound is None:
+            # Some servers say an empty name with a failure; with a success it leaves us blind.
+            if code == ReplyCode.SUCCEEDED:
+                raise self._fail("the reply has no valid bound address")
+            bound = UNSPECIFIED
+        if code != ReplyCode.SUCCEEDED:
+            self.state = "closed"
+        elif self._awaits_second_reply:
+            self._awaits_second_reply = False
+        else:
+            self.state = "relay"
+        return Reply(code, bound)

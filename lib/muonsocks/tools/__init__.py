@@ -1,0 +1,69 @@
+"""The programs: one module each, with its docopt text and `main(arguments, log) -> exit status`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
+
+from muonsocks.errors import UsageError
+from muonsocks.log import Log
+from muonsocks.net.inherit import keep_stderr_from_peer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+DONE = 0  # also when the peer misbehaved or left: that is no failure of ours
+REFUSED_BY_RULE = 1
+WRONG_USAGE = 100
+SYSTEM_FAILED = 111
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+
+class Terminated(BaseException):
+    """A signal asks the program to end."""
+
+
+def run(name: str) -> NoReturn:
+    """Run the tool of module `name`, and end the process with its status."""
+    program = name.replace("_", "-")
+    log = Log(program, to_syslog=keep_stderr_from_peer())
+    status = SYSTEM_FAILED
+    try:
+        _end_by_exception()
+        tool = __import__(f"muonsocks.tools.{name}", fromlist=["main"])
+        status = tool.main(sys.argv[1:], log)
+    except UsageError as error:
+        log.fatal(str(error))
+        status = WRONG_USAGE
+    except OSError as error:
+        log.fatal(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Terminated:
+        status = DONE
+    except Exception as error:
+        log.fatal(f"this is a bug, please report it: {_described(error)}")
+    # The interpreter's own way out takes milliseconds, and there is nothing left to tidy up.
+    os._exit(status)
+
+
+def _end_by_exception() -> None:
+    """Let SIGTERM, SIGINT and SIGHUP unwind the program, so that what it borrowed is given back."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    for number in (SIGTERM, SIGINT, SIGHUP):
+        if getsignal(number) != SIG_IGN:
+            signal(number, terminate)
+
+
+def _described(error: Exception) -> str:
+    """Name an unexpected error and where it came from, in one line."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        place = f" at {os.path.basename(file)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}{place}"

@@ -1,0 +1,63 @@
+"""A request in the environment: how socks-handshake hands it on and socks-relay finds it.
+
+muonsocks(7) describes the variables.
+"""
+
+from __future__ import annotations
+
+import os
+
+from muonsocks.address import Endpoint, is_name
+from muonsocks.errors import UsageError
+from muonsocks.socks.negotiation import Server, server_owing_reply
+from muonsocks.socks.request import Command, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COMMANDS = {Command.CONNECT: "connect", Command.BIND: "bind", Command.ASSOCIATE: "associate"}
+
+
+def request_environment(version: str, request: Request, user: bytes) -> dict[bytes, bytes]:
+    """Give this process's environment with the request in it, and without an earlier one."""
+    environ = dict(os.environb)
+    environ[b"SOCKS_VERSION"] = version.encode()
+    environ[b"SOCKS_COMMAND"] = COMMANDS[request.command].encode()
+    environ[b"SOCKS_HOST"] = request.destination.host.encode()
+    environ[b"SOCKS_PORT"] = b"%d" % request.destination.port
+    environ.pop(b"SOCKS_USER", None)
+    if user:
+        environ[b"SOCKS_USER"] = user
+    return environ
+
+
+def owed_server(environ: Mapping[str, str]) -> Server | None:
+    """Give the machine that owes the client a reply; None if there is no request."""
+    version = environ.get("SOCKS_VERSION")
+    if version is None:
+        return None
+    server = server_owing_reply(version)
+    if server is None:
+        raise UsageError(f"SOCKS_VERSION is {version!r}", "it must be 4, 4a or 5")
+    return server
+
+
+def request_from(environ: Mapping[str, str]) -> tuple[Request, bytes]:
+    """Read the request and its user. UsageError if a variable is missing or makes no sense."""
+    values = [environ.get(name, "") for name in ("SOCKS_COMMAND", "SOCKS_HOST", "SOCKS_PORT")]
+    command = next((number for number, name in COMMANDS.items() if name == values[0]), None)
+    if command is None:
+        raise UsageError(f"SOCKS_COMMAND is {values[0]!r}", "it must be connect, bind or associate")
+    host = values[1]
+    if not host.isascii() or not is_name(host.encode()):
+        raise UsageError(f"SOCKS_HOST is {host!r}", "it must be a name or an address")
+    destination = Endpoint(host, port_number(values[2], "SOCKS_PORT"))
+    return Request(command, destination), os.fsencode(environ.get("SOCKS_USER", ""))
+
+
+def port_number(text: str, what: str) -> int:
+    """Read a port."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > 65535:
+        raise UsageError(f"{what} is {text!r}", "it must be a port, 0 to 65535")
+    return int(text)

@@ -1,0 +1,232 @@
+"""The options that the tools share: one vocabulary, and what each option makes.
+
+docopt is imported only where there is an option to parse: it costs every connection 8 ms.
+"""
+
+from __future__ import annotations
+
+import os
+
+from muonsocks import __version__
+from muonsocks.address import parse_address, parse_networks
+from muonsocks.errors import UsageError
+from muonsocks.log import DEBUG, WARNING, Log
+from muonsocks.net.dial import Dialler
+from muonsocks.socks.rules import Rule, Rules, parse_rules
+from muonsocks.socks.session import Access, Limits, Policy
+from muonsocks.socks.users import Users, parse_users, single_user
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LARGEST_FILE = 4 << 20  # bytes of a rules or users file
+
+
+class Options:
+    """What a command line says: `arguments`, and the value of every option the tool has."""
+
+    __slots__ = ("_values", "arguments")
+
+    def __init__(self, values: dict[str, Any], arguments: list[str]) -> None:
+        self._values = values
+        self.arguments = arguments
+
+    def flag(self, name: str) -> bool:
+        """Say whether a flag is given."""
+        return bool(self._values.get(name))
+
+    def text(self, name: str) -> str | None:
+        """Give an option's argument, None without it."""
+        value: str | None = self._values.get(name)
+        return value
+
+    def seconds(self, name: str, default: float) -> float:
+        """Give a time in seconds."""
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0
+        if not 0 < value <= 1e9:
+            raise UsageError(f"{name}: {text!r} is not a time", "give seconds, more than 0")
+        return value
+
+    def number(self, name: str, largest: int) -> int:
+        """Give a whole number from 0 (the default) to `largest`; 0x is understood."""
+        text = self.text(name) or "0"
+        try:
+            value = int(text, 0)
+        except ValueError:
+            value = -1
+        if not 0 <= value <= largest:
+            raise UsageError(f"{name}: {text!r} is not a number", f"give 0 to {largest}")
+        return value
+
+
+def parse(
+    doc: str, arguments: list[str], log: Log, program_follows: bool = False
+) -> Options | None:
+    """Read a command line by the docopt text `doc`; None if it asked for help or the version.
+
+    With `program_follows` the options end at the first argument that is none. UsageError if the
+    command line does not fit.
+    """
+    ours = arguments
+    if program_follows:
+        ours = arguments[: next((i for i, a in enumerate(arguments) if a[:1] != "-"), None)]
+    if not any(argument.startswith("-") for argument in ours):
+        return Options({}, arguments)
+    import site
+
+    site.main()  # the programs start without it: only docopt is to be found there
+    from docopt import DocoptExit, docopt
+
+    doc = doc.strip() + "\n"
+    try:
+        values = docopt(doc, arguments, help=False, options_first=program_follows)
+    except DocoptExit as error:
+        raise UsageError(_usage_problem(str(error), doc, ours), "see --help") from None
+    if values["--help"]:
+        os.write(1, doc.encode())
+        return None
+    if values["--version"]:
+        program = doc.split("Usage:", 1)[1].split(None, 1)[0]
+        os.write(1, f"{program} {__version__}\n".encode())
+        return None
+    if values["--verbose"]:
+        log.level = DEBUG
+    elif values["--quiet"]:
+        log.level = WARNING
+    positional: list[str] = []
+    for name, value in values.items():
+        if not name.startswith("-") and value:
+            positional += value if isinstance(value, list) else [value]
+    return Options(values, positional)
+
+
+def expect_no_arguments(options: Options) -> None:
+    """Refuse arguments where only options are expected. UsageError."""
+    if options.arguments:
+        raise UsageError(f"{options.arguments[0]!r} is not an option", "see --help")
+
+
+def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
+    """Say in a few words why docopt, which only shows the usage, refuses a command line."""
+    first = message.split("\n", 1)[0]
+    if first and not first.lower().startswith("usage"):
+        return first
+    for argument in arguments:
+        name = argument.split("=", 1)[0]
+        if name == "--":
+            break
+        if not name.startswith("--"):
+            name = name[:2]
+        if len(name) > 1 and name.startswith("-") and f"{name} " not in doc.replace("=", " "):
+            return f"there is no option {name}"
+    return "the arguments do not fit"
+
+
+# What options make
+
+
+def policy(options: Options) -> Policy:
+    """Make the policy of a session from all options that the tool has."""
+    return Policy(access(options), rules(options), dialler(options), limits(options))
+
+
+def access(options: Options) -> Access:
+    """Make who may come in: -U and -P, --users or the credential `users`; -w."""
+    name, password = options.text("--auth-user"), options.text("--auth-password")
+    path = options.text("--users")
+    if (name is None) != (password is None):
+        raise UsageError("-U and -P go together", "or use --users FILE")
+    users: Users | None = None
+    if name is not None and password is not None:
+        _hide_argument(password)
+        if path is not None:
+            raise UsageError("-U and --users exclude each other", "put all users into the file")
+        users = single_user(name, password)
+    elif path is not None:
+        users = parse_users(_read(path), path)
+    elif directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        path = f"{directory}/users"
+        # An empty credential is what a unit has when no users are configured.
+        if os.path.exists(path) and (content := _read(path)):
+            users = parse_users(content, path)
+    trusted = parse_networks(options.text("--trust") or "")
+    if trusted and users is None:
+        raise UsageError("-w is for when there are users", "use --users FILE or -U and -P too")
+    return Access(users, trusted)
+
+
+def rules(options: Options) -> Rules:
+    """Make where clients may go: --rules and --allow-local."""
+    lines: tuple[Rule, ...] = ()
+    if path := options.text("--rules"):
+        try:
+            text = _read(path).decode()
+        except UnicodeDecodeError:
+            raise UsageError(f"{path} is not UTF-8 text") from None
+        lines = parse_rules(text, path)
+    return Rules(lines, options.flag("--allow-local"))
+
+
+def dialler(options: Options) -> Dialler:
+    """Make how the far end is reached: -4, -6, -b, -B, -m and the time limits."""
+    if options.flag("-4") and options.flag("-6"):
+        raise UsageError("-4 and -6 exclude each other", "give neither for both families")
+    family = 4 if options.flag("-4") else 6 if options.flag("-6") else None
+    bind_address = None
+    if text := options.text("--bind-address"):
+        bind_address = parse_address(text)
+        if bind_address is None:
+            raise UsageError(f"-b: {text!r} is not an address", "give IPv4 or IPv6 in full")
+    interface = options.text("--bind-interface") or ""
+    if len(os.fsencode(interface)) > 15:
+        raise UsageError(f"-B: {interface!r} is not an interface", "see ip link")
+    return Dialler(
+        family,
+        bind_address,
+        interface,
+        options.number("--mark", 0xFFFFFFFF),
+        options.seconds("--connect-timeout", 10),
+        options.seconds("--dial-timeout", 30),
+    )
+
+
+def limits(options: Options) -> Limits:
+    """Make how long a session may take."""
+    return Limits(
+        options.seconds("--handshake-timeout", 30),
+        options.seconds("--idle-timeout", 900),
+        options.seconds("--half-close-timeout", 120),
+    )
+
+
+def _read(path: str) -> bytes:
+    """Read a file of ours whole. OSError, or UsageError if it is far too large."""
+    with open(path, "rb") as file:
+        content = file.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise UsageError(f"{path} is larger than {_LARGEST_FILE} bytes")
+    return content
+
+
+def _hide_argument(secret: str) -> None:
+    """Overwrite a secret where ps and /proc/PID/cmdline show it."""
+    raw = os.fsencode(secret)
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(start)
+        line = memory.read(end - start)
+        shown = line.split(b"\0")
+        hidden = [
+            word.replace(raw, b"*" * len(raw)) if word.endswith(raw) else word for word in shown
+        ]
+        memory.seek(start)
+        memory.write(b"\0".join(hidden))

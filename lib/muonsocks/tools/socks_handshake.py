@@ -1,0 +1,95 @@
+"""
+Bring a SOCKS client on standard input and output to its request, then run PROG.
+
+PROG finds the request in SOCKS_VERSION, SOCKS_COMMAND, SOCKS_HOST, SOCKS_PORT and
+SOCKS_USER, and owes the client the reply: it ends by running socks-relay.
+
+Usage:
+  socks-handshake [options] PROG [ARG...]
+  socks-handshake (--help | --version)
+
+Who may come in:
+  -U, --auth-user=NAME        the only user; needs -P
+  -P, --auth-password=TEXT    its password (better: --users)
+  --users=FILE                users, a line NAME:PASSWORD each
+  -w, --trust=NETS            networks that need no password, a comma between
+
+How long it may take, in seconds:
+  --handshake-timeout=SECS    up to the client's request [default: 30]
+
+Other:
+  -v, --verbose               log more
+  -q, --quiet                 log no connections
+  --help                      show this and exit
+  --version                   show the version and exit
+"""
+
+from __future__ import annotations
+
+import os
+from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+
+from muonsocks.errors import UsageError
+from muonsocks.log import Log
+from muonsocks.net.dial import Dialler
+from muonsocks.net.inherit import Stdio, peer_of
+from muonsocks.net.loop import Loop
+from muonsocks.socks.negotiation import Server
+from muonsocks.socks.request import ReplyCode, Request
+from muonsocks.socks.rules import Rules
+from muonsocks.socks.session import Finished, Policy, Session
+from muonsocks.tools import DONE, NOT_EXECUTABLE, NOT_FOUND, options
+from muonsocks.tools.environment import COMMANDS, request_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def main(arguments: list[str], log: Log) -> int:
+    """Negotiate, and become PROG; returns only if there is nothing to hand on."""
+    given = options.parse(__doc__, arguments, log, program_follows=True)
+    if given is None:
+        return DONE
+    program = given.arguments
+    if not program:
+        raise UsageError("no PROG is given", "say what is to be run, socks-relay for instance")
+    policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
+    loop = Loop()
+    stdio = Stdio(loop)
+    result: list[tuple[Server, Request]] = []
+    session = Session(stdio.stream, peer_of(stdio.socket, os.environ), policy, log)
+
+    async def negotiate() -> None:
+        server, request = await session.negotiate(exact=True)
+        if request.command not in COMMANDS:
+            await session.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
+            raise Finished("command-not-supported", f"command {request.command}")
+        result.append((server, request))
+
+    async def fail() -> None:
+        await session.refuse(server, ReplyCode.GENERAL_FAILURE)
+        raise Finished("system-error", "PROG cannot be executed")
+
+    try:
+        loop.run(session.logged(negotiate))
+        if not result:
+            return DONE
+        server, request = result[0]
+        environ = request_environment(server.version, request, session.user)
+        stdio.restore()
+        try:
+            _execute(program, environ)
+        except OSError as error:
+            log.error(f"{program[0]} cannot be executed: {error.strerror}")
+            loop.run(session.logged(fail))
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    finally:
+        stdio.restore()
+
+
+def _execute(program: list[str], environ: dict[bytes, bytes]) -> NoReturn:
+    """Replace this process. What Python ignores for itself, PROG would have to ignore as well."""
+    for number in (SIGPIPE, SIGXFSZ):
+        signal(number, SIG_DFL)
+    os.execvpe(program[0], program, environ)

@@ -1,0 +1,64 @@
+"""
+Serve one SOCKS client on standard input and output.
+
+Usage:
+  socks-inetd [options]
+
+Who may come in:
+  -U, --auth-user=NAME        the only user; needs -P
+  -P, --auth-password=TEXT    its password (better: --users)
+  --users=FILE                users, a line NAME:PASSWORD each
+  -w, --trust=NETS            networks that need no password, a comma between
+
+Where a client may go:
+  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --allow-local               this host's own side too: loopback, link-local
+
+How the far end is reached:
+  -4                          over IPv4 only
+  -6                          over IPv6 only
+  -b, --bind-address=ADDR     from this address
+  -B, --bind-interface=NAME   over this network interface
+  -m, --mark=NUMBER           with this firewall mark
+
+How long it may take, in seconds:
+  --handshake-timeout=SECS    up to the client's request [default: 30]
+  --connect-timeout=SECS      for each address [default: 10]
+  --dial-timeout=SECS         for look-up and all addresses [default: 30]
+  --idle-timeout=SECS         while nothing moves [default: 900]
+  --half-close-timeout=SECS   the same once one side has ended [default: 120]
+
+Other:
+  -v, --verbose               log each failed address too
+  -q, --quiet                 log no connections
+  --help                      show this and exit
+  --version                   show the version and exit
+"""
+
+from __future__ import annotations
+
+import os
+
+from muonsocks.log import Log
+from muonsocks.net.inherit import Stdio, peer_of
+from muonsocks.net.loop import Loop
+from muonsocks.socks.session import Session
+from muonsocks.tools import DONE, REFUSED_BY_RULE, options
+
+
+def main(arguments: list[str], log: Log) -> int:
+    """Serve the client and say how that went."""
+    given = options.parse(__doc__, arguments, log)
+    if given is None:
+        return DONE
+    options.expect_no_arguments(given)
+    policy = options.policy(given)
+    loop = Loop()
+    stdio = Stdio(loop)
+    try:
+        peer = peer_of(stdio.socket, os.environ)
+        session = Session(stdio.stream, peer, policy, log)
+        loop.run(session.run())
+    finally:
+        stdio.restore()
+    return REFUSED_BY_RULE if session.refused_by_rule else DONE

@@ -1,0 +1,185 @@
+"""
+Carry out the SOCKS request that socks-handshake left in the environment: connect, reply
+to the client on standard input and output, and relay until both are done.
+
+With HOST PORT or unix:PATH it goes there instead, whatever the request and the rules
+say. Without a request it is a plain forwarder to there, and the client gets no reply.
+
+Usage:
+  socks-relay [options] [HOST PORT]
+  socks-relay [options] unix:PATH
+  socks-relay [options] --refuse=REASON
+
+Where a client may go:
+  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --allow-local               this host's own side too: loopback, link-local
+  --refuse=REASON             nowhere: only answer. REASON is a reply code, 1 to 8, or
+                              general-failure, not-allowed, network-unreachable,
+                              host-unreachable, connection-refused, ttl-expired,
+                              command-not-supported, address-type-not-supported
+
+How the far end is reached:
+  -4                          over IPv4 only
+  -6                          over IPv6 only
+  -b, --bind-address=ADDR     from this address
+  -B, --bind-interface=NAME   over this network interface
+  -m, --mark=NUMBER           with this firewall mark
+
+How long it may take, in seconds:
+  --connect-timeout=SECS      for each address [default: 10]
+  --dial-timeout=SECS         for look-up and all addresses [default: 30]
+  --idle-timeout=SECS         while nothing moves [default: 900]
+  --half-close-timeout=SECS   the same once one side has ended [default: 120]
+
+Other:
+  -v, --verbose               log each failed address too
+  -q, --quiet                 log no connections
+  --help                      show this and exit
+  --version                   show the version and exit
+"""
+
+from __future__ import annotations
+
+import os
+
+from muonsocks.address import Endpoint, is_name
+from muonsocks.errors import UsageError
+from muonsocks.log import Log
+from muonsocks.net.dial import dial_unix
+from muonsocks.net.inherit import Stdio, peer_of
+from muonsocks.net.loop import Loop
+from muonsocks.net.relay import Ended
+from muonsocks.net.stream import Stream
+from muonsocks.socks.negotiation import Server
+from muonsocks.socks.request import Command, Reply, ReplyCode, Request
+from muonsocks.socks.session import Access, Finished, Policy, Session
+from muonsocks.tools import DONE, REFUSED_BY_RULE, options
+from muonsocks.tools.environment import owed_server, port_number, request_from
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
+
+_REASONS = {
+    "general-failure": ReplyCode.GENERAL_FAILURE,
+    "not-allowed": ReplyCode.NOT_ALLOWED,
+    "network-unreachable": ReplyCode.NETWORK_UNREACHABLE,
+    "host-unreachable": ReplyCode.HOST_UNREACHABLE,
+    "connection-refused": ReplyCode.CONNECTION_REFUSED,
+    "ttl-expired": ReplyCode.TTL_EXPIRED,
+    "command-not-supported": ReplyCode.COMMAND_NOT_SUPPORTED,
+    "address-type-not-supported": ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED,
+}
+
+
+def main(arguments: list[str], log: Log) -> int:
+    """Relay, and say how that went."""
+    server = owed_server(os.environ)
+    try:
+        given = options.parse(__doc__, arguments, log)
+        if given is None:
+            return DONE
+        errand = _Errand(given, server)
+    except (UsageError, OSError):
+        if server is not None:
+            _answer_failure(server)
+        raise
+    loop = Loop()
+    stdio = Stdio(loop)
+    try:
+        session = Session(stdio.stream, peer_of(stdio.socket, os.environ), errand.policy, log)
+        loop.run(session.logged(lambda: errand.run(session, loop)))
+    finally:
+        stdio.restore()
+    return REFUSED_BY_RULE if session.refused_by_rule else DONE
+
+
+class _Errand:
+    """What the command line and the environment together ask for."""
+
+    __slots__ = ("_elsewhere", "_path", "_refusal", "_request", "_server", "_user", "policy")
+
+    def __init__(self, given: options.Options, server: Server | None) -> None:
+        self._server = server
+        self.policy = Policy(
+            Access(), options.rules(given), options.dialler(given), options.limits(given)
+        )
+        self._refusal = _refusal(given.text("--refuse"))
+        self._path, self._elsewhere = _destination(given.arguments)
+        if server is not None:
+            self._request, self._user = request_from(os.environ)
+        elif self._refusal is not None:
+            raise UsageError("--refuse answers a request, and there is none", _WITHOUT_REQUEST)
+        elif self._elsewhere is None and not self._path:
+            raise UsageError("there is no request and no destination", _WITHOUT_REQUEST)
+        else:
+            destination = self._elsewhere or Endpoint("0.0.0.0", 0)
+            self._request, self._user = Request(Command.CONNECT, destination), b""
+
+    async def run(self, session: Session, loop: Loop) -> Ended:
+        """Do it."""
+        session.user = self._user
+        session.target = str(self._request.destination)
+        if self._refusal is not None and self._server is not None:
+            session.refused_by_rule = True
+            await session.refuse(self._server, self._refusal)
+            raise Finished("refused-by-rule", "--refuse")
+        reach: Callable[[], Awaitable[Stream]] | None = None
+        if self._path:
+            if self._server is None:
+                session.target = f"unix:{self._path}"
+            timeout = self.policy.dialler.connect_timeout
+            reach = lambda: dial_unix(loop, self._path, timeout)  # noqa: E731
+        elif elsewhere := self._elsewhere:
+            reach = lambda: self.policy.dialler.dial(loop, elsewhere)  # noqa: E731
+        return await session.fulfil(self._server, self._request, reach=reach)
+
+
+_WITHOUT_REQUEST = "give HOST PORT or unix:PATH, or run it from socks-handshake"
+
+
+def _refusal(reason: str | None) -> int | None:
+    """Read the argument of --refuse as a reply code."""
+    if reason is None:
+        return None
+    code = int(reason) if reason.isascii() and reason.isdecimal() else _REASONS.get(reason)
+    if code not in _REASONS.values():
+        raise UsageError(f"--refuse: {reason!r} is no reason", "see --help for those there are")
+    return code
+
+
+def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
+    """Read HOST PORT or unix:PATH as (path, endpoint), of which at most one is there."""
+    if not arguments:
+        return "", None
+    if len(arguments) == 1 and arguments[0].startswith("unix:"):
+        path = arguments[0].removeprefix("unix:")
+        if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+            raise UsageError(f"{arguments[0]!r} is no path of a socket", "1 to 107 bytes fit")
+        return path, None
+    if len(arguments) != 2:
+        raise UsageError("the destination does not fit", "give HOST PORT or unix:PATH")
+    host = arguments[0]
+    if not host.isascii() or not is_name(host.encode()):
+        raise UsageError(f"{host!r} is neither a name nor an address")
+    return "", Endpoint(host, port_number(arguments[1], "PORT"))
+
+
+def _answer_failure(server: Server) -> None:
+    """Tell the client that it will not be served: it must not have to guess that from silence."""
+    loop = Loop()
+    stdio = Stdio(loop)
+
+    async def answer() -> None:
+        try:
+            await stdio.stream.send(server.send(Reply(ReplyCode.GENERAL_FAILURE)))
+        except ConnectionError:
+            return  # it has not waited
+        await stdio.stream.linger(2)
+
+    try:
+        loop.run(answer())
+    finally:
+        stdio.restore()

@@ -1,0 +1,227 @@
+"""What a program of one connection imports is counted: each module costs every connection.
+
+The programs serve real connections here, unchanged and without options, and the interpreter itself
+(-X importtime) tells what was imported from the first byte to the last. Without options only a
+target that is not this host's own is reached, so each runs in a network namespace with a
+documentation address (RFC 5737) on its loopback device.
+"""
+
+import functools
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = ["/usr/bin/python3", "-X", "importtime", "-IS"]
+TARGET = "192.0.2.1"
+SECONDS = 30
+
+# Measured in FACTS, "Start-up": what these cost is what the house is built to avoid.
+FORBIDDEN = {
+    "argparse",
+    "asyncio",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "docopt",
+    "enum",
+    "functools",
+    "inspect",
+    "ipaddress",
+    "logging",
+    "re",
+    "selectors",
+    "socket",
+    "subprocess",
+    "systemd",
+    "threading",
+    "types",
+    "typing",
+}
+# Everything else that may be imported beyond the interpreter's own start. Who adds a module here
+# says what it is for, and has measured what it costs.
+ALLOWED: dict[str, str] = {}
+
+# Runs in the namespace: a target that listens there is sent back over a unix socket.
+PREPARE = """
+import os, socket, subprocess, sys
+for line in "link set lo up", "address add ADDRESS/32 dev lo":
+    subprocess.run(["ip", *line.split()], check=True)
+with socket.create_server(("ADDRESS", 0)) as target, socket.socket(fileno=int(sys.argv[1])) as far:
+    socket.send_fds(far, [b"."], [target.fileno()])
+os.execv(sys.argv[2], sys.argv[2:])
+""".replace("ADDRESS", TARGET)
+
+PRIVATE_NETWORK = ["unshare", "--net"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+
+
+@functools.cache
+def no_network() -> str:
+    """Why there can be no private network here; empty if there can."""
+    try:
+        probe = [*PRIVATE_NETWORK, "ip", "link", "set", "lo", "up"]
+        done = subprocess.run(probe, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        return str(error)
+    return done.stderr if done.returncode else ""
+
+
+def imported(importtime: str) -> set[str]:
+    """The modules that a log of -X importtime names."""
+    lines = [line for line in importtime.splitlines() if line.startswith("import time:")]
+    assert len(lines) > 1, importtime
+    return {line.rpartition("|")[2].strip() for line in lines[1:]}
+
+
+@functools.cache
+def imported_by_nothing() -> set[str]:
+    done = subprocess.run([*PYTHON, "-c", "pass"], capture_output=True, text=True, check=True)
+    return imported(done.stderr)
+
+
+class Connection:
+    """A client that a program serves on stdin and stdout, and a target that it may be sent to."""
+
+    def __init__(self, client: socket.socket, target: socket.socket) -> None:
+        self.client = client
+        self.target = target
+        self.port = target.getsockname()[1].to_bytes(2)
+
+    def ask(self, request: bytes, answer: bytes) -> None:
+        """Send, and expect an answer that begins so."""
+        self.client.sendall(request)
+        got = b""
+        while len(got) < len(answer) and (piece := self.client.recv(len(answer) - len(got))):
+            got += piece
+        assert got == answer
+
+    def exchange(self) -> None:
+        """Real bytes both ways, ended by either side in turn."""
+        far, _ = self.target.accept()
+        with far:
+            far.settimeout(SECONDS)
+            self.client.sendall(b"ping")
+            self.client.shutdown(socket.SHUT_WR)
+            assert far.makefile("rb").read() == b"ping"
+            far.sendall(b"pong")
+        assert self.client.makefile("rb").read().endswith(b"pong")
+
+
+@contextmanager
+def served(command: list[str], modules: set[str]) -> Iterator[Connection]:
+    """Have one connection served by a program; adds the modules that it imported."""
+    if why := no_network():
+        pytest.skip(f"no private network namespace here: {why}")
+    near, far = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as front, tempfile.TemporaryFile("w+") as log:
+        client = socket.create_connection(front.getsockname())
+        accepted, _ = front.accept()
+        prepare = [*PRIVATE_NETWORK, "/usr/bin/python3", "-c", PREPARE, str(far.fileno())]
+        process = subprocess.Popen(
+            [*prepare, *command],
+            stdin=accepted,
+            stdout=accepted,
+            stderr=log,
+            pass_fds=[far.fileno()],
+            env={"PATH": os.environ["PATH"]},
+        )
+        accepted.close()
+        far.close()
+        with process, client, near:
+            try:
+                for side in (client, near):
+                    side.settimeout(SECONDS)
+                [target] = socket.recv_fds(near, 1, 1)[1]
+                with socket.socket(fileno=target) as listener:
+                    listener.settimeout(SECONDS)
+                    yield Connection(client, listener)
+                client.close()
+                assert process.wait(SECONDS) == 0
+            finally:
+                process.kill()
+                log.seek(0)
+                print(log.read())  # pytest shows it with a failure
+        log.seek(0)
+        modules |= imported(log.read()) - imported_by_nothing()
+
+
+def program(name: str) -> list[str]:
+    return [*PYTHON, str(ROOT / "bin" / name)]
+
+
+def socks5(address: str, port: bytes) -> bytes:
+    return b"\x05\x01\x00\x01" + socket.inet_aton(address) + port
+
+
+def held_to_the_list(modules: set[str]) -> None:
+    assert modules & FORBIDDEN == set()
+    ours = {name for name in modules if name.split(".")[0] == "muonsocks"}
+    assert ours
+    assert modules - ours - ALLOWED.keys() == set()
+
+
+def test_a_socks5_connection_that_is_relayed() -> None:
+    modules: set[str] = set()
+    with served(program("socks-inetd"), modules) as connection:
+        connection.ask(b"\x05\x01\x00", b"\x05\x00")
+        connection.ask(socks5(TARGET, connection.port), b"\x05\x00\x00\x01")
+        connection.exchange()
+    held_to_the_list(modules)
+
+
+def test_a_socks4_connection_that_is_relayed() -> None:
+    modules: set[str] = set()
+    with served(program("socks-inetd"), modules) as connection:
+        request = b"\x04\x01" + connection.port + socket.inet_aton(TARGET) + b"user\x00"
+        connection.ask(request, b"\x00\x5a")
+        connection.exchange()
+    held_to_the_list(modules)
+
+
+def test_a_socks5_connection_that_the_target_refuses() -> None:
+    modules: set[str] = set()
+    with served(program("socks-inetd"), modules) as connection:
+        connection.target.close()
+        connection.ask(b"\x05\x01\x00", b"\x05\x00")
+        connection.ask(socks5(TARGET, connection.port), b"\x05\x05\x00\x01")
+    held_to_the_list(modules)
+
+
+@pytest.mark.parametrize("name", [b"localhost", b"127.1"])
+def test_a_name_that_is_this_host_s_own(name: bytes) -> None:
+    modules: set[str] = set()
+    with served(program("socks-inetd"), modules) as connection:
+        connection.ask(b"\x05\x01\x00", b"\x05\x00")
+        request = b"\x05\x01\x00\x03" + bytes([len(name)]) + name + connection.port
+        connection.ask(request, b"\x05\x02\x00\x01")
+    held_to_the_list(modules)
+
+
+def test_a_peer_that_does_not_speak_socks() -> None:
+    modules: set[str] = set()
+    with served(program("socks-inetd"), modules) as connection:
+        connection.client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        connection.client.makefile("rb").read()
+    held_to_the_list(modules)
+
+
+def test_socks_handshake_and_socks_relay() -> None:
+    modules: set[str] = set()
+    command = [*program("socks-handshake"), *program("socks-relay")]
+    with served(command, modules) as connection:
+        connection.ask(b"\x05\x01\x00", b"\x05\x00")
+        connection.ask(socks5(TARGET, connection.port), b"\x05\x00\x00\x01")
+        connection.exchange()
+    assert {"muonsocks.tools.socks_handshake", "muonsocks.tools.socks_relay"} <= modules
+    held_to_the_list(modules)
+
+
+def test_an_import_is_seen() -> None:
+    log = subprocess.run([*PYTHON, "-c", "import re"], capture_output=True, text=True).stderr
+    assert {"re", "enum", "functools"} <= imported(log) - imported_by_nothing()
