@@ -51,13 +51,12 @@ class Stdio:
     __slots__ = ("_found_blocking", "socket", "stream")
 
     def __init__(self, loop: Loop) -> None:
-        """Make fds 0 and 1 non-blocking. OSError if one of them is not open."""
+        """Take over fds 0 and 1. OSError if one of them is not open."""
         status = os.fstat(0), os.fstat(1)
         self._found_blocking = tuple(fd for fd in (0, 1) if os.get_blocking(fd))
         self.socket: socket | None = None
         same = (status[0].st_dev, status[0].st_ino) == (status[1].st_dev, status[1].st_ino)
-        for fd in self._found_blocking:
-            os.set_blocking(fd, False)
+        self.borrow()
         if same and S_ISSOCK(status[0].st_mode):
             self.socket = socket(fileno=0)
             if is_tcp(self.socket):
@@ -66,6 +65,11 @@ class Stdio:
         else:
             self.stream = Stream(loop, 0, 1)
 
+    def borrow(self) -> None:
+        """Make the descriptors non-blocking, as the stream needs them."""
+        for fd in self._found_blocking:
+            os.set_blocking(fd, False)
+
     def restore(self) -> None:
         """Leave the descriptors blocking if they were: other processes may have them too."""
         for fd in self._found_blocking:
@@ -73,12 +77,6 @@ class Stdio:
                 os.set_blocking(fd, True)
             except OSError:
                 continue  # closed in the meantime, as the end of the output
-
-    def hand_on(self) -> None:
-        """Let go of the descriptors, unclosed, for the program that is to be executed."""
-        if self.socket is not None:
-            self.socket.detach()
-        self.restore()
 
 
 class Peer:
@@ -92,7 +90,9 @@ class Peer:
 
     @classmethod
     def at(cls, host: str, port: int) -> Peer:
-        """Make the peer of an address in text; one that is no address is only a text."""
+        """Make the peer of an address in text, or of a unix socket's path or abstract name."""
+        if host.startswith(("/", "@")):
+            return cls("unix")
         endpoint = Endpoint(host.partition("%")[0], port)
         return cls(str(endpoint), endpoint.packed)
 

@@ -34,6 +34,7 @@ _FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 # (urgent data stops a read in the middle, tcp(7)) the rest is still to be read, without an event.
 _MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 _AGAIN = EPOLLRDHUP
+_HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 
 
 class Ended:
@@ -188,7 +189,10 @@ class _Half:
         opposite = self.opposite
         if opposite.pending is not None and events & WRITABLE:
             opposite.flush()
-        if events & READABLE:
+        if self.ended and events & _HANG_UP:
+            if not opposite.over:
+                opposite._sink_failed(errno.EPIPE)  # it has ended, and now it is gone altogether
+        elif events & READABLE:
             self.pull(events)
 
     def _on_source(self, events: int) -> None:

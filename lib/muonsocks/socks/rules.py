@@ -12,7 +12,7 @@ name server can point an allowed name at a network that is denied.
 
 from __future__ import annotations
 
-from muonsocks.address import Endpoint, Network, is_name, is_own_side
+from muonsocks.address import Endpoint, Network, format_address, is_name, is_own_side
 from muonsocks.errors import UsageError
 
 _MOST_RULES = 10_000
@@ -21,12 +21,13 @@ _MOST_RULES = 10_000
 class Rule:
     """One line of a rules file."""
 
-    __slots__ = ("allow", "name", "network", "ports")
+    __slots__ = ("allow", "name", "network", "origin", "ports")
 
     def __init__(
         self, allow: bool, name: str, network: Network | None, ports: tuple[tuple[int, int], ...]
     ) -> None:
         self.allow = allow
+        self.origin = ""  # FILE:LINE, for the log
         self.name = name  # lower case, with a leading dot for a suffix; empty for a network; or *
         self.network = network
         self.ports = ports  # (first, last) each; empty for all
@@ -86,40 +87,41 @@ class Rules:
 
     def rule_out(self, destination: Endpoint) -> bool:
         """Say whether a name is refused whatever its addresses are: nobody need look it up."""
-        if destination.packed is not None:
-            return not self.permit(destination, destination.packed)
-        name = destination.host.lower().rstrip(".")
-        for rule in self._rules:
-            if rule.has_port(destination.port):
-                if rule.network is not None:
-                    if rule.allow:
-                        return False
-                elif rule.name == "*" or rule.has_name(name):
-                    return not rule.allow
-        return False
+        return bool(self.refusal(destination, destination.packed))
 
     def permit(self, destination: Endpoint, address: bytes) -> bool:
         """Say whether a client may go to the packed `address`, one of the destination's."""
-        if not self._allow_local and is_own_side(address):
-            return False
-        is_literal = destination.packed is not None
-        name = "" if is_literal else destination.host.lower().rstrip(".")
+        return not self.refusal(destination, address)
+
+    def refusal(self, destination: Endpoint, address: bytes | None) -> str:
+        """Say why a client may not go to the packed `address`, one of the destination's.
+
+        Empty if it may. With None for the address: why it may not go there whatever the
+        addresses are; empty too if that depends on them.
+        """
+        if address is not None and not self._allow_local and is_own_side(address):
+            return f"{format_address(address)} is on this host's own side, see --allow-local"
+        name = destination.host.lower().rstrip(".") if destination.packed is None else ""
         name_is_allowed = False
         for rule in self._rules:
             if not rule.has_port(destination.port):
                 continue
             if rule.network is not None:
-                if address in rule.network:
-                    return rule.allow
-            elif name_is_allowed:
+                if address is None:
+                    if rule.allow:
+                        return ""
+                    continue
+                decides = address in rule.network
+            else:
+                decides = not name_is_allowed and (rule.name == "*" or rule.has_name(name))
+            if not decides:
                 continue
-            elif rule.name == "*":
-                return rule.allow
-            elif not is_literal and rule.has_name(name):
-                if not rule.allow:
-                    return False
-                name_is_allowed = True
-        return True
+            if not rule.allow:
+                return f"denied by {rule.origin}"
+            if rule.network is not None or rule.name == "*":
+                return ""
+            name_is_allowed = True
+        return ""
 
 
 def parse_rules(text: str, source: str) -> tuple[Rule, ...]:
@@ -132,7 +134,9 @@ def parse_rules(text: str, source: str) -> tuple[Rule, ...]:
         try:
             if len(rules) == _MOST_RULES:
                 raise UsageError(f"there are more than {_MOST_RULES} rules")
-            rules.append(Rule.parse(words))
+            rule = Rule.parse(words)
+            rule.origin = f"{source}:{number}"
+            rules.append(rule)
         except UsageError as error:
             raise UsageError(f"{source}:{number}: {error}") from None
     return tuple(rules)

@@ -263,11 +263,19 @@ class Session:
 
     async def _dial(self, destination: Endpoint) -> Stream:
         rules = self._policy.rules
-        if rules.rule_out(destination):
-            raise RefusedByRule(f"a rule refuses {destination}")
-        return await self._policy.dialler.dial(
-            self._client.loop, destination, lambda address: rules.permit(destination, address)
-        )
+        refusal = rules.refusal(destination, destination.packed)
+
+        def permit(address: bytes) -> bool:
+            nonlocal refusal
+            refusal = rules.refusal(destination, address)
+            return not refusal
+
+        if refusal:
+            raise RefusedByRule(refusal)
+        try:
+            return await self._policy.dialler.dial(self._client.loop, destination, permit)
+        except RefusedByRule:
+            raise RefusedByRule(refusal) from None
 
     async def relay(self, far: Stream, early: bytes = b"") -> Ended:
         """Join the client and the far end until they are done with each other."""

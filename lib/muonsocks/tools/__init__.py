@@ -51,12 +51,15 @@ def run(name: str) -> NoReturn:
 def _end_by_exception() -> None:
     """Let SIGTERM, SIGINT and SIGHUP unwind the program, so that what it borrowed is given back."""
 
+    wanted = [number for number in (SIGTERM, SIGINT, SIGHUP) if getsignal(number) != SIG_IGN]
+
     def terminate(*_: object) -> NoReturn:
+        for number in wanted:
+            signal(number, SIG_IGN)  # once is enough, and the unwinding must not be cut short
         raise Terminated
 
-    for number in (SIGTERM, SIGINT, SIGHUP):
-        if getsignal(number) != SIG_IGN:
-            signal(number, terminate)
+    for number in wanted:
+        signal(number, terminate)
 
 
 def _described(error: Exception) -> str:

@@ -216,8 +216,15 @@ def _read(path: str) -> bytes:
 
 
 def _hide_argument(secret: str) -> None:
-    """Overwrite a secret where ps and /proc/PID/cmdline show it."""
-    raw = os.fsencode(secret)
+    """Overwrite a secret where ps and /proc/PID/cmdline show it. UsageError where that fails."""
+    try:
+        _overwrite_argument(os.fsencode(secret))
+    except OSError as error:
+        problem = f"-P cannot be hidden from the process list: {error.strerror}"
+        raise UsageError(problem, "use --users FILE") from None
+
+
+def _overwrite_argument(raw: bytes) -> None:
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)

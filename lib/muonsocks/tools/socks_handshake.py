@@ -82,6 +82,7 @@ def main(arguments: list[str], log: Log) -> int:
             _execute(program, environ)
         except OSError as error:
             log.error(f"{program[0]} cannot be executed: {error.strerror}")
+            stdio.borrow()
             loop.run(session.logged(fail))
             return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     finally:
