@@ -18,7 +18,7 @@ from select import EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.net import pipes
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.stream import Stream, is_tcp
+from muonsocks.net.stream import MORE, Stream
 from muonsocks.net.task import Waitable
 
 _SIZE = 65536
@@ -30,9 +30,6 @@ _ROUNDS = 16  # pieces moved for one event, then the others have their turn
 _BULK = 32768  # bytes; a burst shorter than this is cheaper to copy than to splice
 _FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
-# With one of these a short read does not mean that the source is drained: its end, its error or
-# (urgent data stops a read in the middle, tcp(7)) the rest is still to be read, without an event.
-_MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 _AGAIN = EPOLLRDHUP
 _HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 
@@ -154,8 +151,7 @@ class _Half:
         self.tainted = False  # the source failed, and it was a write to it that was told
         self._bulk = False  # the last burst was large: splice at once
         self._splices = True
-        # A short read of TCP has taken all; a terminal, say, gives a line at a time.
-        self._drains = source.socket is not None and is_tcp(source.socket)
+        self._drains = source.drains
 
     def attach(self, loop: Loop) -> None:
         """Take over the events of the source, and of a sink that is a descriptor of its own."""
@@ -171,8 +167,8 @@ class _Half:
         """Move what is there already."""
         if self.pending is not None:
             self.flush()
-        else:
-            self.pull(_AGAIN)
+        elif self.source.ready & READABLE:
+            self.pull(self.source.ready)
 
     def detach(self) -> None:
         """Give the source back, and drop what was not delivered. The relay holds no cycle then."""
@@ -246,7 +242,7 @@ class _Half:
             if count == _SIZE and self._splices:
                 self._pump()
                 return
-            if self._drains and count < _SIZE and not events & _MORE:
+            if self._drains and count < _SIZE and not events & MORE:
                 return
         relay._loop.call_soon(self._again)
 

@@ -15,11 +15,16 @@ from _socket import (
 )
 from fcntl import ioctl
 from os import close, read, write
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP
 from sys import byteorder
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.task import Waitable
+
+# With one of these a short read does not mean that all has been read: the end, the error or
+# (urgent data stops a read in the middle, tcp(7)) the rest comes without another event.
+MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 
 _SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
@@ -33,7 +38,16 @@ class Stream(Waitable):
     waits for a stream. A relay takes over the handlers, and then nobody may read or write here.
     """
 
-    __slots__ = ("_wanted", "always_ready", "loop", "reader", "ready", "socket", "writer")
+    __slots__ = (
+        "_wanted",
+        "always_ready",
+        "drains",
+        "loop",
+        "reader",
+        "ready",
+        "socket",
+        "writer",
+    )
 
     def __init__(
         self, loop: Loop, reader: int, writer: int = -1, socket: socket | None = None
@@ -44,6 +58,8 @@ class Stream(Waitable):
         self.reader = reader
         self.writer = reader if writer < 0 else writer
         self.socket = socket
+        # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
+        self.drains = socket is not None and is_tcp(socket)
         self.ready = 0
         self._wanted = 0
         self.always_ready = 0
@@ -57,12 +73,13 @@ class Stream(Waitable):
 
     @classmethod
     def connected(cls, loop: Loop, sock: socket, ready: int) -> Stream:
-        """Take over a socket that the loop knows already, with the events seen so far."""
+        """Take over a TCP socket that the loop knows already, with the events seen so far."""
         self = cls.__new__(cls)
         self.task = None
         self.loop = loop
         self.reader = self.writer = fd = sock.fileno()
         self.socket = sock
+        self.drains = True
         self.ready = ready
         self._wanted = 0
         self.always_ready = 0
@@ -89,9 +106,13 @@ class Stream(Waitable):
                 self._wanted = READABLE
                 await self
             try:
-                return read(self.reader, limit)
+                data = read(self.reader, limit)
             except BlockingIOError:
                 self.ready &= ~READABLE | self.always_ready
+                continue
+            if len(data) < limit and self.drains and not self.ready & MORE:
+                self.ready &= ~EPOLLIN
+            return data
 
     async def send(self, data: bytes) -> None:
         """Write all of `data`. OSError as write(2)."""
@@ -112,7 +133,7 @@ class Stream(Waitable):
             except OSError:
                 return  # ENOTCONN: the peer is gone and cannot be told
         elif self.writer >= 0:
-            self.loop.unregister(self.writer)
+            self.loop.handlers.pop(self.writer, None)
             close(self.writer)
             self.writer = -1
 
@@ -174,9 +195,10 @@ class Stream(Waitable):
         """Give the descriptors back to the system. Harmless when it has been done."""
         if self.reader < 0:
             return
-        self.loop.unregister(self.reader)
+        handlers = self.loop.handlers
+        handlers.pop(self.reader, None)
         if self.writer not in (self.reader, -1):
-            self.loop.unregister(self.writer)
+            handlers.pop(self.writer, None)
             close(self.writer)
         if self.socket is not None:
             self.socket.close()
