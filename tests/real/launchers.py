@@ -1,4 +1,4 @@
-"""What starts a program for each connection: the real ones, on loopback, each with its log in reach.
+"""What starts a program for each connection: the real ones, on loopback, with their logs in reach.
 
     with running("tcpserver", [program, "--allow-local"], work) as server:
         client = socket.create_connection(server.address)
@@ -25,7 +25,10 @@ from typing import NamedTuple
 
 # Of 127/8, an address for each process: parallel workers cannot be in each other's way.
 ADDRESS = f"127.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+UNITS = Path(__file__).parents[2] / "units"
 SECONDS = 20  # for whatever takes milliseconds on a machine that is not busy
+
+_DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
 # The shell stays process 1: some of the launchers behave differently when they are that.
 _NAMESPACE = """\
@@ -36,7 +39,7 @@ for device in null zero random urandom; do
 done
 ln -s $work/syslog $work/dev/log
 mount --rbind $work/dev /dev
-"$@" <&- &
+"$@" &
 wait
 """
 
@@ -50,7 +53,7 @@ class Log:
         self._sources = selectors.DefaultSelector()
         self._sources.register(syslog, selectors.EVENT_READ, lambda: syslog.recv(4096) + b"\n")
         self._sources.register(output, selectors.EVENT_READ, lambda: os.read(output, 65536))
-        self._thread = threading.Thread(target=self._collect)
+        self._thread = threading.Thread(target=self._collect, daemon=True)
         self._thread.start()
 
     def await_line(self, pattern: str) -> str:
@@ -105,47 +108,57 @@ def _socket_activate(program: list[str], port: int, work: Path) -> list[str]:
 
 
 def _openbsd_inetd(program: list[str], port: int, work: Path) -> list[str]:
-    arguments = " ".join([Path(program[0]).name, *program[1:]])
-    conf = work / "inetd.conf"
-    conf.write_text(f"{ADDRESS}:{port} stream tcp nowait.2000 root {program[0]} {arguments}\n")
-    return ["inetd", "-d", str(conf)]
+    sample = _sample("inetd.conf", program[0], port)
+    (work / "inetd.conf").write_text(f"{sample.rstrip()} {' '.join(program[1:])}\n")
+    return ["inetd", "-d", str(work / "inetd.conf")]
 
 
 def _xinetd(program: list[str], port: int, work: Path) -> list[str]:
-    conf = work / "xinetd.conf"
-    conf.write_text(
-        f"""\
-service socks
-{{
-    type = UNLISTED
-    socket_type = stream
-    protocol = tcp
-    wait = no
-    bind = {ADDRESS}
-    port = {port}
-    user = root
-    server = {program[0]}
-    server_args = {" ".join(program[1:])}
-    instances = UNLIMITED
-    per_source = UNLIMITED
-    cps = 2000 1
-}}
-"""
-    )
-    return ["xinetd", "-dontfork", "-f", str(conf), "-pidfile", str(work / "xinetd.pid")]
+    sample = _sample("xinetd.conf", program[0], port)
+    arguments = " ".join(program[1:])
+    sample = re.sub(r"(server_args\s*=).*", rf"\1 {arguments}", sample)
+    (work / "xinetd.conf").write_text(sample)
+    files = ["-f", str(work / "xinetd.conf"), "-pidfile", str(work / "xinetd.pid")]
+    return ["xinetd", "-dontfork", *files]
 
 
 def _tcpserver(program: list[str], port: int, work: Path) -> list[str]:
-    return ["tcpserver", "-HRv", "-l", "0", "-c", "400", ADDRESS, str(port), *program]
+    (work / "tcpserver.sh").write_text(_sample("tcpserver.sh", program[0], port))
+    return ["sh", str(work / "tcpserver.sh"), *program[1:]]
 
 
-def _socat(options: str) -> Callable[[list[str], int, Path], list[str]]:
-    def command(program: list[str], port: int, work: Path) -> list[str]:
-        listen = f"TCP-LISTEN:{port},bind={ADDRESS},reuseaddr,fork,backlog=100"
-        # -t: after an end of file one way socat gives the other way half a second, if not told
-        return ["socat", "-t", "60", listen, f"EXEC:{shlex.join(program)}{options}"]
+def _socat(program: list[str], port: int, work: Path) -> list[str]:
+    # -t: after an end of file one way it gives the other way half a second, if not told
+    return _socat_exec(program, port, "", patience=SECONDS)
 
-    return command
+
+def _socat_pipes(program: list[str], port: int, work: Path) -> list[str]:
+    # socat 1.7.4 has both ends of the pipe that it reads, so that it never sees an end of file
+    # there: when the program has ended it waits for as long as -t says, and only then closes.
+    return _socat_exec(program, port, ",pipes", patience=1)
+
+
+def _socat_exec(program: list[str], port: int, options: str, patience: int) -> list[str]:
+    listen = f"TCP-LISTEN:{port},bind={ADDRESS},reuseaddr,fork,backlog=100"
+    return ["socat", "-t", str(patience), listen, f"EXEC:{shlex.join(program)}{options}"]
+
+
+def _sample(name: str, program: str, port: int) -> str:
+    """The lines that units/ has for a launcher, for this program and port, and as root.
+
+    (Nobody else may be able to read the checkout and the test's files.)
+    """
+    sample = (UNITS / name).read_text()
+    for shipped, ours in (
+        ("127.0.0.1", ADDRESS),
+        ("1080", str(port)),
+        ("/usr/local/bin/socks-inetd", program),
+        ("nobody", "root"),
+        ("65534", "0"),
+    ):
+        assert shipped in sample or ours in ("root", "0")
+        sample = sample.replace(shipped, ours)
+    return sample
 
 
 LAUNCHERS = {
@@ -153,8 +166,8 @@ LAUNCHERS = {
     "openbsd-inetd": Launcher("inetd", _openbsd_inetd),
     "xinetd": Launcher("xinetd", _xinetd),
     "tcpserver": Launcher("tcpserver", _tcpserver),
-    "socat-socketpair": Launcher("socat", _socat(""), tells_client=False),
-    "socat-pipes": Launcher("socat", _socat(",pipes"), tells_client=False),
+    "socat-socketpair": Launcher("socat", _socat, tells_client=False),
+    "socat-pipes": Launcher("socat", _socat_pipes, tells_client=False),
 }
 
 
@@ -175,9 +188,9 @@ def running(name: str, program: list[str], work: Path) -> Iterator[Server]:
     with contextlib.ExitStack() as cleanup:
         syslog = cleanup.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         syslog.bind(str(work / "syslog"))
+        namespaces = ["--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
-            + ["--kill-child", "--mount-proc", "sh", "-ec", _NAMESPACE, "sh", str(work), *command],
+            [*_DIE_WITH_US, "unshare", *namespaces, "sh", "-ec", _NAMESPACE, "sh", work, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

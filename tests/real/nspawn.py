@@ -3,8 +3,9 @@
     with Machine(binds={"/path/to/prefix/local": "/usr/local"}) as machine:
         machine.run("systemctl start something.socket")
 
-The root is the host's `/` under a tmpfs overlay, so whatever the machine does to it is gone with it. It
-has a network namespace of its own with nothing but `lo`. Only basic.target is booted, and no timers.
+The root is the host's `/` under a tmpfs overlay, so whatever the machine does to it is gone with
+it. It has a network namespace of its own with nothing but `lo`. Only basic.target is booted, and no
+timers.
 
 Needs root and the Debian packages systemd-container, util-linux and iproute2.
 """
@@ -28,8 +29,9 @@ BOOT_SECONDS = 60  # takes 0.5 to 3; more when every core is busy with other tes
 POWER_OFF_SECONDS = 15
 _numbers = itertools.count()
 
-# Enter a control group of our own (nspawn must not be in the root one), see `/` at a place that can be a
-# container's root, and become nspawn. The mount is private to this process and goes with it.
+# Enter a control group of our own (nspawn must not be in the root one; version 1's cpuset takes no
+# process before it is set up), see `/` where it can be a container's root, and become nspawn.
+# The mount is private to this process and goes with it.
 _LAUNCH = """\
 group=$1 root=$2; shift 2
 for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
@@ -69,12 +71,13 @@ class Machine:
         self._cleanup = contextlib.ExitStack()
         self._leader = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
+        self._lifeline: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Machine":
         try:
             self._boot()
         except BaseException:
-            self.power_off()
+            self.close()
             raise
         return self
 
@@ -84,7 +87,7 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.power_off()
+        self.close()
 
     def run(
         self, command: str, *, input: str = "", check: bool = True, timeout: float = 60
@@ -121,13 +124,15 @@ class Machine:
             f"mkdir -p $(dirname {where}) && cat > {where} && chmod {mode:o} {where}", input=text
         )
 
-    def power_off(self) -> None:
-        """Shut the machine down and remove what it left on the host; harmless to repeat."""
-        if self._nspawn and self._leader and self._nspawn.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._leader, signal.SIGRTMIN + 4)  # systemd's "power off"
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._nspawn.wait(POWER_OFF_SECONDS)
+    def close(self) -> None:
+        """Power the machine off and remove what it left on the host; harmless to repeat."""
+        if self._nspawn and self._leader:
+            if self._lifeline and self._lifeline.stdin:
+                self._lifeline.stdin.close()
+            try:
+                self._nspawn.wait(POWER_OFF_SECONDS if self._lifeline else 0)
+            except subprocess.TimeoutExpired:
+                os.kill(self._leader, signal.SIGKILL)  # it would outlive nspawn
         self._cleanup.close()
 
     def _boot(self) -> None:
@@ -142,18 +147,19 @@ class Machine:
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._cleanup.callback(notify.close)
         notify.bind(str(work / "notify"))
+        launch = ["unshare", "--mount", "/bin/sh", "-ec", _LAUNCH, "sh"]
+        nspawn = ["systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={self.name}"]
+        nspawn += ["--register=no", "--keep-unit", "--private-network", "--volatile=overlay"]
+        # nor is anything of the host's to be touched: its journal, resolv.conf, time zone
+        nspawn += ["--link-journal=no", "--resolv-conf=off", "--timezone=off"]
+        # these two let the machine's own units use every capability, and IPAddressDeny=
+        nspawn += ["--capability=all", "--system-call-filter=bpf"]
+        nspawn += ["--console=read-only", "--notify-ready=yes"]
+        binds = [f"--bind-ro={host}:{there}" for host, there in self._binds.items()]
+        boot = ["--show-status=0", "--unit=basic.target", "systemd.mask=timers.target"]
         with log.open("wb") as output:
             self._nspawn = subprocess.Popen(
-                # should pytest be killed, nspawn goes with it, and with nspawn the container
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount"]
-                + ["/bin/sh", "-ec", _LAUNCH, "sh", self.name, str(root)]
-                + ["systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={self.name}"]
-                + ["--register=no", "--keep-unit", "--private-network", "--volatile=overlay"]
-                # the two that let the machine's own units use IPAddressDeny= and every capability
-                + ["--capability=all", "--system-call-filter=bpf"]
-                + [f"--bind-ro={host}:{there}" for host, there in self._binds.items()]
-                + ["--console=read-only", "--notify-ready=yes", "--boot", "--"]
-                + ["--show-status=0", "--unit=basic.target", "systemd.mask=timers.target"],
+                [*launch, self.name, root, *nspawn, *binds, "--boot", "--", *boot],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -167,6 +173,9 @@ class Machine:
         if not self._await_ready(notify):
             said = log.read_text(errors="replace").strip().splitlines()
             raise BootError(f"systemd-nspawn did not boot: {said[-1] if said else 'no word'}")
+        # The end of this process, however it comes, is the end of the machine too.
+        power_off = "cat; exec systemctl --force --no-wall poweroff"
+        self._lifeline = self.start("/bin/sh", "-c", power_off)
 
     def _await_ready(self, notify: socket.socket) -> bool:
         """Read nspawn's notifications until PID 1 says that it has booted."""
@@ -175,8 +184,8 @@ class Machine:
         self._cleanup.callback(os.close, ended)
         deadline = time.monotonic() + BOOT_SECONDS
         while (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([notify, ended], [], [], left)
-            if notify not in ready:
+            ready, _, _ = select.select([notify.fileno(), ended], [], [], left)
+            if notify.fileno() not in ready:
                 return False
             for line in notify.recv(4096).decode().splitlines():
                 if line.startswith("X_NSPAWN_LEADER_PID="):

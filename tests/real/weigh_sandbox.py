@@ -2,11 +2,12 @@
 
     /usr/bin/python3 weigh_sandbox.py PREFIX [ROUNDS] [TRIED]
 
-PREFIX holds bin/socks-inetd. Boots a systemd (nspawn.py), makes a socket unit for every variant of the
-service, and times, in shuffled rounds, from connect() to the first byte of the answer. A line is weighed
-on its own over the bare unit, and again by what the whole gains without it. Lines that the unit has not
-are read from the file TRIED and weighed over the bare unit and on top of the whole. Medians; the machine
-may be busy. It is a tool to run by hand: the table it prints is in the unit, as a comment.
+PREFIX holds bin/socks-inetd. Boots a systemd (nspawn.py), makes a socket unit for every variant of
+the service, and times, in shuffled rounds, from connect() to the first byte of the answer. A line
+is weighed on its own, over the bare unit, and in company: what the whole gains without it. Lines
+that the unit has not are read from the file TRIED and weighed over the bare unit and on top of the
+whole. All are medians of the differences within a round, since the machine may be busy. It is a
+tool to run by hand: the table it prints is in the unit, as a comment.
 """
 
 import json
@@ -40,24 +41,26 @@ for _ in range(%d):
 print(json.dumps(times))
 """
 
+Option = tuple[str, ...]  # the lines that belong together
 
-def options(unit: str) -> dict[str, list[str]]:
-    """The lines of [Service], by option; those of one option belong together."""
-    found: dict[str, list[str]] = {}
-    for line in unit.partition("[Service]")[2].splitlines():
+
+def options(unit: str) -> list[Option]:
+    """The lines of [Service], those of one option together."""
+    found: dict[str, Option] = {}
+    for line in unit.partition("\n[Service]\n")[2].splitlines():
         if "=" in line and not line.startswith("#"):
-            found.setdefault(line.partition("=")[0], []).append(line)
-    if "LoadCredential" in found:  # as do these two
-        found["LoadCredential"] += found.pop("SetCredential", [])
-    return found
+            name = line.partition("=")[0].replace("SetCredential", "LoadCredential")
+            found[name] = (*found.get(name, ()), line)
+    return list(found.values())
 
 
-def service(lines: dict[str, list[str]]) -> str:
-    body = "\n".join(line for option in lines.values() for line in option)
+def service(chosen: list[Option]) -> str:
+    body = "\n".join(line for option in chosen for line in option)
     return f"[Unit]\nCollectMode=inactive-or-failed\n[Service]\n{body}\n"
 
 
 def exposure(unit: str) -> float:
+    """What systemd-analyze says: 0.0 to 10.0."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "weighed@.service")
         path.write_text(unit)
@@ -69,10 +72,10 @@ def exposure(unit: str) -> float:
     return float(done.stdout.rpartition("service: ")[2].split()[0])
 
 
-def measure(variants: list[str], prefix: str, rounds: int) -> list[float]:
-    """Milliseconds from connect to first byte, a median for each variant of the service."""
+def measure(units: list[str], prefix: str, rounds: int) -> list[list[float]]:
+    """Milliseconds from connect to first byte, for each unit a list with one for each round."""
     with Machine({prefix: "/usr/local"}) as machine:
-        for number, unit in enumerate(variants):
+        for number, unit in enumerate(units):
             machine.put(f"/run/systemd/system/w{number}@.service", unit)
             machine.put(
                 f"/run/systemd/system/w{number}.socket",
@@ -80,37 +83,47 @@ def measure(variants: list[str], prefix: str, rounds: int) -> list[float]:
                 "TriggerLimitIntervalSec=0\nNoDelay=yes\n",
             )
         machine.run("systemctl daemon-reload")
-        machine.run("systemctl start " + " ".join(f"w{n}.socket" for n in range(len(variants))))
-        client = CLIENT % (FIRST_PORT, FIRST_PORT + len(variants), rounds)
+        machine.run("systemctl start " + " ".join(f"w{n}.socket" for n in range(len(units))))
+        client = CLIENT % (FIRST_PORT, FIRST_PORT + len(units), rounds)
         done = machine.run("/usr/bin/python3 -", input=client, timeout=3600)
-    times: dict[str, list[float]] = json.loads(done.stdout)
-    return [statistics.median(taken) for taken in times.values()]
+    return list(json.loads(done.stdout).values())
+
+
+def difference(these: list[float], those: list[float]) -> float:
+    return statistics.median(a - b for a, b in zip(these, those, strict=True))
 
 
 def main(prefix: str, rounds: str = "30", tried: str = "") -> None:
     whole = options(UNIT.read_text())
-    bare = {name: lines for name, lines in whole.items() if name in BARE}
-    inside = [name for name in whole if name not in BARE]
-    outside = Path(tried).read_text().splitlines() if tried else []
-    outside = [line.replace("\\n", "\n") for line in outside]
+    bare = [option for option in whole if option[0].partition("=")[0] in BARE]
+    inside = [option for option in whole if option not in bare]
+    outside: list[Option] = []
+    if tried:
+        outside = [tuple(line.split("; ")) for line in Path(tried).read_text().splitlines()]
 
-    labels = [" ".join(whole[name]) for name in inside] + outside
-    alone = [{**bare, name: whole[name]} for name in inside]
-    alone += [{**bare, "tried": [line]} for line in outside]
-    against = [{n: w for n, w in whole.items() if n != name} for name in inside]
-    against += [{**whole, "tried": [line]} for line in outside]
+    alone = [service([*bare, option]) for option in inside + outside]
+    company = [service([other for other in whole if other != option]) for option in inside]
+    company += [service([*whole, option]) for option in outside]
+    ends = [service(bare), service(bare), service(whole), service(whole)]
+    bare_1, bare_2, whole_1, whole_2, *rest = measure(
+        [*ends, *alone, *company], prefix, int(rounds)
+    )
 
-    units = [service(lines) for lines in (bare, bare, whole, whole, *alone, *against)]
-    base, base_again, full, full_again, *rest = measure(units, prefix, int(rounds))
-    figure = exposure(units[2])
-    print(f"bare {base:.1f} (again {base_again:.1f}) ms, exposure {exposure(units[0])}")
-    print(f"whole {full:.1f} (again {full_again:.1f}) ms, exposure {figure}")
-    print("alone ms  in whole ms  exposure in whole")
-    base, full = min(base, base_again), min(full, full_again)
-    for index, label in enumerate(labels):
-        own, other = rest[index] - base, full - rest[len(labels) + index]
-        points = exposure(service(against[index])) - figure
-        print(f"{own:+8.1f}  {other:+11.1f}  {points:+8.1f}  {label}", flush=True)
+    print(f"bare  {statistics.median(bare_1):.1f} ms, exposure {exposure(ends[0])}")
+    print(f"whole {statistics.median(whole_1):.1f} ms, exposure {exposure(ends[2])}")
+    print(f"the sandbox adds {difference(whole_1, bare_1):.1f} ms", end="")
+    print(f" (again: {difference(whole_2, bare_2):.1f}), and to the quickest", end="")
+    print(f" {min(whole_1 + whole_2) - min(bare_1 + bare_2):.1f}")
+    print(f"noise {difference(bare_2, bare_1):+.1f} {difference(whole_2, whole_1):+.1f} ms")
+    print("alone ms | company ms | exposure")
+    for index, option in enumerate(inside + outside):
+        costs = difference(rest[index], bare_1)
+        saved = rest[len(alone) + index]
+        kept = [(a + b) / 2 for a, b in zip(whole_1, whole_2, strict=True)]
+        sign = 1 if option in inside else -1
+        points = sign * (exposure(company[index]) - exposure(ends[2]))
+        line = f"{costs:+5.0f} {sign * difference(kept, saved):+5.0f} {points:6.1f}  "
+        print(line + "; ".join(option), flush=True)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Stdio:
             self.stream = Stream(loop, 0, socket=self.socket)
         else:
             self.stream = Stream(loop, 0, 1)
+        self.stream.borrowed = self._found_blocking
 
     def borrow(self) -> None:
         """Make the descriptors non-blocking, as the stream needs them."""
@@ -76,7 +77,7 @@ class Stdio:
             try:
                 os.set_blocking(fd, True)
             except OSError:
-                continue  # closed in the meantime, as the end of the output
+                continue  # closed in the meantime, and made blocking then
 
 
 class Peer:

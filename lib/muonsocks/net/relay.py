@@ -100,7 +100,7 @@ class Relay(Waitable):
         if not self.reason:
             self.reason = reason
             self.up.over = self.down.over = True
-            self.wake()
+            self._loop.call_soon(self.wake)  # not from within a half that is at work
 
     def _check_idle(self) -> None:
         """End a relay in which nothing has moved for too long, or look again when it may be so."""

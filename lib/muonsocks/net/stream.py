@@ -14,7 +14,7 @@ from _socket import (
     socket,
 )
 from fcntl import ioctl
-from os import close, read, write
+from os import close, read, set_blocking, write
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP
 from sys import byteorder
 
@@ -41,6 +41,7 @@ class Stream(Waitable):
     __slots__ = (
         "_wanted",
         "always_ready",
+        "borrowed",
         "drains",
         "loop",
         "reader",
@@ -58,6 +59,7 @@ class Stream(Waitable):
         self.reader = reader
         self.writer = reader if writer < 0 else writer
         self.socket = socket
+        self.borrowed: tuple[int, ...] = ()  # of the descriptors: to be blocking again when closed
         # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
         self.drains = socket is not None and is_tcp(socket)
         self.ready = 0
@@ -79,6 +81,7 @@ class Stream(Waitable):
         self.loop = loop
         self.reader = self.writer = fd = sock.fileno()
         self.socket = sock
+        self.borrowed = ()
         self.drains = True
         self.ready = ready
         self._wanted = 0
@@ -133,8 +136,7 @@ class Stream(Waitable):
             except OSError:
                 return  # ENOTCONN: the peer is gone and cannot be told
         elif self.writer >= 0:
-            self.loop.handlers.pop(self.writer, None)
-            close(self.writer)
+            self._let_go(self.writer)
             self.writer = -1
 
     async def linger(self, seconds: float) -> None:
@@ -195,16 +197,19 @@ class Stream(Waitable):
         """Give the descriptors back to the system. Harmless when it has been done."""
         if self.reader < 0:
             return
-        handlers = self.loop.handlers
-        handlers.pop(self.reader, None)
         if self.writer not in (self.reader, -1):
-            handlers.pop(self.writer, None)
-            close(self.writer)
+            self._let_go(self.writer)
+        self._let_go(self.reader)
+        self.reader = self.writer = -1
+
+    def _let_go(self, fd: int) -> None:
+        self.loop.handlers.pop(fd, None)
+        if fd in self.borrowed:
+            set_blocking(fd, True)
         if self.socket is not None:
             self.socket.close()
         else:
-            close(self.reader)
-        self.reader = self.writer = -1
+            close(fd)
 
 
 def is_tcp(sock: socket) -> bool:

@@ -86,7 +86,7 @@ def parse(
 
     doc = doc.strip() + "\n"
     try:
-        values = docopt(doc, arguments, help=False, options_first=program_follows)
+        values = docopt(doc, arguments, False, None, program_follows)
     except DocoptExit as error:
         raise UsageError(_usage_problem(str(error), doc, ours), "see --help") from None
     if values["--help"]:
@@ -104,6 +104,8 @@ def parse(
     for name, value in values.items():
         if not name.startswith("-") and value:
             positional += value if isinstance(value, list) else [value]
+    if positional[:1] == ["--"]:
+        del positional[0]
     return Options(values, positional)
 
 

@@ -1,0 +1,485 @@
+"""The loop: descriptors, times, turns, and what is raised in it."""
+
+import errno
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from select import EPOLLIN, EPOLLOUT
+from typing import Any
+
+import pytest
+from ends import no_garbage, nothing_left_behind
+
+from muonsocks.net import loop as loop_module
+from muonsocks.net.loop import Loop
+from muonsocks.net.task import Mailbox
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with nothing_left_behind():
+        loop = Loop()
+        yield loop
+        loop.close()
+
+
+def collector(list_: list[Any], item: Any) -> Callable[[], None]:
+    return lambda: list_.append(item)
+
+
+# Descriptors
+
+
+def test_handler_gets_events(loop: Loop) -> None:
+    ours, theirs = socket.socketpair()
+    seen = Mailbox()
+
+    async def main() -> None:
+        assert loop.register(ours.fileno(), seen.post)
+        assert await seen.take() & EPOLLOUT
+        theirs.send(b"x")
+        assert await seen.take() & EPOLLIN
+        # Edge-triggered: there is no second event for what has been said.
+        await loop.sleep(0)
+        assert not seen._items
+        loop.unregister(ours.fileno())
+        theirs.send(b"x")
+        await loop.sleep(0)
+        assert not seen._items
+
+    loop.run(main())
+    assert not loop.handlers
+    ours.close()
+    theirs.close()
+
+
+def test_regular_file_is_not_registered(loop: Loop) -> None:
+    with open(__file__) as file:
+        assert not loop.register(file.fileno(), pytest.fail)
+        assert not loop.handlers
+        loop.unregister(file.fileno())
+
+
+def test_handler_that_is_gone_is_not_called(loop: Loop) -> None:
+    """Two events come at once, and the first handler takes the second one away."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    seen = []
+
+    def handler(number: int) -> Callable[[int], None]:
+        def handle(_: int) -> None:
+            seen.append(number)
+            loop.unregister(pairs[1 - number][0].fileno())
+
+        return handle
+
+    async def main() -> None:
+        for number, (ours, _) in enumerate(pairs):
+            loop.register(ours.fileno(), handler(number))
+        await loop.sleep(0.01)
+
+    loop.run(main())
+    assert len(seen) == 1
+    for ours, theirs in pairs:
+        loop.unregister(ours.fileno())
+        ours.close()
+        theirs.close()
+
+
+# Time
+
+
+def test_timers_come_in_order(loop: Loop) -> None:
+    fired: list[object] = []
+
+    async def main() -> None:
+        for delay in (0.03, 0.01, 0.02, 0.01, 0.0):
+            loop.call_later(delay, collector(fired, delay))
+        await loop.sleep(0.04)
+
+    loop.run(main())
+    assert fired == [0.0, 0.01, 0.01, 0.02, 0.03]
+
+
+def test_timers_of_one_time_come_in_the_order_they_were_made(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fired: list[object] = []
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            now = loop.now
+            patch.setattr(loop_module, "monotonic", lambda: now)
+            for number in range(50):
+                loop.call_later(0.001, collector(fired, number))
+        await loop.sleep(0.01)
+
+    loop.run(main())
+    assert fired == list(range(50))
+
+
+def test_timer_is_never_early_and_does_not_spin(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = [0]
+    real = Loop._round
+
+    def counted(self: Loop) -> None:
+        rounds[0] += 1
+        real(self)
+
+    monkeypatch.setattr(Loop, "_round", counted)
+    times = []
+
+    async def main() -> None:
+        start = loop_module.monotonic()
+        for delay in (0.0104, 0.0006, 0.0213):
+            await loop.sleep(delay)
+            times.append(loop.now - start >= delay)
+            start = loop_module.monotonic()
+
+    loop.run(main())
+    assert times == [True] * 3
+    assert rounds[0] <= 9
+
+
+def test_cancelled_timer_does_not_fire(loop: Loop) -> None:
+    fired: list[object] = []
+
+    async def main() -> None:
+        first = loop.call_later(0.001, collector(fired, "cancelled"))
+        # A timer may cancel another one that is due in the same round.
+        loop.call_later(0.001, lambda: second.cancel())
+        second = loop.call_later(0.0010001, collector(fired, "cancelled by a timer"))
+        third = loop.call_later(0.001, collector(fired, "third"))
+        first.cancel()
+        first.cancel()
+        await loop.sleep(0.01)
+        third.cancel()  # harmless
+
+    loop.run(main())
+    assert fired == ["third"]
+    assert loop._cancelled == 0
+    assert not loop._timers
+
+
+def test_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
+    fired: list[object] = []
+
+    async def main() -> None:
+        keep = loop.call_later(0.001, collector(fired, "kept"))
+        for _ in range(10_000):
+            loop.call_later(60, pytest.fail).cancel()
+        assert len(loop._timers) < 2100
+        kept = [loop.call_later(60, pytest.fail) for _ in range(3000)]
+        for timer in kept:
+            timer.cancel()
+        assert len(loop._timers) < 2100
+        await loop.sleep(0.01)
+        assert keep.callback is None
+
+    loop.run(main())
+    assert fired == ["kept"]
+
+
+def test_compaction_in_the_middle_of_a_round(loop: Loop) -> None:
+    """A timer that is due cancels thousands; those that are due with it still come, once."""
+    fired: list[object] = []
+
+    async def main() -> None:
+        many = [loop.call_later(60, pytest.fail) for _ in range(3000)]
+        loop.call_later(0, lambda: [timer.cancel() for timer in many])
+        for number in range(3):
+            loop.call_later(0.00001, collector(fired, number))
+        await loop.sleep(0.01)
+
+    loop.run(main())
+    assert fired == [0, 1, 2]
+    assert loop._cancelled == [timer.callback for _, _, timer in loop._timers].count(None)
+
+
+def test_compaction_keeps_the_order(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    fired: list[object] = []
+    delays = [random.Random(number).random() / 50 for number in range(3000)]
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            now = loop.now
+            patch.setattr(loop_module, "monotonic", lambda: now)
+            timers = [loop.call_later(delay, collector(fired, delay)) for delay in delays]
+        for timer in timers[:2500]:
+            timer.cancel()
+        await loop.sleep(0.03)
+
+    loop.run(main())
+    assert fired == sorted(delays[2500:])
+
+
+def test_timer_without_delay_lets_events_in(loop: Loop) -> None:
+    """A timer that sets itself again and again does not keep the loop for itself."""
+    ours, theirs = socket.socketpair()
+    seen = Mailbox()
+
+    def again() -> None:
+        loop.call_later(0, again)
+
+    async def main() -> None:
+        loop.register(ours.fileno(), seen.post)
+        again()
+        await seen.take()
+        theirs.send(b"x")
+        await seen.take()
+
+    loop.run(main())
+    loop.unregister(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+# Deadlines
+
+
+def test_deadline_passes(loop: Loop) -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError) as told, loop.deadline(0.001) as deadline:
+            await Mailbox().take()
+        assert deadline.passed
+        assert told.value.errno == errno.ETIMEDOUT
+
+    loop.run(main())
+
+
+def test_deadline_that_is_kept_is_forgotten(loop: Loop) -> None:
+    async def main() -> None:
+        with loop.deadline(0.005) as deadline:
+            await loop.sleep(0)
+        await loop.sleep(0.01)
+        assert not deadline.passed
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("inner, outer", [(0.001, 60), (60, 0.001)])
+def test_nested_deadlines(loop: Loop, inner: float, outer: float) -> None:
+    async def main() -> None:
+        outside, inside = loop.deadline(outer), loop.deadline(inner)
+        with pytest.raises(TimeoutError), outside, inside:
+            await Mailbox().take()
+        assert (inside.passed, outside.passed) == (inner < outer, outer < inner)
+
+    loop.run(main())
+
+
+def test_nested_deadlines_that_pass_in_one_round(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inner one is handled, and then the outer one interrupts what comes next."""
+    story = []
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            now = loop.now
+            patch.setattr(loop_module, "monotonic", lambda: now)
+            outside = loop.deadline(0.002)
+            inside = loop.deadline(0.001)
+            try:
+                with outside:
+                    try:
+                        with inside:
+                            patch.undo()
+                            while loop_module.monotonic() < now + 0.003:
+                                pass
+                            await Mailbox().take()
+                    except TimeoutError:
+                        story.append("inner")
+                    await Mailbox().take()
+            except TimeoutError:
+                story.append("outer")
+
+    loop.run(main())
+    assert story == ["inner", "outer"]
+
+
+def test_deadline_of_one_task_is_no_other_ones(loop: Loop) -> None:
+    story = Mailbox()
+
+    async def short() -> None:
+        try:
+            with loop.deadline(0.001):
+                await Mailbox().take()
+        except TimeoutError:
+            story.post("short")
+
+    async def long() -> None:
+        with loop.deadline(60):
+            await loop.sleep(0.01)
+        story.post("long")
+
+    async def main() -> None:
+        loop.spawn(short(), pytest.fail)
+        loop.spawn(long(), pytest.fail)
+        assert [await story.take(), await story.take()] == ["short", "long"]
+
+    loop.run(main())
+
+
+# Turns
+
+
+def test_call_soon_comes_after_the_events(loop: Loop) -> None:
+    """Who calls himself soon again and again leaves descriptors and timers their turn."""
+    ours, theirs = socket.socketpair()
+    order: list[str] = []
+
+    def again() -> None:
+        order.append("soon")
+        if len(order) < 1000:
+            loop.call_soon(again)
+
+    async def main() -> None:
+        loop.register(ours.fileno(), lambda _: order.append("event"))
+        loop.call_soon(again)
+        loop.call_later(0, lambda: order.append("timer"))
+        await loop.sleep(0.001)
+        loop.unregister(ours.fileno())
+
+    loop.run(main())
+    assert order[:3] == ["event", "soon", "timer"]
+    ours.close()
+    theirs.close()
+
+
+def test_call_soon_in_its_order_and_each_once(loop: Loop) -> None:
+    calls: list[int] = []
+
+    async def main() -> None:
+        for number in range(5):
+            loop.call_soon(collector(calls, number))
+        await loop.sleep(0)
+        await loop.sleep(0.001)
+
+    loop.run(main())
+    assert calls == list(range(5))
+
+
+# Tasks
+
+
+def test_result_and_exception(loop: Loop) -> None:
+    async def give() -> str:
+        await loop.sleep(0)
+        return "result"
+
+    async def fail() -> None:
+        await loop.sleep(0)
+        raise LookupError("reason")
+
+    assert loop.run(give()) == "result"
+    with pytest.raises(LookupError, match="reason"):
+        loop.run(fail())
+
+
+def test_task_that_fails_is_told_and_harms_nobody(loop: Loop) -> None:
+    failures = Mailbox()
+
+    async def fail(at_once: bool) -> None:
+        if not at_once:
+            await loop.sleep(0)
+        raise LookupError(at_once)
+
+    async def main() -> None:
+        tasks = [loop.spawn(fail(at_once), failures.post) for at_once in (True, False)]
+        assert [(await failures.take()).args for _ in tasks] == [(True,), (False,)]
+        assert all(task.is_over for task in tasks)
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("waits", ["descriptor", "timer"])
+def test_signal_handler_that_raises_unwinds_the_coroutine(loop: Loop, waits: str) -> None:
+    class Asked(BaseException):
+        pass
+
+    def ask(*_: object) -> None:
+        raise Asked
+
+    ours, theirs = socket.socketpair()
+    story = []
+
+    async def main() -> None:
+        loop.register(ours.fileno(), lambda _: None)
+        await loop.sleep(0)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        try:
+            if waits == "timer":
+                await loop.sleep(60)
+            await Mailbox().take()
+        except Asked:
+            story.append("unwound")
+            await loop.sleep(0)  # and there is still a loop to tidy up with
+            raise
+        finally:
+            loop.unregister(ours.fileno())
+
+    outer_alarm, outer_left = (
+        signal.signal(signal.SIGALRM, ask),
+        signal.setitimer(signal.ITIMER_REAL, 0),
+    )
+    try:
+        with pytest.raises(Asked):
+            loop.run(main())
+    finally:
+        signal.signal(signal.SIGALRM, outer_alarm)
+        signal.setitimer(signal.ITIMER_REAL, *outer_left)
+    assert story == ["unwound"]
+    ours.close()
+    theirs.close()
+
+
+def test_handler_that_raises_is_raised_in_the_main_coroutine(loop: Loop) -> None:
+    def fail() -> None:
+        raise LookupError
+
+    async def main() -> str:
+        loop.call_soon(fail)
+        with pytest.raises(LookupError):
+            await loop.sleep(60)
+        return "goes on"
+
+    assert loop.run(main()) == "goes on"
+
+
+def test_descriptors_are_not_inherited(loop: Loop) -> None:
+    assert not os.get_inheritable(loop._epoll.fileno())
+
+
+def test_no_cycles(loop: Loop) -> None:
+    async def one(number: int) -> None:
+        try:
+            with loop.deadline(0.001 if number % 2 else 60), loop.deadline(60):
+                await loop.sleep(60 if number % 2 else 0)
+        except TimeoutError:
+            return
+
+    async def main() -> None:
+        for number in range(20):
+            loop.spawn(one(number), pytest.fail)
+        await loop.sleep(0.01)
+
+    with no_garbage():
+        loop.run(main())
+
+
+def test_no_cycles_of_an_interrupt_that_goes_all_the_way(loop: Loop) -> None:
+    async def wait() -> None:
+        await Mailbox().take()
+
+    def nothing(_: BaseException) -> None:
+        return
+
+    async def main() -> None:
+        loop.spawn(wait(), nothing).interrupt(LookupError())
+
+    with no_garbage():
+        loop.run(main())

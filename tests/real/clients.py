@@ -1,0 +1,203 @@
+"""A private network for clients that go through socks-inetd: a web server, sshd and the proxy.
+
+    with network() as net:
+        net.run(["curl", "--socks5", net.proxy, f"http://{net.web}/"])
+
+Its loopback device has documentation addresses (RFC 5737, RFC 3849) for the targets, so that the
+proxy needs no --allow-local, and torsocks, which keeps loopback targets away from it, is content.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOCKS_INETD = str(ROOT / "bin" / "socks-inetd")
+TARGET, TARGET6 = "192.0.2.1", "2001:db8::1"
+NAME = "target.example"  # /etc/hosts of the network has it
+SECONDS = 60
+
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+_CLONE_NEWNET = 0x40000000
+
+# What is mounted is so for the processes in this network only; sshd needs /run/sshd and a root
+# whose account is not locked.
+_PREPARE = """\
+ip link set lo up
+ip address add $1/32 dev lo
+ip address add $2/128 dev lo nodad
+mount --bind "$3/hosts" /etc/hosts
+mount --bind "$3/shadow" /etc/shadow
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
+echo ready
+exec sleep 600
+"""
+
+
+def missing(*programs: str) -> str | None:
+    """Why clients that need these programs cannot be run here, or None."""
+    if os.geteuid() != 0:
+        return "a private network needs root"
+    lacking = [name for name in programs if not which(name)]
+    return f"no {', '.join(lacking)} here: tests/run installs it" if lacking else None
+
+
+def which(program: str) -> str:
+    """The whole name of a program; empty if there is none."""
+    return shutil.which(program, path=_PATH) or ""
+
+
+class Web(BaseHTTPRequestHandler):
+    """Answers /N with N bytes, and an upload with its size and hash."""
+
+    def do_GET(self) -> None:
+        data = body(int(self.path[1:] or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def body(size: int) -> bytes:
+    """So many bytes that do not repeat soon."""
+    piece = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(1024))
+    return (piece * (size // len(piece) + 1))[:size]
+
+
+class Network:
+    """Namespaces with servers in them; `run` runs a client there."""
+
+    def __init__(self, holder: int, work: Path, log: Path) -> None:
+        self.holder = holder
+        self.work = work
+        self._log = log
+        self.web: dict[str, int] = {}  # the port at each target address
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="backslashreplace")
+
+    def command(self, command: list[str]) -> list[str]:
+        return ["nsenter", f"--target={self.holder}", "--net", "--mount", "--", *command]
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        """Run a client to its end."""
+        return subprocess.run(
+            self.command(command),
+            env={"PATH": _PATH, "HOME": str(self.work)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+        )
+
+    def start(
+        self, stack: contextlib.ExitStack, command: list[str], listens: tuple[str, int]
+    ) -> None:
+        """Run a server up to the end of the stack; wait until it listens."""
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(["setpriv", "--pdeathsig", "KILL", *command]),
+                env={"PATH": _PATH, "HOME": str(self.work)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                self.socket(listens, connect=True).close()
+                return
+            except ConnectionRefusedError:
+                assert process.poll() is None and time.monotonic() < deadline, self.log
+                time.sleep(0.01)  # there is no event for "somebody listens now"
+
+    def socket(self, address: tuple[str, int], connect: bool = False) -> socket.socket:
+        """Make a TCP socket in this network: connected to an address, or listening there."""
+        made: list[socket.socket | OSError] = []
+
+        def make() -> None:  # in a thread of its own, which alone moves there
+            libc = ctypes.CDLL(None, use_errno=True)
+            with open(f"/proc/{self.holder}/ns/net") as namespace:
+                assert libc.setns(namespace.fileno(), _CLONE_NEWNET) == 0, ctypes.get_errno()
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            try:
+                if connect:
+                    made.append(socket.create_connection(address, SECONDS))
+                else:
+                    made.append(socket.create_server(address, family=family, backlog=64))
+            except OSError as error:
+                made.append(error)
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        [result] = made
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    def proxy(
+        self, stack: contextlib.ExitStack, host: str, port: int, options: list[str]
+    ) -> tuple[str, int]:
+        """Run socks-inetd for whoever connects to an address."""
+        listen = f"--listen={f'[{host}]' if ':' in host else host}:{port}"
+        command = ["systemd-socket-activate", "--accept", "--inetd", listen, SOCKS_INETD, *options]
+        self.start(stack, command, (host, port))
+        return host, port
+
+    def serve_web(self, stack: contextlib.ExitStack) -> None:
+        """Serve the web at both targets."""
+        for host in (TARGET, TARGET6):
+            server = ThreadingHTTPServer((host, 0), Web, bind_and_activate=False)
+            server.socket.close()
+            server.socket = self.socket((host, 0))
+            server.daemon_threads = True
+            self.web[host] = server.socket.getsockname()[1]
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+
+
+@contextlib.contextmanager
+def network(work: Path) -> Iterator[Network]:
+    """Make a network with a web server; end all in it afterwards."""
+    (work / "hosts").write_text(f"127.0.0.1 localhost\n{TARGET} {NAME}\n")
+    (work / "shadow").write_text("root:*:20000:0:99999:7:::\n")
+    (work / "log").touch()
+    with contextlib.ExitStack() as stack:
+        holder = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sh", "-ec"]
+            + [_PREPARE, "sh", TARGET, TARGET6, str(work)],
+            env={"PATH": _PATH},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        stack.enter_context(holder)
+        stack.callback(holder.kill)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        net = Network(holder.pid, work, work / "log")
+        net.serve_web(stack)
+        yield net

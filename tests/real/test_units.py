@@ -1,0 +1,42 @@
+"""What systemd-analyze says of the units, as they are shipped."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).parents[2] / "units"
+MOST_EXPOSED = 20  # tenths
+
+
+@pytest.fixture(autouse=True)
+def _systemd_analyze() -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze here (Debian package systemd)")
+
+
+@pytest.mark.parametrize("unit", ["muonsocks.socket", "muonsocks@.service"])
+def test_verify(unit: str, installed: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("to see the installed programs where systemd looks for them takes root")
+    there = "/usr/local"
+    script = 'mount --bind "$1" "$2" && exec systemd-analyze verify --man=no "$3"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(installed), there]
+        + [f"{there}/lib/systemd/system/{unit}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_exposure() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSED}"]
+        + ["--no-pager", str(UNITS / "muonsocks@.service")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

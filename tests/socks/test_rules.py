@@ -1,0 +1,331 @@
+"""Where clients may go: the table in the docstring of rules.py, case by case."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import some
+
+from muonsocks.address import Endpoint, is_own_side, parse_address
+from muonsocks.errors import UsageError
+from muonsocks.socks.rules import Rule, Rules, parse_rules
+
+
+def permitted(
+    rules: str, host: str, address: str = "", port: int = 80, allow_local: bool = False
+) -> bool:
+    """Whether rules, separated by semicolons, let a client go; `host` is an address or has one."""
+    packed = parse_address(address or host)
+    assert packed is not None
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"), allow_local)
+    return made.permit(Endpoint(host, port), packed)
+
+
+# Rules; what the request says, and for a name the address it has; the verdict.
+TEN, V6 = "10.1.2.3", "2001:db8::1"
+CASES: tuple[tuple[str, str, str, bool], ...] = (
+    # no rule: everything but our own side
+    ("", "192.0.2.1", "", True),
+    ("", V6, "", True),
+    ("", "a.test", TEN, True),
+    # the request says an address: networks are asked, names are passed over, * matches
+    ("deny 10.0.0.0/8", TEN, "", False),
+    ("deny 10.0.0.0/8", "11.0.0.1", "", True),
+    ("deny 10.1.2.3", TEN, "", False),
+    ("deny 10.1.2.3", "10.1.2.4", "", True),
+    ("deny 2001:db8::/32", V6, "", False),
+    ("deny 0.0.0.0/0", V6, "", True),
+    ("deny ::/0", V6, "", False),
+    ("deny ::/0", TEN, "", True),
+    ("deny 10.0.0.0/8", "::ffff:10.1.2.3", "", False),
+    ("deny a.test", TEN, "", True),
+    ("allow a.test; deny *", TEN, "", False),
+    ("deny *", TEN, "", False),
+    ("deny *", V6, "", False),
+    # the request says a name: networks ask each address, names the name, * matches
+    ("deny 10.0.0.0/8", "a.test", TEN, False),
+    ("deny 10.0.0.0/8", "a.test", "11.0.0.1", True),
+    ("deny 10.0.0.0/8", "a.test", "::ffff:10.1.2.3", False),
+    ("deny a.test", "a.test", TEN, False),
+    ("deny a.test", "b.test", TEN, True),
+    ("deny *", "a.test", TEN, False),
+    ("allow 10.0.0.0/8; deny *", "a.test", TEN, True),
+    ("allow 10.0.0.0/8; deny *", "a.test", "11.0.0.1", False),
+    # the first match wins
+    ("allow 10.1.0.0/16; deny 10.0.0.0/8", TEN, "", True),
+    ("deny 10.0.0.0/8; allow 10.1.0.0/16", TEN, "", False),
+    ("allow *; deny 10.0.0.0/8", TEN, "", True),
+    ("allow *; deny *", "a.test", TEN, True),
+    ("allow *; deny a.test", "a.test", TEN, True),
+    ("deny a.test; allow *", "a.test", TEN, False),
+    ("deny a.test; allow a.test", "a.test", TEN, False),
+    ("allow a.test; deny a.test", "a.test", TEN, True),
+    ("allow a.test; deny .test", "a.test", TEN, True),
+    ("allow a.test; deny .test", "b.test", TEN, False),
+    ("allow *; deny a.test; deny 10.0.0.0/8", "a.test", TEN, True),
+    # a name that is allowed passes the *, and leaves its addresses to the networks further down
+    ("allow a.test; deny *", "a.test", TEN, True),
+    ("allow a.test; deny *", "b.test", TEN, False),
+    ("allow a.test; deny 10.0.0.0/8", "a.test", TEN, False),
+    ("allow a.test; deny 10.0.0.0/8", "a.test", "11.0.0.1", True),
+    ("allow a.test; deny *; deny 10.0.0.0/8", "a.test", TEN, False),
+    ("allow a.test; deny .test; deny 10.0.0.0/8", "a.test", TEN, False),
+    ("allow a.test; allow 10.1.0.0/16; deny 10.0.0.0/8; deny *", "a.test", TEN, True),
+    ("allow a.test; deny 10.0.0.0/8; allow *", "a.test", TEN, False),
+    ("allow .test; allow *; deny 10.0.0.0/8", "a.test", TEN, False),
+    ("allow 10.0.0.0/8; allow a.test; deny 10.0.0.0/8", "a.test", TEN, True),
+    # a suffix is the domain itself and all below
+    ("deny .a.test", "a.test", TEN, False),
+    ("deny .a.test", "b.a.test", TEN, False),
+    ("deny .a.test", "c.b.a.test", TEN, False),
+    ("deny .a.test", "ba.test", TEN, True),
+    ("deny .a.test", "test", TEN, True),
+    ("deny .a.test", "a.test.test", TEN, True),
+    ("deny a.test", "b.a.test", TEN, True),
+    ("deny test", "a.test", TEN, True),
+    # neither case nor a final dot matters
+    ("deny A.Test", "a.tEST", TEN, False),
+    ("deny a.test", "a.test.", TEN, False),
+    ("deny a.test.", "a.test", TEN, False),
+    ("deny .A.TEST.", "B.a.test.", TEN, False),
+    ("deny .a.test", "A.TEST.", TEN, False),
+    # a name may look odd, and * is only special alone
+    ("deny 0x7f.1", "0x7F.1", TEN, False),
+    ("deny _a-1.test", "_a-1.test", TEN, False),
+    ("deny *", "*", TEN, False),
+)
+
+
+@pytest.mark.parametrize(("rules", "host", "address", "verdict"), CASES)
+def test_permit(rules: str, host: str, address: str, verdict: bool) -> None:
+    assert permitted(rules, host, address) is verdict
+
+
+@pytest.mark.parametrize(
+    ("ports", "matching", "others"),
+    [
+        ("", (0, 1, 80, 65535), ()),
+        ("80", (80,), (0, 79, 81, 8080)),
+        ("80,443", (80, 443), (79, 81, 442, 444)),
+        ("8000-8999", (8000, 8500, 8999), (7999, 9000)),
+        ("25,8000-8001,1-2", (25, 8000, 8001, 1, 2), (0, 3, 24, 26, 7999, 8002)),
+        ("7-7", (7,), (6, 8)),
+        ("0-65535", (0, 65535), ()),
+        ("0", (0,), (1,)),
+    ],
+)
+@pytest.mark.parametrize("dest", ["10.0.0.0/8", "a.test", ".test", "*"])
+def test_ports(dest: str, ports: str, matching: tuple[int, ...], others: tuple[int, ...]) -> None:
+    rules = Rules(parse_rules(f"deny {dest} {ports}", "file"))
+    destination = "a.test"
+    for port in matching + others:
+        end = Endpoint(destination, port)
+        assert rules.permit(end, b"\x0a\0\0\1") is (port in others)
+        assert rules.rule_out(end) is (port in matching and dest != "10.0.0.0/8")
+
+
+@pytest.mark.parametrize("rules", ["", "allow *", "allow .test", "allow a.test", "allow ::/0"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.1.1", "::1", "64:ff9b::7f00:1"])
+def test_own_side_is_closed_whatever_the_rules(rules: str, address: str) -> None:
+    for host in (address, "a.test"):
+        assert not permitted(rules, host, address)
+        assert permitted(rules, host, address, allow_local=True)
+        assert not permitted("deny *", host, address, allow_local=True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "host", "ruled_out"),
+    [
+        ("", "a.test", False),
+        ("deny a.test", "a.test", True),
+        ("deny a.test 25", "a.test", False),
+        ("deny .test", "A.TEST.", True),
+        ("deny *", "a.test", True),
+        ("allow a.test; deny *", "a.test", False),
+        ("allow *; deny a.test", "a.test", False),
+        ("deny 10.0.0.0/8; deny *", "a.test", True),
+        ("allow 10.0.0.0/8; deny *", "a.test", False),
+        ("allow 10.0.0.0/8 25; deny *", "a.test", True),
+        ("deny 10.0.0.0/8", "a.test", False),
+        # an address need not be looked up: it is refused at once
+        ("deny 10.0.0.0/8", TEN, True),
+        ("deny a.test; allow 10.0.0.0/8; deny *", TEN, False),
+        ("", "127.0.0.1", True),
+        ("", "::ffff:127.0.0.1", True),
+        ("", "127.1", False),
+    ],
+)
+def test_rule_out(rules: str, host: str, ruled_out: bool) -> None:
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"))
+    assert made.rule_out(Endpoint(host, 80)) is ruled_out
+
+
+OWN_SIDE = "127.0.0.1 is on this host's own side, see --allow-local"
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "reason"),
+    [
+        ("a.test", None, "denied by file:2"),
+        ("a.test", "192.0.2.1", "denied by file:2"),
+        ("a.test", "127.0.0.1", OWN_SIDE),
+        ("127.0.0.1", "127.0.0.1", OWN_SIDE),
+        ("10.1.2.3", "10.1.2.3", "denied by file:4"),
+        ("b.test", "10.1.2.3", "denied by file:4"),
+        ("b.test", None, ""),
+        ("b.test", "192.0.2.1", ""),
+        ("c.test", None, ""),
+        ("c.test", "10.1.2.3", "denied by file:4"),
+    ],
+)
+def test_refusal(host: str, address: str | None, reason: str) -> None:
+    """Why a destination is refused names the line, for the log."""
+    made = Rules(parse_rules("# first\ndeny a.test\nallow c.test\ndeny 10.0.0.0/8", "file"))
+    packed = None if address is None else parse_address(address)
+    assert made.refusal(Endpoint(host, 80), packed) == reason
+
+
+# Properties
+
+ADDRESSES = [
+    packed
+    for text in (TEN, "10.200.0.1", "11.0.0.1", V6, "2001:db9::1", "::ffff:10.1.2.3", "127.0.0.1")
+    if (packed := parse_address(text))
+]
+addresses = st.sampled_from(ADDRESSES)
+hosts = st.sampled_from(("a.test", "b.a.test", "A.test.", "other", "0x7f.1"))
+literals = st.builds(Endpoint.at, addresses, st.sampled_from((25, 80)))
+named = st.builds(Endpoint, hosts, st.sampled_from((25, 80)))
+network_dests = st.sampled_from(
+    ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "0.0.0.0/0", "::/0", "2001:db8::/32")
+)
+name_dests = st.sampled_from(("a.test", ".a.test", ".test", "other", "*", "0x7f.1"))
+actions = st.sampled_from(("allow", "deny"))
+port_lists = st.sampled_from(((), (), ("80",), ("1-50",), ("25,80",)))
+
+
+def rules_on(dests: st.SearchStrategy[str]) -> st.SearchStrategy[Rule]:
+    return st.builds(
+        lambda action, dest, ports: Rule.parse([action, dest, *ports]), actions, dests, port_lists
+    )
+
+
+rule_lists = st.lists(rules_on(network_dests) | rules_on(name_dests), max_size=7).map(tuple)
+
+
+@some
+@given(rule_lists, named | literals, st.booleans())
+def test_what_is_ruled_out_is_not_permitted(
+    rules: tuple[Rule, ...], destination: Endpoint, allow_local: bool
+) -> None:
+    made = Rules(rules, allow_local)
+    mine = ADDRESSES if destination.packed is None else [destination.packed]
+    if made.rule_out(destination):
+        assert not any(made.permit(destination, address) for address in mine)
+    elif destination.packed is not None:
+        assert made.permit(destination, destination.packed)
+
+
+@some
+@given(rule_lists, named, addresses)
+def test_an_allowed_name_is_left_to_the_networks(
+    rules: tuple[Rule, ...], destination: Endpoint, address: bytes
+) -> None:
+    """Nobody's name server can point an allowed name at a network that is denied."""
+    allow_name = Rule.parse(["allow", destination.host])
+    networks = tuple(rule for rule in rules if rule.network is not None)
+    alone = Rules(networks).permit(Endpoint.at(address, destination.port), address)
+    assert Rules((allow_name, *rules)).permit(destination, address) is alone
+
+
+@some
+@given(rule_lists, named | literals, addresses)
+def test_rules_open_nothing_that_is_our_own_side(
+    rules: tuple[Rule, ...], destination: Endpoint, address: bytes
+) -> None:
+    closed = Rules(rules).permit(destination, address)
+    opened = Rules(rules, allow_local=True).permit(destination, address)
+    assert closed is (opened and not is_own_side(address))
+
+
+# The file
+
+
+def test_a_file() -> None:
+    text = """\
+# who may go where
+allow\t.example.com   80,443\r
+  deny 10.0.0.0/8\t# the office
+
+deny * 25 # no mail
+"""
+    rules = parse_rules(text, "file")
+    assert [(rule.allow, rule.name, rule.ports) for rule in rules] == [
+        (True, ".example.com", ((80, 80), (443, 443))),
+        (False, "", ()),
+        (False, "*", ((25, 25),)),
+    ]
+    assert [rule.network and rule.network.text for rule in rules] == [None, "10.0.0.0/8", None]
+    assert parse_rules("", "file") == parse_rules("\n # \n", "file") == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("allow", "the line is not a rule; write allow|deny DEST [PORTS]"),
+        ("permit *", "the line is not a rule"),
+        ("Allow *", "the line is not a rule"),
+        ("* allow", "the line is not a rule"),
+        ("allow * 80 443", "the line is not a rule"),
+        ("allow * 80, 443", "the line is not a rule"),
+        ("allow * http", "'http' is not a port; write 80, 80,443 or 8000-8999"),
+        ("allow * 80,", "'' is not a port"),
+        ("allow * -80", "'-80' is not a port"),
+        ("allow * 80-", "'80-' is not a port"),
+        ("allow * 1-2-3", "'1-2-3' is not a port"),
+        ("allow * +80", "'+80' is not a port"),
+        ("allow * 8_0", "'8_0' is not a port"),
+        ("allow * ٨٠", "'٨٠' is not a port"),
+        ("allow * ٨٠-90", "'٨٠-90' is not a port"),
+        ("allow * 80-٩٠", "'80-٩٠' is not a port"),
+        ("allow * 65536", "'65536' is not a range of ports"),
+        ("allow * 1-65536", "'1-65536' is not a range of ports"),
+        ("allow * 443-80", "'443-80' is not a range of ports; write the lower one first"),
+        ("allow 10.0.0.1/8", "'10.0.0.1/8' has host bits set; did you mean 10.0.0.0/8?"),
+        ("allow 10.0.0.0/33", "'10.0.0.0/33' has no valid prefix length; write 0 to 32"),
+        ("allow 2001:db8::/129", "'2001:db8::/129' has no valid prefix length; write 0 to 128"),
+        ("allow 10.0.0.0/", "'10.0.0.0/' has no valid prefix length"),
+        ("allow 10.0.0", "'10.0.0' is not a network; write ADDRESS or ADDRESS/BITS"),
+        ("allow 127.1", "'127.1' is not a network"),
+        ("allow 256.0.0.1", "'256.0.0.1' is not a network"),
+        ("allow 10", "'10' is not a network"),
+        ("allow a.test/8", "'a.test/8' is not a network"),
+        ("allow [::1]", "'[::1]' is not a network"),
+        ("allow a.test:80", "'a.test:80' is not a network"),
+        ("allow *.a.test", "'*.a.test' is no network and no name; write NAME, .SUFFIX or *"),
+        ("allow a*", "'a*' is no network and no name"),
+        ("allow .", "'.' is no network and no name"),
+        ("allow münchen.test", "'münchen.test' is no network and no name"),
+        ("allow " + "n" * 256, "is no network and no name"),
+    ],
+)
+def test_a_bad_line(line: str, reason: str) -> None:
+    """File, line and reason."""
+    with pytest.raises(UsageError) as caught:
+        parse_rules(f"# first\n\nallow *\n{line}\ndeny *", "/etc/rules")
+    assert str(caught.value).startswith("/etc/rules:4: ")
+    assert reason in str(caught.value)
+
+
+def test_too_many_rules() -> None:
+    assert len(parse_rules("deny *\n" * 10_000, "file")) == 10_000
+    with pytest.raises(UsageError, match="file:10002: there are more than 10000 rules"):
+        parse_rules("deny *\n" * 10_000 + "\ndeny *", "file")
+
+
+@pytest.mark.xfail(reason="int() takes 4300 digits at most: ValueError")
+@pytest.mark.parametrize(
+    "line", ["allow * " + "1" * 5000, "allow ::/" + "0" * 5000], ids=["port", "bits"]
+)
+def test_a_very_long_number(line: str) -> None:
+    with pytest.raises(UsageError, match="file:1: "):
+        parse_rules(line, "file")

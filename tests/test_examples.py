@@ -1,0 +1,500 @@
+"""The examples of the README and of the manual pages run as they stand, and do what they say.
+
+Runnable is what the README has in ```sh blocks and a page in its EXAMPLES; all of it is either run
+here or named in NOT_RUN with the reason. The place is a booted systemd with nothing but a loopback
+interface, into which muonsocks is installed by the README's own lines: there port 1080 is free, and
+the names and addresses of the examples are ours.
+"""
+
+import contextlib
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import nspawn
+import pytest
+from nspawn import Machine
+
+from muonsocks.address import Endpoint, parse_address
+from muonsocks.socks.rules import Rules, parse_rules
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = "/usr/bin/python3"
+pytestmark = pytest.mark.xdist_group("examples")  # one machine serves them all
+
+# Every line of an example that is not run, and why.
+NOT_RUN = {
+    r".*\bapt-get install .*": "there is no network here; tests/run installs the same packages",
+    r"tests/run": "that is what runs this test",
+}
+
+
+# The examples
+
+
+def readme_blocks(kind: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
+
+
+def page_blocks(page: Path) -> list[str]:
+    """What stands in .Dl lines and .Bd -literal blocks of the EXAMPLES of a page."""
+    _, _, examples = page.read_text().partition("\n.Sh EXAMPLES\n")
+    examples, _, _ = examples.partition("\n.Sh ")
+    found = re.findall(r"^\.Dl (.*\n)|^\.Bd -literal.*\n((?s:.*?))^\.Ed$", examples, re.M)
+    return [(line or block).replace(r"\e", "\\").replace(r"\&", "") for line, block in found]
+
+
+EXAMPLES = {
+    "README.md": readme_blocks("sh"),
+    **{page.name: page_blocks(page) for page in sorted((ROOT / "man").iterdir())},
+}
+_used: set[str] = set()
+
+
+def shown(source: str, words: str) -> str:
+    """The one example of a source that has these words in it."""
+    found = [text for text in EXAMPLES[source] if words in text]
+    assert len(found) == 1, f"{words!r} is in {len(found)} examples of {source}"
+    _used.add(found[0])
+    return found[0]
+
+
+def runnable(text: str) -> str:
+    """An example without the lines that cannot be run here."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not any(re.match(p, line) for p in NOT_RUN))
+
+
+FIRST_COMMAND = shown("README.md", "apt-get update")
+WEB_SERVER = shown("README.md", "http.server 8000")
+FIRST_CURL = shown("README.md", "http://localhost:8000/")
+INSTALL = shown("README.md", "pip install")
+REMOVE = shown("README.md", "pip uninstall")
+CONFIGURE = shown("README.md", "/etc/default/muonsocks")
+PATH_OF_CLONE = shown("README.md", "PATH=$PWD/bin")
+ADD_USER = shown("README.md", "getpass")
+LOG = shown("README.md", "journalctl")
+POLICIES = [
+    shown("README.md", "*.onion"),
+    shown("socks-handshake.1", "cat > policy") + shown("socks-handshake.1", "./policy"),
+]
+HASHES = [shown("muonsocks.7", "getpass"), ADD_USER.partition("\n")[2].replace(">>", "#")]
+TCPSERVERS = [shown("README.md", "tcpserver"), shown("muonsocks.7", "tcpserver")]
+SOCATS = [shown("README.md", "socat -t"), shown("muonsocks.7", "socat -t")]
+PLAIN_SERVERS = [
+    shown("socks-inetd.1", "127.0.0.1:1080 socks-inetd"),
+    shown("muonsocks.7", "systemd-socket-activate"),
+]
+FORWARDERS = [shown("README.md", ":8080"), shown("socks-relay.1", ":8080 ")]
+UNIX_FORWARDER = shown("socks-relay.1", ":8081")
+ALL_TO_ONE_PLACE = shown("socks-relay.1", "socks-handshake socks-relay")
+POLICY_BY_USER = shown("socks-relay.1", "private.rules")
+LINE_OF_REQUEST = shown("socks-handshake.1", "grep")
+WITH_USERS = [
+    shown("README.md", "-w 192.0.2.0/24"),
+    shown("socks-inetd.1", "-w 192.0.2.0/24"),
+]
+CURL_WITH_PASSWORD = shown("socks-inetd.1", "alice:secret")
+INETD_LINE = shown("muonsocks.7", "nowait")
+XINETD = shown("README.md", "xinetd")
+ENABLE = shown("muonsocks.7", "systemctl enable")
+JOURNAL = shown("muonsocks.7", "journalctl")
+WITH_RULES = shown("README.md", "cat > /etc/muonsocks/rules")
+TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
+ALLOW_LIST = shown("muonsocks.rules.5", "allow 10.1.2.3 22")
+DENY_LIST = shown("muonsocks.rules.5", "deny .example.net  ")
+WEB_ONLY = shown("muonsocks.rules.5", "0-79")
+
+
+def test_every_example_is_run() -> None:
+    for source, texts in EXAMPLES.items():
+        for text in texts:
+            assert text in _used or not runnable(text), f"{source} has an example nobody runs"
+
+
+def test_what_cannot_be_run_is_there() -> None:
+    lines = [line for texts in EXAMPLES.values() for text in texts for line in text.splitlines()]
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, line) for line in lines)
+
+
+def test_packages_are_those_of_the_tests() -> None:
+    known = set(re.findall(r"[\w.-]+", (ROOT / "tests/run").read_text()))
+    for text in (FIRST_COMMAND, INSTALL):
+        [packages] = re.findall(r"--no-install-recommends ([^'\n]*)", text)
+        assert set(packages.split()) <= known
+
+
+def test_every_end_is_explained() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "lib").rglob("*.py"))
+    page = (ROOT / "man/muonsocks.7").read_text()
+    _, _, listed = page.partition("A connection that has been up ends with:")
+    explained = re.findall(r"^\.It Cm (\S+)$", listed.partition("\n.Ss ")[0], re.M)
+    assert len(explained) == len(set(explained))
+    assert set(re.findall(r'\bFinished\(\s*"(.*?)"', source)) <= set(explained)
+    for end in explained:
+        assert f'"{end}"' in source
+
+
+# Rules, which need no machine
+
+
+def permits(text: str, host: str, port: int, address: str = "") -> bool:
+    """Whether rules let a client go to a host; to a name at this address."""
+    packed = parse_address(address or host)
+    assert packed
+    return Rules(parse_rules(text, "example")).permit(Endpoint(host, port), packed)
+
+
+def test_allow_list() -> None:
+    rules = ALLOW_LIST
+    for name in ("example.com", "www.example.com", "WWW.Example.COM."):
+        assert permits(rules, name, 443, "203.0.113.1")
+        assert not permits(rules, name, 22, "203.0.113.1")
+        assert not permits(rules, name, 443, "192.168.7.7")
+        assert not permits(rules, name, 80, "fc00::7")
+    assert not permits(rules, "notexample.com", 443, "203.0.113.1")
+    assert permits(rules, "192.0.2.7", 22)
+    assert permits(rules, "::ffff:192.0.2.7", 22)
+    assert permits(rules, "any.example.org", 22, "192.0.2.7")
+    assert permits(rules, "any.example.org", 22, "10.1.2.3")
+    assert not permits(rules, "10.1.2.3", 80)
+    assert not permits(rules, "203.0.113.1", 443)
+
+
+def test_deny_list() -> None:
+    rules = DENY_LIST
+    assert permits(rules, "www.example.com", 80, "203.0.113.1")
+    assert not permits(rules, "www.example.com", 587, "203.0.113.1")
+    assert not permits(rules, "203.0.113.1", 25)
+    assert not permits(rules, "example.net", 80, "203.0.113.1")
+    assert not permits(rules, "www.example.com", 80, "198.51.100.1")
+    assert not permits(rules, "2001:db8:bad::1", 80)
+    assert permits(rules, "2001:db8::1", 80)
+    assert not permits(rules, "127.0.0.1", 80)
+
+
+def test_ports_of_the_web_only() -> None:
+    rules = WEB_ONLY
+    assert permits(rules, "git.example.org", 22, "203.0.113.1")
+    assert not permits(rules, "example.org", 22, "203.0.113.1")
+    assert not permits(rules, "203.0.113.1", 22)
+    assert permits(rules, "203.0.113.1", 80) and permits(rules, "example.org", 443, "203.0.113.1")
+
+
+# The machine
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    reason = f"no {program} here: tests/run installs it"
+    return pytest.mark.skipif(not shutil.which(program), reason=reason)
+
+
+CLONE = "/root/muonsocks"
+XINETD_PROGRAM = "/opt/xinetd"
+NETWORKS = ("10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")
+WWW, GATEWAY = "192.0.2.80:80", "198.51.100.10:8080"
+HOSTS = """\
+127.0.0.1 localhost
+192.0.2.80 www.example.com
+198.51.100.10 gateway.example.net
+10.1.2.3 inside.example.com
+203.0.113.1 www.example.net
+"""
+
+# Answers every request with the address it came to: over TCP, and over a unix socket.
+TARGETS = """\
+import socket, sys, threading
+
+def serve(listener, name):
+    while True:
+        with listener.accept()[0] as client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" + name.encode() + b"\\n")
+
+for name in sys.argv[1:]:
+    host, _, port = name.rpartition(":")
+    if host:
+        listener = socket.create_server((host, int(port)))
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(name)
+        listener.listen()
+    threading.Thread(target=serve, args=(listener, name)).start()
+"""
+TARGET_NAMES = [WWW, GATEWAY, "192.0.2.80:25", "10.1.2.3:80", "203.0.113.1:80", "203.0.113.1:22"]
+TARGET_NAMES += ["127.0.0.1:8888", "/run/web.sock"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine into which muonsocks is installed as the README says; its socket is stopped."""
+    if reason := nspawn.missing():
+        pytest.skip(reason)
+    if not shutil.which("curl"):
+        pytest.skip("no curl here: tests/run installs it")
+    for module in ("pip", "setuptools", "wheel"):
+        if subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode:
+            pytest.skip(f"{PYTHON} has no {module}")
+    clone = tmp_path_factory.mktemp("examples") / "clone"
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests")
+    shutil.copytree(ROOT, clone, ignore=ignored)
+    binds = {str(clone): "/opt/clone"}
+    if xinetd := shutil.which("xinetd"):
+        binds[xinetd] = XINETD_PROGRAM  # it may be where the machine does not look
+    with Machine(binds) as machine:
+        machine.run(f"cp -r /opt/clone {CLONE}")
+        for network in NETWORKS:
+            machine.run(f"ip route add local {network} dev lo")
+        machine.put("/etc/hosts", HOSTS)
+        machine.put("/root/targets.py", TARGETS)
+        with serving(machine, f"{PYTHON} /root/targets.py {' '.join(TARGET_NAMES)}", "web.sock"):
+            paste(machine, INSTALL)
+            machine.run("systemctl stop muonsocks.socket")
+            yield machine
+
+
+@pytest.fixture
+def machine(installed: Machine) -> Machine:
+    """That machine, with muonsocks unconfigured."""
+    drop_in = "/etc/systemd/system/muonsocks@.service.d"
+    installed.run(f"rm -rf /etc/muonsocks /etc/default/muonsocks {drop_in}")
+    return installed
+
+
+def paste(machine: Machine, text: str, input: str = "") -> str:
+    """Run the lines of an example in the clone; they succeed. Return what they print."""
+    script = f"set -e; cd {CLONE}\n{runnable(text)}"
+    return machine.run(script, input=input, timeout=100).stdout
+
+
+@contextlib.contextmanager
+def serving(machine: Machine, text: str, listens: str) -> Iterator[None]:
+    """Run an example that goes on until it is ended, from when it listens (on a port, say)."""
+    unit = f"example-{listens}.service"
+    output = f"-p StandardOutput=truncate:/run/example-{listens}.log -p StandardError=inherit"
+    path = "--setenv=PATH=/usr/local/bin:/usr/bin:/usr/sbin"
+    where = f"--working-directory={CLONE}"
+    command = f"/bin/sh -ec {shlex.quote(text)}"
+    machine.run(f"systemd-run --quiet --unit={unit} {output} {path} {where} {command}")
+    try:
+        # there is no event for "somebody listens now"
+        listening = f"ss -Hlntx; systemctl is-active {unit} || echo over"
+        pattern = shlex.quote(f"[:/]{re.escape(listens)} |^over")
+        machine.run(f"until ({listening}) | grep -Eq {pattern}; do sleep 0.02; done", timeout=20)
+        over = machine.run(f"systemctl is-active {unit}", check=False).returncode
+        assert not over, machine.run(f"cat /run/example-{listens}.log").stdout
+        yield
+    finally:
+        machine.run(f"systemctl stop {unit}; systemctl reset-failed {unit} 2>&1", check=False)
+
+
+def await_log(machine: Machine, pattern: str, command: str = "cat /run/example-1080.log") -> None:
+    """Wait for a line of the log, which may come after the client has gone."""
+    found = f"{command} | grep -Eq -- {shlex.quote(pattern)}"
+    machine.run(f"until {found}; do sleep 0.02; done", timeout=20)
+
+
+def fetch(machine: Machine, url: str, options: str = "--socks5-hostname 127.0.0.1:1080") -> str:
+    """What curl gets, or what it says has gone wrong."""
+    done = machine.run(f"curl -sS --max-time 20 {options} {url}", check=False)
+    return (done.stderr if done.returncode else done.stdout).strip()
+
+
+def test_first_command_line(machine: Machine) -> None:
+    command = FIRST_COMMAND.partition("' && ")[2]
+    with (
+        serving(machine, WEB_SERVER.strip().removesuffix("&"), "8000"),
+        serving(machine, command, "1080"),
+    ):
+        assert "Directory listing" in paste(machine, FIRST_CURL)
+        [sample] = [block for block in readme_blocks("text") if "end=" in block]
+        for line in sample.splitlines():
+            await_log(machine, "^" + re.sub(r"\d+", "[0-9]+", line.replace("[", r"\[")) + "$")
+
+
+def test_path_of_a_clone(machine: Machine) -> None:
+    assert paste(machine, PATH_OF_CLONE + "command -v socks-inetd") == f"{CLONE}/bin/socks-inetd\n"
+
+
+@pytest.mark.parametrize("text", PLAIN_SERVERS, ids=["socks-inetd.1", "muonsocks.7"])
+def test_plain_server(machine: Machine, text: str) -> None:
+    with serving(machine, text, "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        assert "(2)" in fetch(machine, "http://localhost:8888/")
+
+
+@pytest.mark.parametrize("text", HASHES, ids=["muonsocks.7", "README.md"])
+def test_hash_of_a_password(machine: Machine, text: str) -> None:
+    [line] = paste(machine, text, input="secret\n").splitlines()
+    assert line.startswith("alice:$scrypt$ln=14,r=8,p=1$")
+    machine.put("/run/users", f"{line}\n", mode=0o600)
+    server = "systemd-socket-activate --accept --inetd -l 127.0.0.1:1080 socks-inetd --users="
+    with serving(machine, f"{server}/run/users", "1080"):
+        proxy = "-x socks5h://alice:{}@127.0.0.1:1080"
+        assert fetch(machine, "http://www.example.com/", proxy.format("secret")) == WWW
+        assert "rejected" in fetch(machine, "http://www.example.com/", proxy.format("guess"))
+
+
+@pytest.mark.parametrize("text", WITH_USERS, ids=["README.md", "socks-inetd.1"])
+def test_users_and_trusted_networks(machine: Machine, text: str) -> None:
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
+    with serving(machine, text, "1080"):
+        assert paste(machine, CURL_WITH_PASSWORD).strip() == WWW
+        assert "auth" in fetch(machine, "http://www.example.com/")
+        trusted = "--interface 192.0.2.5 --socks5-hostname 192.0.2.1:1080"
+        assert fetch(machine, "http://www.example.com/", trusted) == WWW
+
+
+def test_rules_of_the_readme(machine: Machine) -> None:
+    setting, _, server = WITH_RULES.rpartition("systemd-socket-activate")
+    paste(machine, setting)
+    with serving(machine, f"systemd-socket-activate{server}", "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        assert fetch(machine, "http://192.0.2.80/") == WWW
+        for url in ("http://inside.example.com/", "http://10.1.2.3/", "http://www.example.net/"):
+            assert "(2)" in fetch(machine, url)
+            await_log(machine, f"target={url[7:-1]}:80 reply=2 .* end=refused-by-rule")
+
+
+def test_trying_a_rule(machine: Machine) -> None:
+    assert paste(machine, TRY_A_RULE).split()[1:3] == ["5", "2"]
+
+
+@pytest.mark.parametrize("text", POLICIES, ids=["README.md", "socks-handshake.1"])
+def test_policy(machine: Machine, text: str) -> None:
+    with serving(machine, text, "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        assert fetch(machine, "http://expyuzz4.onion/", "-x socks5h://127.0.0.1") == GATEWAY
+        assert fetch(machine, "http://expyuzz4.onion/", "-x socks4a://127.0.0.1") == GATEWAY
+        for host in ("www.example.com", "192.0.2.80", "x.onion"):
+            assert "(2)" in fetch(machine, f"telnet://{host}:25/")
+        assert "91" in fetch(machine, "telnet://192.0.2.80:25/", "-x socks4a://127.0.0.1")
+        await_log(machine, "target=x.onion:25 reply=2 .* end=refused-by-rule")
+
+
+def test_looking_at_requests(machine: Machine) -> None:
+    with serving(machine, LINE_OF_REQUEST, "1080"):
+        assert fetch(machine, "http://www.example.com/", "-x socks4a://me@127.0.0.1") == WWW
+        for line in ("VERSION=4a", "COMMAND=connect", "HOST=www.example.com", "PORT=80", "USER=me"):
+            await_log(machine, f"^SOCKS_{line}$")
+
+
+@pytest.mark.parametrize("text", FORWARDERS, ids=["README.md", "socks-relay.1"])
+def test_forwarder(machine: Machine, text: str) -> None:
+    with serving(machine, text, "8080"):
+        assert fetch(machine, "http://127.0.0.1:8080/", "") == WWW
+        log = "cat /run/example-8080.log"
+        await_log(machine, "target=www.example.com:80 reply=- .* end=closed", log)
+
+
+def test_forwarder_to_a_unix_socket(machine: Machine) -> None:
+    with serving(machine, UNIX_FORWARDER, "8081"):
+        assert fetch(machine, "http://127.0.0.1:8081/", "") == "/run/web.sock"
+
+
+def test_all_to_one_place(machine: Machine) -> None:
+    with serving(machine, ALL_TO_ONE_PLACE, "1080"):
+        assert fetch(machine, "http://www.example.com/") == GATEWAY
+
+
+def test_policy_by_user(machine: Machine) -> None:
+    machine.put("/etc/muonsocks/users", "alice:secret\nbob:secret\n", mode=0o600)
+    with serving(machine, POLICY_BY_USER, "1080"):
+        alice, bob = (f"-x socks5h://{name}:secret@127.0.0.1" for name in ("alice", "bob"))
+        for proxy in (alice, bob):
+            assert fetch(machine, "http://www.example.com/", proxy) == WWW
+            assert "(2)" in fetch(machine, "http://10.1.2.3/", proxy)
+        assert fetch(machine, "--http0.9 http://203.0.113.1:22/", alice) == "203.0.113.1:22"
+        assert "(2)" in fetch(machine, "http://203.0.113.1:22/", bob)
+
+
+@needs("tcpserver")
+@pytest.mark.parametrize("text", TCPSERVERS, ids=["README.md", "muonsocks.7"])
+def test_tcpserver(machine: Machine, text: str) -> None:
+    with serving(machine, text, "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, r"client=127\.0\.0\.1:[0-9]+ .* end=closed")
+
+
+@needs("socat")
+@pytest.mark.parametrize("text", SOCATS, ids=["README.md", "muonsocks.7"])
+def test_socat(machine: Machine, text: str) -> None:
+    with serving(machine, text, "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, r"client=127\.0\.0\.1:[0-9]+ .* end=closed")
+
+
+@needs("inetd")
+def test_inetd(machine: Machine) -> None:
+    [line] = [block for block in readme_blocks("text") if "nowait" in block]
+    assert line == INETD_LINE
+    machine.put("/etc/inetd.conf", line)
+    with serving(machine, "inetd -i", "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, r"client=127\.0\.0\.1:[0-9]+ .* end=closed", "journalctl -o cat")
+
+
+@needs("xinetd")
+def test_xinetd(machine: Machine) -> None:
+    machine.run("mkdir -p /etc/xinetd.d")
+    paste(machine, XINETD)
+    files = "-f /etc/xinetd.d/muonsocks -pidfile /run/xinetd.pid"
+    with serving(machine, f"{XINETD_PROGRAM} -dontfork {files}", "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+
+
+@contextlib.contextmanager
+def unit(machine: Machine) -> Iterator[None]:
+    """The installed socket unit, listening."""
+    paste(machine, ENABLE)
+    try:
+        yield
+    finally:
+        machine.run("systemctl stop muonsocks.socket 'muonsocks@*'")
+
+
+def test_unit(machine: Machine) -> None:
+    with unit(machine):
+        for address in ("127.0.0.1", "[::1]"):
+            proxy = f"--socks5-hostname {address}:1080"
+            assert fetch(machine, "http://www.example.com/", proxy) == WWW
+            assert "(2)" in fetch(machine, "http://localhost:8888/", proxy)
+        for text in (LOG, JOURNAL):
+            lines = r"client=127\.0\.0\.1:[0-9]+ .*target=www.example.com:80 .*end=closed"
+            await_log(machine, lines, text.strip())
+
+
+def test_unit_with_options_and_users(machine: Machine) -> None:
+    paste(machine, CONFIGURE)
+    paste(machine, ADD_USER, input="secret\n")
+    with unit(machine):
+        alice = "-x socks5h://alice:secret@127.0.0.1"
+        assert fetch(machine, "http://www.example.com/", alice) == WWW
+        assert "(2)" in fetch(machine, "telnet://www.example.com:25/", alice)
+        assert "auth" in fetch(machine, "http://www.example.com/")
+    assert machine.run("stat -c %a /etc/muonsocks/users").stdout == "600\n"
+
+
+def test_unit_with_a_policy(machine: Machine) -> None:
+    setting, _, _ = POLICIES[0].rpartition("systemd-socket-activate")
+    paste(machine, f"{setting}install -D -t /etc/muonsocks policy")
+    [drop_in] = readme_blocks("ini")
+    machine.put("/etc/systemd/system/muonsocks@.service.d/override.conf", drop_in)
+    with unit(machine):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        assert fetch(machine, "http://expyuzz4.onion/", "-x socks5h://127.0.0.1") == GATEWAY
+        assert "(2)" in fetch(machine, "telnet://www.example.com:25/")
+
+
+def test_removal(machine: Machine) -> None:
+    """The last one: what it removes, the others need."""
+    there = "cd /usr/local; ls bin/socks-* lib/systemd/system/muonsocks* share/man/man1/socks-*"
+    machine.run(there)
+    paste(machine, REMOVE)
+    assert machine.run(there, check=False).stdout == ""
+    assert machine.run("systemctl is-active muonsocks.socket", check=False).stdout == "inactive\n"
