@@ -194,7 +194,7 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not shutil.which(program), reason=reason)
 
 
-CLONE = "/root/muonsocks"
+CLONE = "/srv/muonsocks"
 XINETD_PROGRAM = "/opt/xinetd"
 NETWORKS = ("10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")
 WWW, GATEWAY = "192.0.2.80:80", "198.51.100.10:8080"
@@ -251,8 +251,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         for network in NETWORKS:
             machine.run(f"ip route add local {network} dev lo")
         machine.put("/etc/hosts", HOSTS)
-        machine.put("/root/targets.py", TARGETS)
-        with serving(machine, f"{PYTHON} /root/targets.py {' '.join(TARGET_NAMES)}", "web.sock"):
+        machine.put("/srv/targets.py", TARGETS)
+        with serving(machine, f"{PYTHON} /srv/targets.py {' '.join(TARGET_NAMES)}", "web.sock"):
             paste(machine, INSTALL)
             machine.run("systemctl stop muonsocks.socket")
             yield machine

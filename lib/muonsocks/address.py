@@ -72,8 +72,12 @@ class Endpoint:
 
 
 def is_name(raw: bytes) -> bool:
-    """Say whether `raw` can be a host name: 1 to 255 bytes of printable ASCII without a space."""
-    return 0 < len(raw) < 256 and all(0x20 < byte < 0x7F for byte in raw)
+    """Say whether `raw` can be a host name: 1 to 255 bytes of printable ASCII.
+
+    No space, and no backslash: glibc takes that for an escape (RFC 1035 section 5.1), and a name
+    would have a second spelling that no rule knows.
+    """
+    return 0 < len(raw) < 256 and all(0x20 < byte < 0x7F and byte != 0x5C for byte in raw)
 
 
 class Network:
@@ -97,14 +101,18 @@ class Network:
         width = 8 * len(packed)
         if not slash:
             return cls(packed, width)
-        if not (bits.isascii() and bits.isdecimal()) or int(bits) > width:
-            raise UsageError(f"{text!r} has no valid prefix length", f"write 0 to {width}")
-        shift = width - int(bits)
+        # An IPv4-mapped network is the IPv4 network that it means.
+        mapped = 96 if len(packed) == 4 and ":" in address else 0
+        well_formed = bits.isascii() and bits.isdecimal() and len(bits) <= 3
+        if not well_formed or not mapped <= int(bits) <= mapped + width:
+            usable = f"write {mapped} to {mapped + width}"
+            raise UsageError(f"{text[:60]!r} has no valid prefix length", usable)
+        shift = mapped + width - int(bits)
         number = int.from_bytes(packed, "big")
         if number >> shift << shift != number:
             first = format_address((number >> shift << shift).to_bytes(len(packed), "big"))
             raise UsageError(f"{text!r} has host bits set", f"did you mean {first}/{bits}?")
-        return cls(packed, int(bits))
+        return cls(packed, width - shift)
 
     def __contains__(self, packed: bytes) -> bool:
         packed = unmapped(packed)

@@ -17,11 +17,11 @@ _LONGEST = 2048  # bytes of a line
 class Log:
     """Where the lines of one program go, and which."""
 
-    __slots__ = ("_journal", "_program", "_syslog", "level")
+    __slots__ = ("_journal", "_program", "level", "to_syslog")
 
     def __init__(self, program: str, to_syslog: bool = False) -> None:
         self._program = program
-        self._syslog = to_syslog
+        self.to_syslog = to_syslog
         self._journal = not to_syslog and _is_journal()
         self.level = INFO
         if to_syslog:
@@ -49,10 +49,10 @@ class Log:
         """Write one line, if its level is to be logged."""
         if level > self.level:
             return
-        if self._syslog:
+        if self.to_syslog:
             import syslog
 
-            syslog.syslog(level, message)
+            syslog.syslog(level, _line(message).decode("utf-8", "ignore"))
             return
         if self._journal:
             head = f"<{level}>"
@@ -62,18 +62,21 @@ class Log:
 
     def fatal(self, message: str) -> None:
         """Say why the program ends without having done its work: to whoever has started it."""
-        if self._syslog or self._journal:
+        if self.to_syslog or self._journal:
             self.error(message)
         else:
             self._print(f"{self._program}: {message}")
 
     def _print(self, text: str) -> None:
-        line = text.encode("utf-8", "backslashreplace")[:_LONGEST]
         try:
-            os.write(2, line.replace(b"\n", b" ") + b"\n")
+            os.write(2, _line(text) + b"\n")
         except OSError:
             # A log that is closed or full must not end the connection, and there is nobody to tell.
             return
+
+
+def _line(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")[:_LONGEST].replace(b"\n", b" ")
 
 
 def _is_journal() -> bool:

@@ -1,9 +1,5 @@
-"""Makes the modules beside the tests importable, with their assertions explained."""
-
-import sys
-from pathlib import Path
+"""Explains the assertions in the modules beside the tests, too; pyproject.toml has their path."""
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("conformance", "ends", "faults")
+pytest.register_assert_rewrite("conformance", "ends", "faults", "places")

@@ -26,7 +26,6 @@ from ends import (
 from places import in_child
 
 from muonsocks.net.inherit import Peer, Stdio, keep_stderr_from_peer, peer_of
-from muonsocks.net.loop import Loop
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
 
@@ -312,9 +311,8 @@ def test_descriptor_that_is_closed(closed: int) -> None:
     ours, theirs = socket.socketpair()
 
     def check() -> None:
-        loop = Loop()
-        with pytest.raises(OSError):
-            Stdio(loop)
+        with pytest.raises(OSError, match="not open"):
+            Stdio()
         assert os.get_blocking(1 - closed)
 
     numbers = {"fd0": ours.fileno(), "fd1": ours.fileno()} | {f"fd{closed}": -1}
@@ -329,8 +327,7 @@ def test_what_stdio_makes_of_it(kind: str) -> None:
     ours, client = KINDS[kind].make(Path())
 
     def check() -> None:
-        loop = Loop()
-        stdio = Stdio(loop)
+        stdio = Stdio()
         is_socket = kind in ("tcp", "unix")
         assert (stdio.stream.reader, stdio.stream.writer) == (0, 0 if is_socket else 1)
         assert (stdio.socket is not None) == is_socket

@@ -576,7 +576,7 @@ def test_a_failure_has_one_line_and_the_addresses_with_v() -> None:
     play.perform(ANYONE["a destination that refuses"])
     first, last = play.log.lines
     facts = "client=192.0.2.9:999 user=- target=host:80"
-    assert first == f"{facts} tried=192.0.2.1 error='Connection refused'"
+    assert first == f'{facts} tried=192.0.2.1 error="Connection refused"'
     assert last.startswith(f"closed {facts} reply=5 in=0 out=0 secs=")
 
 

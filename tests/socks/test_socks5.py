@@ -271,7 +271,6 @@ def test_what_a_request_of_another_version_earns() -> None:
     assert server.state == "closed"
 
 
-@pytest.mark.xfail(reason="the error has the reply's bytes but not its code")
 def test_the_code_of_a_request_of_another_version() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         hears(server_in(NONE), "04")
@@ -341,7 +340,6 @@ def test_replies(code: int, bound: Endpoint, digits: str) -> None:
     assert Server("answer").send(Reply(code, bound)) == bytes.fromhex(digits)
 
 
-@pytest.mark.xfail(reason="0x5d is written as it is, though ReplyCode promises NOT_ALLOWED")
 def test_socks4_code_has_no_place_in_a_reply() -> None:
     reply = encode_reply(ReplyCode.IDENTITY_REFUSED)
     assert reply == encode_reply(ReplyCode.NOT_ALLOWED)
@@ -468,7 +466,6 @@ def test_client_cannot_say(book: Book, event: Event, right: Event) -> None:
     assert client.state != state
 
 
-@pytest.mark.xfail(reason="the state goes on before the reply is written")
 def test_server_cannot_say() -> None:
     server = Server("answer")
     with pytest.raises(LocalProtocolError):

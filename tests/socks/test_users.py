@@ -76,6 +76,7 @@ def is_in_a_file(name: bytes, password: bytes) -> bool:
         name.startswith(b"#")
         or b":" in name
         or b"\n" in name + password
+        or b"\0" in name
         or password.startswith(b"$scrypt$")
         or password.endswith(b"\r")
     )
@@ -194,7 +195,6 @@ def test_limits() -> None:
         parse_users(most + b"one:more", "file")
 
 
-@pytest.mark.xfail(reason="OpenSSL refuses them, with ValueError, when a client comes")
 @pytest.mark.parametrize("parameters", [b"ln=16,r=1,p=1", b"ln=19,r=1,p=1", b"ln=1,r=262144,p=16"])
 def test_parameters_that_scrypt_refuses(parameters: bytes) -> None:
     """RFC 7914 section 6: N is less than 2^(128 r / 8)."""
@@ -291,10 +291,9 @@ def test_a_password_is_hashed_for_anybody(
         hashed.clear()
         made.accept(given_)
         assert hashed == [given_.password]
-        assert len(compared) == 3
+        assert len(compared) in (3, 4)  # of a known user the hash, or what stands for it
 
 
-@pytest.mark.xfail(reason="an unknown user gets the first one's path, be it cheap or dear")
 @pytest.mark.parametrize(
     "text",
     [b"first:one\nlast:" + scrypt_line(b"two"), b"first:" + scrypt_line(b"one") + b"\nlast:two"],

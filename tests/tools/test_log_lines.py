@@ -76,7 +76,7 @@ def test_how_much_is_logged(option: str, lines: int) -> None:
         assert program.status == 0
     assert len(program.log.splitlines()) == lines
     if lines == 2:
-        what = f"target=127.0.0.1:{port} tried=127.0.0.1 error='Connection refused'"
+        what = f'target=127.0.0.1:{port} tried=127.0.0.1 error="Connection refused"'
         assert program.log.splitlines()[0].endswith(what)
 
 

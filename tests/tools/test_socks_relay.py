@@ -297,7 +297,7 @@ def test_a_rules_file_that_is_missing() -> None:
 def test_too_few_descriptors(host: str) -> None:
     """The client is answered, and the status says that it is not the far end's fault."""
     environ = requested("192.0.2.1", 80)
-    ended = run("prlimit", "--nofile=4", RELAY, host, str(closed_port()), env=environ)
+    ended = run("prlimit", "--nofile=6", RELAY, host, str(closed_port()), env=environ)
     assert (ended.status, ended.output) == (111, failure(1))
 
 

@@ -235,7 +235,7 @@ ENDS: dict[str, tuple[str, int, str]] = {
         111,
         "the-tool: /no/such: No such file or directory\n",
     ),
-    "no file": ("raise OSError(24, 'Too many')", 111, "the-tool: [Errno 24] Too many\n"),
+    "no file": ("raise OSError(24, 'Too many')", 111, "the-tool: Too many\n"),
     "a signal": ("import os; os.kill(os.getpid(), 15)", 0, ""),
     "an error in two lines": ("raise OSError('a\\nb')", 111, "the-tool: a b\n"),
 }

@@ -8,6 +8,7 @@ from stat import S_ISCHR, S_ISSOCK
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import Loop
+from muonsocks.net.signals import wake_for_signals
 from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
 
 TYPE_CHECKING = False
@@ -40,19 +41,30 @@ def keep_stderr_from_peer() -> bool:
 
 def _point_at_null(fd: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
-    if null != fd:
+    if null == fd:
+        os.set_inheritable(fd, True)
+    else:
         os.dup2(null, fd)
         os.close(null)
+
+
+def _status(fd: int, name: str) -> os.stat_result:
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        raise OSError(error.errno, f"standard {name} is not open") from None
 
 
 class Stdio:
     """The client on standard input and output, as one stream."""
 
-    __slots__ = ("_found_blocking", "socket", "stream")
+    __slots__ = ("_found_blocking", "loop", "socket", "stream")
 
-    def __init__(self, loop: Loop) -> None:
-        """Take over fds 0 and 1. OSError if one of them is not open."""
-        status = os.fstat(0), os.fstat(1)
+    def __init__(self) -> None:
+        """Take over fds 0 and 1, and make a loop for them. OSError if one of them is not open."""
+        status = _status(0, "input"), _status(1, "output")
+        self.loop = loop = Loop()
+        wake_for_signals(loop)
         self._found_blocking = tuple(fd for fd in (0, 1) if os.get_blocking(fd))
         self.socket: socket | None = None
         same = (status[0].st_dev, status[0].st_ino) == (status[1].st_dev, status[1].st_ino)
@@ -107,7 +119,7 @@ def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
     ):
         host, port = environ.get(host_name), environ.get(port_name, "")
         if host and (host_name == "REMOTE_ADDR" or proto):
-            return Peer.at(host, int(port) if port.isascii() and port.isdecimal() else 0)
+            return Peer.at(host, int(port[:5]) if port.isascii() and port.isdecimal() else 0)
     if stdio_socket is None:
         return Peer("stdin")
     if stdio_socket.family == AF_UNIX:

@@ -136,8 +136,10 @@ class Stream(Waitable):
             except OSError:
                 return  # ENOTCONN: the peer is gone and cannot be told
         elif self.writer >= 0:
-            self._let_go(self.writer)
-            self.writer = -1
+            writer, self.writer = self.writer, -1
+            self._let_go(writer)
+            if self.reader in self.borrowed:
+                set_blocking(self.reader, False)  # of a terminal, both share the mode
 
     async def linger(self, seconds: float) -> None:
         """End the output and drop what the peer still sends, for so many seconds at most.
@@ -195,12 +197,12 @@ class Stream(Waitable):
 
     def close(self) -> None:
         """Give the descriptors back to the system. Harmless when it has been done."""
-        if self.reader < 0:
-            return
-        if self.writer not in (self.reader, -1):
-            self._let_go(self.writer)
-        self._let_go(self.reader)
-        self.reader = self.writer = -1
+        reader, writer = self.reader, self.writer
+        self.reader = self.writer = -1  # first: a signal may cut this short, and it is called again
+        if writer not in (reader, -1):
+            self._let_go(writer)
+        if reader >= 0:
+            self._let_go(reader)
 
     def _let_go(self, fd: int) -> None:
         self.loop.handlers.pop(fd, None)

@@ -69,6 +69,8 @@ def _parse_ports(text: str) -> tuple[tuple[int, int], ...]:
             last = first
         if not (first.isascii() and first.isdecimal() and last.isascii() and last.isdecimal()):
             raise UsageError(f"{part!r} is not a port", "write 80, 80,443 or 8000-8999")
+        if len(first) > 5 or len(last) > 5:
+            raise UsageError(f"{part[:20]!r} is not a range of ports", "write 0 to 65535")
         low, high = int(first), int(last)
         if not low <= high <= 65535:
             raise UsageError(f"{part!r} is not a range of ports", "write the lower one first")

@@ -6,6 +6,7 @@ the two halves, `negotiate` and `fulfil`, are also programs of their own.
 
 from __future__ import annotations
 
+import errno
 import os
 from time import monotonic
 
@@ -41,9 +42,11 @@ if TYPE_CHECKING:
 
     from muonsocks.address import Endpoint, Network
     from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
     from muonsocks.net.stream import Stream
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 _LINGER = 2.0  # s that a client is given to read what it was told last
 
 
@@ -123,6 +126,11 @@ class Session:
         self._relay: Relay | None = None
         self.user = b""
         self.refused_by_rule = False
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that the client's stream is in."""
+        return self._client.loop
 
     async def run(self) -> None:
         """Serve the client, and write its log lines. The client's stream is closed."""
@@ -248,15 +256,17 @@ class Session:
             raise Finished("refused-by-rule", str(error)) from None
         except OSError as error:
             for address, number in error.failures if isinstance(error, DialError) else ():
-                self._log.debug(f"{self._facts()} tried={address} error={os.strerror(number)!r}")
+                self._log.debug(f'{self._facts()} tried={address} error="{os.strerror(number)}"')
             await self.refuse(server, reply_code(error))
+            if error.errno in _SHORTAGES:
+                raise
             end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
             raise Finished(end, error.strerror or str(error)) from None
         try:
             if server is not None:
+                self._reply = ReplyCode.SUCCEEDED
                 success = Reply(ReplyCode.SUCCEEDED, far.local_endpoint())
                 await self._client.send(server.send(success))
-                self._reply = ReplyCode.SUCCEEDED
             return await self.relay(far, early)
         finally:
             far.close()
@@ -320,4 +330,7 @@ class Session:
         reply = "-" if self._reply is None else self._reply
         line = f"closed {self._facts()} reply={reply} in={received} out={sent}"
         line += f" secs={monotonic() - self._started:.3f} end={end}"
-        self._log.info(f'{line} detail="{detail}"' if detail else line)
+        if detail:
+            escaped = detail.replace("\\", "\\\\").replace('"', '\\"')
+            line += f' detail="{escaped}"'
+        self._log.info(line)

@@ -42,6 +42,8 @@ _ADDRESS_LENGTH = {_IPV4: 4, _IPV6: 16}
 
 def encode_reply(code: int, bound: Endpoint = UNSPECIFIED) -> bytes:
     """Write a reply, RFC 1928 section 6."""
+    if code == ReplyCode.IDENTITY_REFUSED:
+        code = ReplyCode.NOT_ALLOWED
     return bytes((VERSION, code, 0)) + _encode_endpoint(bound)
 
 
@@ -64,9 +66,11 @@ class _Machine(Machine):
         self.state = "closed"
         return RemoteProtocolError(message, reply, code)
 
-    def _expect_version(self, version: int, what: str, reply: bytes = b"") -> None:
+    def _expect_version(
+        self, version: int, what: str, reply: bytes = b"", code: int | None = None
+    ) -> None:
         if self._buffer and self._buffer[0] != version:
-            raise self._fail(f"{what} has version {self._buffer[0]}, not {version}", reply)
+            raise self._fail(f"{what} has version {self._buffer[0]}, not {version}", reply, code)
 
     def _message_length(self) -> int:
         """How long a request or reply (they look alike) is at least, by what is there."""
@@ -144,8 +148,8 @@ class Server(_Machine):
         return Credentials(message[2:user_end], message[user_end + 1 :])
 
     def _next_request(self) -> Request | None:
-        general = encode_reply(ReplyCode.GENERAL_FAILURE)
-        self._expect_version(VERSION, "the request", general)
+        code = ReplyCode.GENERAL_FAILURE
+        self._expect_version(VERSION, "the request", encode_reply(code), code)
         if len(self._buffer) > 3 and self._buffer[3] not in (_IPV4, _NAME, _IPV6):
             code = ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED
             problem = f"the request has address type {self._buffer[3]}"
@@ -163,13 +167,14 @@ class Server(_Machine):
 
     def send(self, event: Event) -> bytes:
         if isinstance(event, Reply) and self.state == "answer":
+            answer = encode_reply(event.code, event.bound)
             if event.code != ReplyCode.SUCCEEDED:
                 self.state = "closed"
             elif self._command == Command.BIND:
                 self._command = Command.CONNECT  # a second reply is due when the peer connects
             else:
                 self.state = "relay"
-            return encode_reply(event.code, event.bound)
+            return answer
         if isinstance(event, MethodChoice) and self.state == "choose":
             self.state = {Method.NONE: "request", Method.PASSWORD: "credentials"}.get(
                 event.method, "closed"

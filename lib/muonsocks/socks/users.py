@@ -9,12 +9,13 @@ from muonsocks.socks.request import Credentials
 
 _MOST_USERS = 10_000
 _SCRYPT = b"$scrypt$"
+_MOST_MEMORY = (64 << 20) + (1 << 16)  # bytes that hashing a password may take
 
 
 class ScryptHash:
     """A password as `$scrypt$ln=L,r=R,p=P$SALT$HASH` (RFC 7914; base64 without padding)."""
 
-    __slots__ = ("_cost", "_digest", "_salt")
+    __slots__ = ("_cost", "_digest", "_salt", "work")
 
     def __init__(self, text: bytes) -> None:
         from base64 import b64decode
@@ -32,49 +33,58 @@ class ScryptHash:
                 "the hash is not of the form $scrypt$ln=14,r=8,p=1$SALT$HASH",
                 "muonsocks(7) shows how to make one",
             ) from None
-        # What an attempt may cost: 64 MiB of memory, and time in proportion.
-        if fields or not (1 <= log_n <= 20 and r >= 1 and 1 <= p <= 16 and r << log_n <= 1 << 19):
+        # An attempt may cost 64 MiB of memory, and time in proportion; RFC 7914 section 2 wants
+        # N below 2^(16 r).
+        sane = not fields and 1 <= log_n <= 20 and r >= 1 and 1 <= p <= 16
+        if not sane or log_n >= 16 * r or 128 * r * ((1 << log_n) + p + 2) > _MOST_MEMORY:
             raise UsageError("the scrypt parameters are out of range", "use ln=14,r=8,p=1")
         if not self._salt or not 16 <= len(self._digest) <= 64:
             raise UsageError("the scrypt salt or hash has the wrong length", "use 16 and 32 bytes")
         self._cost = {"n": 1 << log_n, "r": r, "p": p}
+        self.work = (p * r) << log_n
 
     def matches(self, password: bytes) -> bool:
         """Hash a password (tens of milliseconds) and compare."""
         from hashlib import scrypt
 
-        digest = scrypt(
-            password, salt=self._salt, dklen=len(self._digest), maxmem=1 << 27, **self._cost
-        )
+        size, memory = len(self._digest), 2 * _MOST_MEMORY
+        digest = scrypt(password, salt=self._salt, dklen=size, maxmem=memory, **self._cost)
         return _compare_digest(digest, self._digest)
 
 
 class Users:
-    """The users and their passwords. Tells nothing by the time it takes but the number of users."""
+    """The users and their passwords.
 
-    __slots__ = ("_passwords",)
+    What a refusal takes tells nothing but the number of users, as long as all hashes are made with
+    the same parameters: where any password is hashed, one hash is made for every attempt.
+    """
+
+    __slots__ = ("_dearest", "_passwords")
 
     def __init__(self, passwords: dict[bytes, bytes | ScryptHash]) -> None:
         if not passwords:
             raise UsageError("there is no user", "write a line NAME:PASSWORD for each")
         self._passwords = passwords
+        hashes = [kept for kept in passwords.values() if isinstance(kept, ScryptHash)]
+        self._dearest = max(hashes, key=lambda kept: kept.work, default=None)
 
     @property
     def hashed(self) -> bool:
         """Whether a check may take long enough to be kept out of an event loop."""
-        return any(isinstance(kept, ScryptHash) for kept in self._passwords.values())
+        return self._dearest is not None
 
     def accept(self, given: Credentials) -> bool:
-        """Say whether user and password are right. An unknown user costs as much as a known one."""
+        """Say whether user and password are right."""
         known = False
-        kept: bytes | ScryptHash = next(iter(self._passwords.values()))
+        kept: bytes | ScryptHash = b""
         for name, password in self._passwords.items():
             if _compare_digest(name, given.user):
                 known, kept = True, password
         if isinstance(kept, ScryptHash):
-            right = kept.matches(given.password)
-        else:
-            right = _compare_digest(kept, given.password)
+            return kept.matches(given.password)
+        if self._dearest is not None:
+            self._dearest.matches(given.password)
+        right = _compare_digest(kept, given.password)
         return known and right
 
 
@@ -107,6 +117,8 @@ def _parse_user(line: bytes) -> tuple[bytes, bytes | ScryptHash]:
     name, colon, password = line.partition(b":")
     if not colon or not name or not password:
         raise UsageError("the line is not NAME:PASSWORD")
+    if b"\0" in name:
+        raise UsageError("the name has a NUL byte in it")
     if len(name) > 255:
         raise UsageError("the name is longer than 255 bytes")
     if password.startswith(_SCRYPT):

@@ -29,7 +29,8 @@ class Terminated(BaseException):
 def run(name: str) -> NoReturn:
     """Run the tool of module `name`, and end the process with its status."""
     program = name.replace("_", "-")
-    log = Log(program, to_syslog=keep_stderr_from_peer())
+    stderr_is_peer = keep_stderr_from_peer()
+    log = Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
     status = SYSTEM_FAILED
     try:
         _end_by_exception()
@@ -39,7 +40,8 @@ def run(name: str) -> NoReturn:
         log.fatal(str(error))
         status = WRONG_USAGE
     except OSError as error:
-        log.fatal(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        reason = error.strerror or str(error)
+        log.fatal(f"{error.filename}: {reason}" if error.filename else reason)
     except Terminated:
         status = DONE
     except Exception as error:

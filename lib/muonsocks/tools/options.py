@@ -120,13 +120,14 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
     first = message.split("\n", 1)[0]
     if first and not first.lower().startswith("usage"):
         return first
+    known = doc.replace("=", " ").replace(",", " ").split()
     for argument in arguments:
         name = argument.split("=", 1)[0]
         if name == "--":
             break
         if not name.startswith("--"):
             name = name[:2]
-        if len(name) > 1 and name.startswith("-") and f"{name} " not in doc.replace("=", " "):
+        if len(name) > 1 and name.startswith("-") and name not in known:
             return f"there is no option {name}"
     return "the arguments do not fit"
 
@@ -155,8 +156,8 @@ def access(options: Options) -> Access:
         users = parse_users(_read(path), path)
     elif directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         path = f"{directory}/users"
-        # An empty credential is what a unit has when no users are configured.
-        if os.path.exists(path) and (content := _read(path)):
+        # A blank credential is what a unit has when no users are configured.
+        if os.path.exists(path) and (content := _read(path)).strip():
             users = parse_users(content, path)
     trusted = parse_networks(options.text("--trust") or "")
     if trusted and users is None:

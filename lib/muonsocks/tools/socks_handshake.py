@@ -27,13 +27,12 @@ Other:
 from __future__ import annotations
 
 import os
-from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+from _signal import SIG_DFL, SIG_IGN, SIGPIPE, SIGXFSZ, signal
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Stdio, peer_of
-from muonsocks.net.loop import Loop
 from muonsocks.socks.negotiation import Server
 from muonsocks.socks.request import ReplyCode, Request
 from muonsocks.socks.rules import Rules
@@ -55,8 +54,7 @@ def main(arguments: list[str], log: Log) -> int:
     if not program:
         raise UsageError("no PROG is given", "say what is to be run, socks-relay for instance")
     policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
-    loop = Loop()
-    stdio = Stdio(loop)
+    stdio = Stdio()
     result: list[tuple[Server, Request]] = []
     session = Session(stdio.stream, peer_of(stdio.socket, os.environ), policy, log)
 
@@ -72,18 +70,22 @@ def main(arguments: list[str], log: Log) -> int:
         raise Finished("system-error", "PROG cannot be executed")
 
     try:
-        loop.run(session.logged(negotiate))
+        stdio.loop.run(session.logged(negotiate))
         if not result:
             return DONE
         server, request = result[0]
         environ = request_environment(server.version, request, session.user)
+        if log.to_syslog:
+            environ[b"SOCKS_LOG"] = b"syslog"  # PROG cannot see that fd 2 was the client
         stdio.restore()
         try:
             _execute(program, environ)
-        except OSError as error:
-            log.error(f"{program[0]} cannot be executed: {error.strerror}")
+        except (OSError, ValueError) as error:  # ValueError: what no system call can take
+            signal(SIGPIPE, SIG_IGN)
+            problem = error.strerror if isinstance(error, OSError) else str(error)
+            log.error(f"{program[0]} cannot be executed: {problem}")
             stdio.borrow()
-            loop.run(session.logged(fail))
+            stdio.loop.run(session.logged(fail))
             return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     finally:
         stdio.restore()

@@ -41,7 +41,6 @@ import os
 
 from muonsocks.log import Log
 from muonsocks.net.inherit import Stdio, peer_of
-from muonsocks.net.loop import Loop
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, REFUSED_BY_RULE, options
 
@@ -53,12 +52,11 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     options.expect_no_arguments(given)
     policy = options.policy(given)
-    loop = Loop()
-    stdio = Stdio(loop)
+    stdio = Stdio()
     try:
         peer = peer_of(stdio.socket, os.environ)
         session = Session(stdio.stream, peer, policy, log)
-        loop.run(session.run())
+        stdio.loop.run(session.run())
     finally:
         stdio.restore()
     return REFUSED_BY_RULE if session.refused_by_rule else DONE

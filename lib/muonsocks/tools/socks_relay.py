@@ -47,7 +47,6 @@ from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.dial import dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
-from muonsocks.net.loop import Loop
 from muonsocks.net.relay import Ended
 from muonsocks.net.stream import Stream
 from muonsocks.socks.negotiation import Server
@@ -86,11 +85,10 @@ def main(arguments: list[str], log: Log) -> int:
         if server is not None:
             _answer_failure(server)
         raise
-    loop = Loop()
-    stdio = Stdio(loop)
+    stdio = Stdio()
     try:
         session = Session(stdio.stream, peer_of(stdio.socket, os.environ), errand.policy, log)
-        loop.run(session.logged(lambda: errand.run(session, loop)))
+        stdio.loop.run(session.logged(lambda: errand.run(session)))
     finally:
         stdio.restore()
     return REFUSED_BY_RULE if session.refused_by_rule else DONE
@@ -118,7 +116,7 @@ class _Errand:
             destination = self._elsewhere or Endpoint("0.0.0.0", 0)
             self._request, self._user = Request(Command.CONNECT, destination), b""
 
-    async def run(self, session: Session, loop: Loop) -> Ended:
+    async def run(self, session: Session) -> Ended:
         """Do it."""
         session.user = self._user
         session.target = str(self._request.destination)
@@ -131,9 +129,9 @@ class _Errand:
             if self._server is None:
                 session.target = f"unix:{self._path}"
             timeout = self.policy.dialler.connect_timeout
-            reach = lambda: dial_unix(loop, self._path, timeout)  # noqa: E731
+            reach = lambda: dial_unix(session.loop, self._path, timeout)  # noqa: E731
         elif elsewhere := self._elsewhere:
-            reach = lambda: self.policy.dialler.dial(loop, elsewhere)  # noqa: E731
+            reach = lambda: self.policy.dialler.dial(session.loop, elsewhere)  # noqa: E731
         return await session.fulfil(self._server, self._request, reach=reach)
 
 
@@ -144,7 +142,7 @@ def _refusal(reason: str | None) -> int | None:
     """Read the argument of --refuse as a reply code."""
     if reason is None:
         return None
-    code = int(reason) if reason.isascii() and reason.isdecimal() else _REASONS.get(reason)
+    code = int(reason) if reason in [*"12345678"] else _REASONS.get(reason)
     if code not in _REASONS.values():
         raise UsageError(f"--refuse: {reason!r} is no reason", "see --help for those there are")
     return code
@@ -169,8 +167,7 @@ def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
 
 def _answer_failure(server: Server) -> None:
     """Tell the client that it will not be served: it must not have to guess that from silence."""
-    loop = Loop()
-    stdio = Stdio(loop)
+    stdio = Stdio()
 
     async def answer() -> None:
         try:
@@ -180,6 +177,6 @@ def _answer_failure(server: Server) -> None:
         await stdio.stream.linger(2)
 
     try:
-        loop.run(answer())
+        stdio.loop.run(answer())
     finally:
         stdio.restore()
