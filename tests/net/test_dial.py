@@ -343,11 +343,19 @@ def test_first_address_may_still_win(network: Network, monkeypatch: pytest.Monke
     hosts(monkeypatch, "127.0.0.2", "127.0.0.3")
     network.black_hole("127.0.0.3")
     slow = network.black_hole("127.0.0.2")
+    slow.setblocking(False)
     loop = Loop()
+
+    def accept(_: int) -> None:
+        try:
+            while True:
+                network.sockets.append(slow.accept()[0])
+        except BlockingIOError:
+            return
 
     async def main() -> str:
         # Room in the backlog, once the second attempt is on its way: the SYN comes again after 1 s.
-        loop.call_later(0.3, lambda: [slow.accept()[0].close() for _ in range(1)])
+        loop.call_later(0.3, lambda: loop.register(slow.fileno(), accept))
         stream = await Dialler().dial(loop, Endpoint("name", network.port))
         assert stream.socket
         try:
@@ -356,6 +364,7 @@ def test_first_address_may_still_win(network: Network, monkeypatch: pytest.Monke
             stream.close()
 
     assert loop.run(main()) == "127.0.0.2"
+    loop.unregister(slow.fileno())
     loop.close()
 
 

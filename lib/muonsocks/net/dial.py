@@ -257,8 +257,8 @@ class _Attempt:
 
 async def resolve(loop: Loop, destination: Endpoint) -> list[Candidate]:
     """Look a name up, in a thread: give its addresses as getaddrinfo(3) orders them (RFC 6724)."""
-    host = destination.host.encode("ascii")  # as bytes, or Python would import an IDNA codec
     try:
+        host = destination.host.encode("ascii")  # as bytes, or Python would import an IDNA codec
         # AI_ADDRCONFIG is not asked for: what has no route fails at once, and the next is tried.
         found = await loop.in_thread(getaddrinfo, host, None, 0, SOCK_STREAM, IPPROTO_TCP)
     except gaierror as error:

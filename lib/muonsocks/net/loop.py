@@ -204,7 +204,7 @@ class Loop:
                 if not task.is_over:
                     task.interrupt(error)
         if failures:
-            raise failures[0]
+            raise failures.pop()
         return results[0]
 
     def _round(self) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, readv, splice, write
-from select import EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.net import pipes
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
@@ -238,6 +238,7 @@ class _Half:
             self.count += written
             if written < count:
                 self.pending = bytes(_VIEW[written:count])
+                self._flush_when_ready()
                 return
             if count == _SIZE and self._splices:
                 self._pump()
@@ -270,7 +271,7 @@ class _Half:
                 return
             if not count:
                 pipe.release()
-                self._source_ended(failed=self.tainted)
+                self._confirm_end()
                 return
             total += count
             if not self._empty(pipe, write_fd):
@@ -278,6 +279,14 @@ class _Half:
         pipe.release()
         self._bulk = True
         self._relay._loop.call_soon(self._again)
+
+    def _confirm_end(self) -> None:
+        """Read once more where splice gave 0: in front of urgent data, too, it may."""
+        if self.source.drains:
+            self._splices = self._drains = self._bulk = False
+            self.pull(_AGAIN)
+        else:
+            self._source_ended(failed=self.tainted)
 
     def _empty(self, pipe: pipes.Pipe, write_fd: int) -> bool:
         """Splice a pipe to the sink. False if that did not go all the way; then all is noted."""
@@ -329,13 +338,17 @@ class _Half:
             self.count += written
             self.pending = pending = pending[written:] or None
             if pending is not None:
-                if self.sink.always_ready:
-                    relay._loop.call_soon(self.flush)
+                self._flush_when_ready()
                 return
         if self.ended:
             self._close_sink()
         else:
             self.pull(_AGAIN)
+
+    def _flush_when_ready(self) -> None:
+        """See that `flush` is called: an event will do that, but for a regular file."""
+        if self.sink.always_ready & EPOLLOUT:
+            self._relay._loop.call_soon(self.flush)
 
     # Ends
 

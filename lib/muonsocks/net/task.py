@@ -65,13 +65,17 @@ class Task:
             awaited.task = self
         finally:
             loop.current = caller
+            error = None  # or it would keep itself alive, through this frame
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` where the task waits."""
         if self.waits_for is not None:
             self.waits_for.task = None
             self.waits_for = None
-        self.step(error)
+        try:
+            self.step(error)
+        finally:
+            del error  # as in step
 
 
 class Mailbox(Waitable):

@@ -58,14 +58,20 @@ class Threads:
             raise OSError(errno.EAGAIN, "no thread can be started") from error
         await job
         if job.error is not None:
-            raise job.error
+            try:
+                raise job.error
+            finally:
+                job.error = None  # or it would keep itself alive, through the frames it came by
         return job.result  # type: ignore[no-any-return]
 
     def _serve(self, job: _Job) -> None:
         job.work()
         self._done.append(job)
+        signal = self._signal
+        if signal < 0:
+            return
         try:
-            eventfd_write(self._signal, 1)
+            eventfd_write(signal, 1)
         except OSError as error:
             # The loop was closed while the job ran: nobody waits for it any more.
             if error.errno != errno.EBADF:
@@ -79,6 +85,7 @@ class Threads:
         done, self._done = self._done, []
         for job in done:
             job.wake()
+            job.error = None  # of a job that nobody waited for any more
 
     def close(self) -> None:
         """Stop listening to the threads that are still at work."""
