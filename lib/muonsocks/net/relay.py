@@ -207,14 +207,14 @@ class _Half:
 
     def pull(self, events: int) -> None:
         """Move what the source has, until it is drained or the sink is full."""
+        if events & EPOLLPRI:
+            # Splice stops for good in front of urgent data; a read in line goes past it.
+            self._splices = self._drains = False
         if self.ended or self.over or self.pending is not None:
             return
         relay = self._relay
         relay.active = relay._loop.now
-        if events & EPOLLPRI:
-            # Splice stops for good in front of urgent data; a read in line goes past it.
-            self._splices = self._drains = self._bulk = False
-        if self._bulk:
+        if self._bulk and self._splices:
             self._pump()
             return
         for _ in range(_ROUNDS):

@@ -15,7 +15,7 @@ from _socket import (
 )
 from fcntl import ioctl
 from os import close, read, set_blocking, write
-from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from sys import byteorder
 
 from muonsocks.address import Endpoint
@@ -66,11 +66,11 @@ class Stream(Waitable):
         self._wanted = 0
         self.always_ready = 0
         if not loop.register(reader, self._on_event):
-            self.always_ready |= READABLE
-        if self.writer != reader and not loop.register(self.writer, self._on_event):
-            self.always_ready |= WRITABLE
-        elif self.writer == reader and self.always_ready:
-            self.always_ready |= WRITABLE
+            self.always_ready |= EPOLLIN
+        if self.writer == reader:
+            self.always_ready |= EPOLLOUT if self.always_ready else 0
+        elif not loop.register(self.writer, self._on_event):
+            self.always_ready |= EPOLLOUT
         self.ready |= self.always_ready
 
     @classmethod

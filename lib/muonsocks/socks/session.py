@@ -296,8 +296,9 @@ class Session:
         ended = await relay.run(limits.idle, limits.half_close)
         for stream in ended.owed_resets:
             await stream.abort(_LINGER)
-        if client not in ended.owed_resets and not relay.up.ended:
-            await client.linger(_LINGER)  # it still sends, but there is nobody to give it to
+        for half in (relay.up, relay.down):
+            if half.source not in ended.owed_resets and not half.ended:
+                await half.source.linger(_LINGER)  # it still sends, but nobody takes it any more
         return ended
 
     async def refuse(self, server: Server | None, code: int) -> None:
