@@ -77,6 +77,7 @@ REMOVE = shown("README.md", "pip uninstall")
 CONFIGURE = shown("README.md", "/etc/default/muonsocks")
 PATH_OF_CLONE = shown("README.md", "PATH=$PWD/bin")
 ADD_USER = shown("README.md", "getpass")
+HAND_ON_USERS = shown("README.md", "muonsocks-users.conf")
 LOG = shown("README.md", "journalctl")
 POLICIES = [
     shown("README.md", "*.onion"),
@@ -472,6 +473,9 @@ def test_unit(machine: Machine) -> None:
 def test_unit_with_options_and_users(machine: Machine) -> None:
     paste(machine, CONFIGURE)
     paste(machine, ADD_USER, input="secret\n")
+    with unit(machine):
+        assert "(97)" in fetch(machine, "http://www.example.com/")  # nobody, until it is told
+    paste(machine, HAND_ON_USERS)
     with unit(machine):
         alice = "-x socks5h://alice:secret@127.0.0.1"
         assert fetch(machine, "http://www.example.com/", alice) == WWW

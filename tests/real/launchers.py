@@ -116,7 +116,8 @@ def _openbsd_inetd(program: list[str], port: int, work: Path) -> list[str]:
 def _xinetd(program: list[str], port: int, work: Path) -> list[str]:
     sample = _sample("xinetd.conf", program[0], port)
     arguments = " ".join(program[1:])
-    sample = re.sub(r"(server_args\s*=).*", rf"\1 {arguments}", sample)
+    if arguments:
+        sample = sample.replace("}", f"\tserver_args\t= {arguments}\n}}")
     (work / "xinetd.conf").write_text(sample)
     files = ["-f", str(work / "xinetd.conf"), "-pidfile", str(work / "xinetd.pid")]
     return ["xinetd", "-dontfork", *files]

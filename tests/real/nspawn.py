@@ -71,7 +71,7 @@ class Machine:
         self._cleanup = contextlib.ExitStack()
         self._leader = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._lifeline: subprocess.Popen[bytes] | None = None
+        self._powers_off = False  # when what it has started is ended
 
     def __enter__(self) -> "Machine":
         try:
@@ -126,13 +126,6 @@ class Machine:
 
     def close(self) -> None:
         """Power the machine off and remove what it left on the host; harmless to repeat."""
-        if self._nspawn and self._leader:
-            if self._lifeline and self._lifeline.stdin:
-                self._lifeline.stdin.close()
-            try:
-                self._nspawn.wait(POWER_OFF_SECONDS if self._lifeline else 0)
-            except subprocess.TimeoutExpired:
-                os.kill(self._leader, signal.SIGKILL)  # it would outlive nspawn
         self._cleanup.close()
 
     def _boot(self) -> None:
@@ -169,13 +162,13 @@ class Machine:
                     "NOTIFY_SOCKET": str(work / "notify"),
                 },
             )
-        self._cleanup.callback(_end, self._nspawn)
+        self._cleanup.callback(self._await_end)
         if not self._await_ready(notify):
             said = log.read_text(errors="replace").strip().splitlines()
             raise BootError(f"systemd-nspawn did not boot: {said[-1] if said else 'no word'}")
-        # The end of this process, however it comes, is the end of the machine too.
-        power_off = "cat; exec systemctl --force --no-wall poweroff"
-        self._lifeline = self.start("/bin/sh", "-c", power_off)
+        # When this process ends, however that comes, this one sees it, and ends the machine too.
+        self.start("/bin/sh", "-c", "cat; exec systemctl --force --no-wall poweroff")
+        self._powers_off = True
 
     def _await_ready(self, notify: socket.socket) -> bool:
         """Read nspawn's notifications until PID 1 says that it has booted."""
@@ -194,6 +187,15 @@ class Machine:
                     return True
         return False
 
+    def _await_end(self) -> None:
+        assert self._nspawn
+        try:
+            self._nspawn.wait(POWER_OFF_SECONDS if self._powers_off else 0)
+        except subprocess.TimeoutExpired:
+            for pid in filter(None, (self._leader, self._nspawn.pid)):  # it could outlive nspawn
+                os.kill(pid, signal.SIGKILL)
+            self._nspawn.wait()
+
     def _enter(self) -> list[str]:
         namespaces = ["-m", "-u", "-i", "-n", "-p", "-C"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -201,8 +203,8 @@ class Machine:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
+    """End an nsenter; what it has started becomes process 1's, and loses its standard input."""
+    process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream:

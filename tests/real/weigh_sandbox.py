@@ -49,7 +49,7 @@ def options(unit: str) -> list[Option]:
     found: dict[str, Option] = {}
     for line in unit.partition("\n[Service]\n")[2].splitlines():
         if "=" in line and not line.startswith("#"):
-            name = line.partition("=")[0].replace("SetCredential", "LoadCredential")
+            name = line.partition("=")[0]
             found[name] = (*found.get(name, ()), line)
     return list(found.values())
 

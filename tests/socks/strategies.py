@@ -41,7 +41,8 @@ endpoints = ipv4_endpoints | ipv6_endpoints | st.builds(Endpoint, names, ports)
 texts = st.binary(max_size=255) | octets.map(lambda n: b"t" * n)  # a user, a password
 user_ids = texts.map(lambda text: text.replace(b"\0", b"n"))  # SOCKS4 ends them with NUL
 commands = st.sampled_from((Command.CONNECT, Command.BIND, Command.ASSOCIATE)) | octets
-codes = st.just(ReplyCode.SUCCEEDED) | octets
+# IDENTITY_REFUSED is for SOCKS4 only: a SOCKS5 server says NOT_ALLOWED instead.
+codes = st.just(ReplyCode.SUCCEEDED) | octets.filter(lambda code: code != 0x5D)
 replies = st.builds(Reply, codes, endpoints)
 trailings = st.binary(max_size=30)
 
