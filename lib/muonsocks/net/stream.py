@@ -173,10 +173,18 @@ class Stream(Waitable):
                     await self.loop.sleep(patience)
                     seconds -= patience
                     patience = min(2 * patience, 0.1)
-                sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
             except OSError:
                 pass  # the connection is gone already
+        self.reset_on_close()
         self.close()
+
+    def reset_on_close(self) -> None:
+        """Let the close that follows, or the end of the process, reset a TCP connection."""
+        if self.socket is not None and is_tcp(self.socket):
+            try:
+                self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+            except OSError:
+                return  # closed already
 
     def local_endpoint(self) -> Endpoint:
         """Say which address of ours a TCP connection has; zeros for any other stream."""

@@ -11,7 +11,7 @@ import os
 from time import monotonic
 
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemoteProtocolError
-from muonsocks.log import Log, quoted
+from muonsocks.log import INFO, Log, quoted
 from muonsocks.net.dial import Dialler
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.socks.negotiation import (
@@ -264,12 +264,19 @@ class Session:
             raise Finished(end, error.strerror or str(error)) from None
         try:
             if server is not None:
-                self._reply = ReplyCode.SUCCEEDED
-                success = Reply(ReplyCode.SUCCEEDED, far.local_endpoint())
-                await self._client.send(server.send(success))
+                await self._reply_success(server, far)
             return await self.relay(far, early)
         finally:
             far.close()
+
+    async def _reply_success(self, server: Server, far: Stream) -> None:
+        self._reply = ReplyCode.SUCCEEDED
+        success = Reply(ReplyCode.SUCCEEDED, far.local_endpoint())
+        try:
+            with self.loop.deadline(self._policy.limits.handshake):
+                await self._client.send(server.send(success))
+        except TimeoutError:
+            raise Finished("handshake-timeout", "the reply is not read") from None
 
     async def _dial(self, destination: Endpoint) -> Stream:
         rules = self._policy.rules
@@ -290,10 +297,15 @@ class Session:
     async def relay(self, far: Stream, early: bytes = b"") -> Ended:
         """Join the client and the far end until they are done with each other."""
         client, limits = self._client, self._policy.limits
-        if self._log.level >= 6:
+        if self._log.level >= INFO:
             self._log.info(f"connected {self._facts()} address={far.remote_name()}")
         self._relay = relay = Relay(client, far, early)
-        ended = await relay.run(limits.idle, limits.half_close)
+        try:
+            ended = await relay.run(limits.idle, limits.half_close)
+        except BaseException:
+            for stream in (client, far):
+                stream.reset_on_close()  # what was carried is not the whole, and must not seem so
+            raise
         for stream in ended.owed_resets:
             await stream.abort(_LINGER)
         for half in (relay.up, relay.down):
@@ -312,9 +324,10 @@ class Session:
     async def _say_goodbye(self, last_words: bytes) -> None:
         """Tell the client what it has earned, and see that it can read it."""
         try:
-            await self._client.send(last_words)
+            with self.loop.deadline(_LINGER):
+                await self._client.send(last_words)
         except OSError:
-            return  # it has not waited for an answer
+            return  # it has not waited for an answer, or does not read it
         await self._client.linger(_LINGER)
 
     # Log lines, muonsocks(7)
@@ -324,7 +337,7 @@ class Session:
         return f"client={self._peer.text} user={quoted(self.user)} target={target}"
 
     def _log_closed(self, end: str, detail: str) -> None:
-        if self._log.level < 6:
+        if self._log.level < INFO:
             return
         relay = self._relay
         received, sent = (relay.up.count, relay.down.count) if relay is not None else (0, 0)
