@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -345,3 +346,20 @@ def test_the_far_end_closes_without_reading() -> None:
             program.client.end()
         assert program.status == 0
     assert " out=3 " in program.log
+
+
+def test_a_relay_that_is_terminated_is_no_end() -> None:
+    """What both sides have got is not the whole, and must not look as if it were."""
+    with listener() as far, serving(*LOCAL, over="tcp") as program:
+        program.client.send(socks4(*far.getsockname()))
+        assert program.client.read(8)[1] == 0x5A
+        with accept(far) as conn:
+            conn.sendall(b"the first half")
+            assert program.client.read(14) == b"the first half"
+            program.process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionResetError):
+                conn.recv(1)
+            with pytest.raises(ConnectionResetError):
+                program.client.read(1)
+        assert program.status == 0
+    assert program.end == "terminated"
