@@ -20,7 +20,7 @@ from typing import Any
 
 from ends import End, Ours
 
-from muonsocks.net import dial, relay, stream
+from muonsocks.net import dial, half, stream
 from muonsocks.net.loop import _EVERYTHING, Loop
 
 FAULTS = ("EINTR", "EAGAIN", "short", "reset", "close")
@@ -40,9 +40,9 @@ class Fault:
 
     def install(self, monkeypatch: Any) -> None:
         """Put it between the modules and the system."""
-        monkeypatch.setattr(relay, "readv", self._readv)
-        monkeypatch.setattr(relay, "write", self._write)
-        monkeypatch.setattr(relay, "splice", self._splice)
+        monkeypatch.setattr(half, "readv", self._readv)
+        monkeypatch.setattr(half, "write", self._write)
+        monkeypatch.setattr(half, "splice", self._splice)
         monkeypatch.setattr(stream, "read", self._read)
         monkeypatch.setattr(stream, "write", self._write)
         monkeypatch.setattr(dial, "socket", self._socket_class())

@@ -27,7 +27,7 @@ from ends import (
 )
 from places import descriptor_limit, in_child
 
-from muonsocks.net import pipes, relay
+from muonsocks.net import half, pipes
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
@@ -179,13 +179,13 @@ def test_more_than_one_turn_of_what_is_always_ready(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spliced: bool
 ) -> None:
     """No event says that there is more of a file."""
-    real, moved = relay.splice, [0]
+    real, moved = half.splice, [0]
 
     def splice(*arguments: Any, **options: Any) -> int:
         moved.append(real(*arguments, **options))
         return moved[-1]
 
-    monkeypatch.setattr(relay, "splice", splice)
+    monkeypatch.setattr(half, "splice", splice)
     size = 40 * MIB if spliced else 3 * MIB
     with open(tmp_path / "in", "wb") as file:
         file.truncate(size)
@@ -231,7 +231,7 @@ def far_of(ends: list[End], kind: str = "tcp") -> Ours:
 
 
 def test_file_that_takes_little_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(relay, "write", lambda fd, data: os.write(fd, data[:1000]))
+    monkeypatch.setattr(half, "write", lambda fd, data: os.write(fd, data[:1000]))
     out = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
     over = relayed(Ours(os.open("/dev/null", os.O_RDONLY), out), far_of(ends := []))
     data = noise(50_000)
@@ -328,7 +328,7 @@ def test_urgent_byte_just_before_a_splice(
     monkeypatch: pytest.MonkeyPatch, nth: int, ends: bool
 ) -> None:
     """It comes between the event and the splice, which stops in front of it and gives 0."""
-    real, calls, late, data = relay.splice, [0], noise(MIB, 2), noise(150_000)
+    real, calls, late, data = half.splice, [0], noise(MIB, 2), noise(150_000)
     pair = Pair(far="unix", sent=data)
 
     def splice(source: int, sink: int, count: int, **options: Any) -> int:
@@ -342,7 +342,7 @@ def test_urgent_byte_just_before_a_splice(
             pair.client.wait_until_acknowledged()
         return real(source, sink, count, **options)
 
-    monkeypatch.setattr(relay, "splice", splice)
+    monkeypatch.setattr(half, "splice", splice)
     with pair:
         assert pair.far.read_exactly(len(data) + 15) == data + b"in front!behind"
         pair.client.send(late[: 0 if ends else MIB])
@@ -505,7 +505,7 @@ def test_client_that_still_sends_gets_its_answer_whole() -> None:
 def test_descriptor_that_cannot_be_spliced(
     monkeypatch: pytest.MonkeyPatch, side: str, kinds: tuple[str, str]
 ) -> None:
-    real, refused = relay.splice, [0]
+    real, refused = half.splice, [0]
 
     def splice(source: int, sink: int, count: int, **options: Any) -> int:
         refuses = (count == pipes.SIZE) == (side == "source")
@@ -514,7 +514,7 @@ def test_descriptor_that_cannot_be_spliced(
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(source, sink, count, **options)
 
-    monkeypatch.setattr(relay, "splice", splice)
+    monkeypatch.setattr(half, "splice", splice)
     data = noise(5 * MIB)
     with Pair(*kinds) as pair:
         for _ in range(2):

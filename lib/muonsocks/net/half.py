@@ -1,0 +1,311 @@
+"""One direction of a relay: what one stream sends, another gets.
+
+Driven by epoll events: `pull` moves what the source has to the sink until one of them says stop;
+what the sink would not take is `pending`, and `flush` goes on when it will. Little data is copied
+through one buffer; a full buffer means bulk, and that is spliced through a pipe and never enters
+this process.
+"""
+
+from __future__ import annotations
+
+import errno
+from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, readv, splice, write
+from select import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+
+from muonsocks.net import pipes
+from muonsocks.net.loop import READABLE, WRITABLE, Loop
+from muonsocks.net.stream import MORE, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.net.relay import Relay
+
+_SIZE = 65536
+_BUFFER = bytearray(_SIZE)  # one for all: nothing stays in it between two events
+_BUFFERS = [_BUFFER]
+_VIEW = memoryview(_BUFFER)
+
+_ROUNDS = 16  # pieces moved for one event, then the others have their turn
+_BULK = 32768  # bytes; a burst shorter than this is cheaper to copy than to splice
+_FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+
+_AGAIN = EPOLLRDHUP
+_HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
+
+
+class Half:
+    """One direction: what `source` sends, `sink` gets."""
+
+    __slots__ = (
+        "_bulk",
+        "_drains",
+        "_relay",
+        "_splices",
+        "_write_fd",
+        "count",
+        "ended",
+        "opposite",
+        "over",
+        "pending",
+        "read_fd",
+        "sink",
+        "source",
+        "source_error",
+        "tainted",
+    )
+
+    opposite: Half
+
+    def __init__(self, relay: Relay, source: Stream, sink: Stream) -> None:
+        self._relay = relay
+        self.source = source
+        self.sink = sink
+        self.read_fd = source.reader
+        self._write_fd = sink.writer
+        self.pending: bytes | pipes.Pipe | None = None
+        self.count = 0
+        self.ended = False  # the source has nothing more; what is pending may still go out
+        self.over = False  # nothing more will be given to the sink
+        self.source_error = False  # the source did not end, it failed
+        self.tainted = False  # the source failed, and it was a write to it that was told
+        self._bulk = False  # the last burst was large: splice at once
+        self._splices = True
+        self._drains = source.drains
+
+    def attach(self, loop: Loop) -> None:
+        """Take over the events of the source, and of a sink that is a descriptor of its own."""
+        source, sink = self.source, self.sink
+        if source.reader in loop.handlers:
+            loop.handlers[source.reader] = (
+                self._on_both if source.writer == source.reader else self._on_source
+            )
+        if sink.writer != sink.reader and sink.writer in loop.handlers:
+            loop.handlers[sink.writer] = self._on_sink
+
+    def begin(self) -> None:
+        """Move what is there already."""
+        if self.pending is not None:
+            self.flush()
+        elif self.source.ready & READABLE:
+            self.pull(self.source.ready)
+
+    def detach(self) -> None:
+        """Give the source back, and drop what was not delivered. The relay holds no cycle then."""
+        self.over = True
+        self.source.take_back()
+        if self.pending is not None:
+            self._drop_pending()
+        del self._relay, self.opposite
+
+    # Events
+
+    def _on_both(self, events: int) -> None:
+        """The source is a socket, and so the sink of the opposite half too."""
+        opposite = self.opposite
+        if opposite.pending is not None and events & WRITABLE:
+            opposite.flush()
+        if self.ended and events & _HANG_UP:
+            if not opposite.over:
+                opposite._sink_failed(errno.EPIPE)  # it has ended, and now it is gone altogether
+        elif events & READABLE:
+            self.pull(events)
+
+    def _on_source(self, events: int) -> None:
+        self.pull(events)
+
+    def _on_sink(self, events: int) -> None:
+        if self.pending is not None:
+            self.flush()
+        elif events & EPOLLERR:
+            self._sink_failed(errno.EPIPE)  # nobody reads from the pipe any more
+
+    def _again(self) -> None:
+        self.pull(_AGAIN)
+
+    # Moving bytes
+
+    def pull(self, events: int) -> None:
+        """Move what the source has, until it is drained or the sink is full."""
+        if events & EPOLLPRI:
+            # Splice stops for good in front of urgent data; a read in line goes past it.
+            self._splices = self._drains = False
+        if self.ended or self.over or self.pending is not None:
+            return
+        relay = self._relay
+        relay.active = relay.loop.now
+        if self._bulk and self._splices:
+            self._pump()
+            return
+        for _ in range(_ROUNDS):
+            try:
+                count = readv(self.read_fd, _BUFFERS)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._source_failed(error)
+                return
+            if not count:
+                self._source_ended(failed=self.tainted)
+                return
+            try:
+                written = write(self._write_fd, _VIEW[:count])
+            except BlockingIOError:
+                written = 0
+            except OSError as error:
+                self._sink_failed(error.errno)
+                return
+            self.count += written
+            if written < count:
+                self.pending = bytes(_VIEW[written:count])
+                self._flush_when_ready()
+                return
+            if count == _SIZE and self._splices:
+                self._pump()
+                return
+            if self._drains and count < _SIZE and not events & MORE:
+                return
+        relay.loop.call_soon(self._again)
+
+    def _pump(self) -> None:
+        """Splice what the source has into a pipe and from there to the sink."""
+        pipe = pipes.take()
+        if pipe is None:
+            self._bulk = False
+            self._relay.loop.call_soon(self._again)
+            return
+        read_fd, write_fd, total = self.read_fd, self._write_fd, 0
+        for _ in range(_ROUNDS):
+            try:
+                pipe.left = count = splice(read_fd, pipe.writer, pipes.SIZE, flags=_FLAGS)
+            except BlockingIOError:
+                self._bulk = total >= _BULK
+                pipe.release()
+                return
+            except OSError as error:
+                pipe.release()
+                if error.errno == errno.EINVAL:
+                    self._copy_from_now_on()
+                else:
+                    self._source_failed(error)
+                return
+            if not count:
+                pipe.release()
+                self._confirm_end()
+                return
+            total += count
+            if not self._empty(pipe, write_fd):
+                return
+        pipe.release()
+        self._bulk = True
+        self._relay.loop.call_soon(self._again)
+
+    def _confirm_end(self) -> None:
+        """Read once more where splice gave 0: in front of urgent data, too, it may."""
+        if self.source.drains:
+            self._splices = self._drains = self._bulk = False
+            self.pull(_AGAIN)
+        else:
+            self._source_ended(failed=self.tainted)
+
+    def _empty(self, pipe: pipes.Pipe, write_fd: int) -> bool:
+        """Splice a pipe to the sink. False if that did not go all the way; then all is noted."""
+        try:
+            while pipe.left:
+                moved = splice(pipe.reader, write_fd, pipe.left, flags=_FLAGS)
+                pipe.left -= moved
+                self.count += moved
+        except BlockingIOError:
+            self.pending = pipe
+            self._bulk = True
+            return False
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                self.pending = pipe.contents()
+                pipe.release()
+                self._copy_from_now_on()
+            else:
+                self.pending = pipe
+                self._sink_failed(error.errno)
+            return False
+        return True
+
+    def _copy_from_now_on(self) -> None:
+        """One of the descriptors cannot be spliced, which only trying tells."""
+        self._bulk = self._splices = False
+        self._relay.loop.call_soon(self.flush if self.pending is not None else self._again)
+
+    def flush(self) -> None:
+        """Give the sink what it would not take before; then go on pulling."""
+        pending = self.pending
+        if pending is None or self.over:
+            return
+        relay = self._relay
+        relay.active = relay.loop.now
+        if isinstance(pending, pipes.Pipe):
+            self.pending = None
+            if not self._empty(pending, self._write_fd):
+                return
+            pending.release()
+        else:
+            try:
+                written = write(self._write_fd, pending)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._sink_failed(error.errno)
+                return
+            self.count += written
+            self.pending = pending = pending[written:] or None
+            if pending is not None:
+                self._flush_when_ready()
+                return
+        if self.ended:
+            self._close_sink()
+        else:
+            self.pull(_AGAIN)
+
+    def _flush_when_ready(self) -> None:
+        """See that `flush` is called: an event will do that, but for a regular file."""
+        if self.sink.always_ready & EPOLLOUT:
+            self._relay.loop.call_soon(self.flush)
+
+    # Ends
+
+    def _source_ended(self, failed: bool) -> None:
+        self.ended = True
+        self.source_error = failed
+        if self.pending is None:
+            self._close_sink()
+
+    def _source_failed(self, error: OSError) -> None:
+        self._source_ended(failed=True)
+        # Nothing can be given to a stream that has failed.
+        if self.source.writer == self.source.reader:
+            self.opposite._abandon()
+
+    def _close_sink(self) -> None:
+        self.over = True
+        if not self.source_error:
+            self.sink.end_output()
+        self._relay.half_over()
+
+    def _sink_failed(self, number: int | None) -> None:
+        """The sink takes nothing more. If it is a socket that was reset, only this told so."""
+        opposite = self.opposite
+        if self.sink.writer == self.sink.reader and number != errno.EPIPE:
+            opposite.tainted = True
+        self._abandon()
+        if not opposite.over:
+            self._relay.loop.call_soon(opposite._again)
+
+    def _abandon(self) -> None:
+        if not self.over:
+            self.over = True
+            if self.pending is not None:
+                self._drop_pending()
+            self._relay.half_over()
+
+    def _drop_pending(self) -> None:
+        if isinstance(self.pending, pipes.Pipe):
+            self.pending.release()
+        self.pending = None
