@@ -270,8 +270,21 @@ def embedded(address: IPv6Address) -> IPv4Address | None:
     return None
 
 
+LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
+
+
+def laid_out(address: IPv6Address) -> list[IPv4Address]:
+    """What RFC 6052 section 2.2 may mean by an address in a prefix of 48, 56 or 64 bits."""
+    raw = address.packed[:8] + address.packed[9:]
+    return [IPv4Address(raw[start : start + 4]) for start in (6, 7, 8)]
+
+
 def is_own(address: Address) -> bool:
     """The definition, by networks."""
+    if address in LOCAL_NAT64 and any(
+        is_own(inner) for inner in laid_out(address) if inner.packed[0]
+    ):
+        return True
     if any(address in network for network in OWN_SIDE):
         return True
     inner = embedded(address) if isinstance(address, IPv6Address) else None
@@ -297,9 +310,21 @@ def test_own_side_of_embedded_ipv4(form: str, address: IPv4Address, rest: int) -
     """The rest, where the form leaves any bits free, changes nothing."""
     prefix, shift = EMBEDDING[form]
     network = ip_network(prefix)
+    if network == LOCAL_NAT64:
+        rest = 0  # here it could be an address of its own
     free = rest % 2 ** (128 - network.prefixlen) & ~(0xFFFFFFFF << shift)
     made = IPv6Address(int(network.network_address) | free | int(address) << shift)
     assert is_own_side(made.packed) is is_own(made) is is_own(address)
+
+
+@pytest.mark.parametrize("inner", ["127.0.0.1", "169.254.169.254", "224.0.0.1", "8.8.8.8"])
+@pytest.mark.parametrize("bits", [48, 56, 64, 96])
+def test_own_side_behind_nat64_for_local_use(inner: str, bits: int) -> None:
+    raw = bytearray(ip_network("64:ff9b:1::/48").network_address.packed[: bits // 8])
+    for byte in IPv4Address(inner).packed:
+        raw += bytes([0, byte] if len(raw) == 8 else [byte])
+    raw += bytes([0] if len(raw) == 8 else []) + bytes([9] * 16)
+    assert is_own_side(bytes(raw[:16])) is (inner != "8.8.8.8")
 
 
 @some

@@ -148,7 +148,7 @@ def permits(text: str, host: str, port: int, address: str = "") -> bool:
     """Whether rules let a client go to a host; to a name at this address."""
     packed = parse_address(address or host)
     assert packed
-    return Rules(parse_rules(text, "example")).permit(Endpoint(host, port), packed)
+    return not Rules(parse_rules(text, "example")).refusal(Endpoint(host, port), packed)
 
 
 def test_allow_list() -> None:

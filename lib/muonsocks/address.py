@@ -72,12 +72,15 @@ class Endpoint:
 
 
 def is_name(raw: bytes) -> bool:
-    """Say whether `raw` can be a host name: 1 to 255 bytes of printable ASCII.
+    """Say whether `raw` can be a host name: 1 to 255 bytes of printable ASCII without a space.
 
-    No space, and no backslash: glibc takes that for an escape (RFC 1035 section 5.1), and a name
-    would have a second spelling that no rule knows.
+    No hyphen in front, which would be an option to a program that is given the name. No backslash:
+    glibc takes that for an escape (RFC 1035 section 5.1), and a name would have a second spelling
+    that no rule knows.
     """
-    return 0 < len(raw) < 256 and all(0x20 < byte < 0x7F and byte != 0x5C for byte in raw)
+    if not 0 < len(raw) < 256 or raw.startswith(b"-"):
+        return False
+    return all(0x20 < byte < 0x7F and byte != 0x5C for byte in raw)
 
 
 class Network:
@@ -130,13 +133,17 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     return tuple(Network.parse(word) for word in text.replace(",", " ").split())
 
 
+# NAT64 for local use, RFC 8215. The IPv4 address may begin after 48, 56, 64 or 96 bits, and leaves
+# out the ninth byte (RFC 6052 section 2.2); zeros, of which the rest consists, then mean nothing.
+_NAT64_LOCAL = b"\0\x64\xff\x9b\0\1"
+
 # IPv6 forms that carry an IPv4 address: prefix in bytes, and where the IPv4 address begins.
 _EMBEDDING = (
     (bytes(12), 12),  # IPv4-compatible, RFC 4291 section 2.5.5.1 (:: and ::1 are among them)
     (_MAPPED, 12),
     (bytes(8) + b"\xff\xff\0\0", 12),  # IPv4-translated, RFC 2765 section 2.1
     (b"\0\x64\xff\x9b" + bytes(8), 12),  # NAT64, RFC 6052 section 2.1
-    (b"\0\x64\xff\x9b\0\1", 12),  # NAT64 for local use, RFC 8215
+    (_NAT64_LOCAL, 12),
     (b"\x20\x02", 2),  # 6to4, RFC 3056 section 2
 )
 
@@ -155,6 +162,15 @@ def is_own_side(packed: bytes) -> bool:
             or packed.startswith(b"\xa9\xfe")
             or packed == b"\xff\xff\xff\xff"
         )
+    if packed.startswith(_NAT64_LOCAL) and any(
+        layout[0] and is_own_side(layout)
+        for layout in (
+            packed[6:8] + packed[9:11],
+            packed[7:8] + packed[9:12],
+            packed[9:13],
+        )
+    ):
+        return True
     if first == 0xFF or (first == 0xFE and packed[1] >> 6 == 0b10):
         return True
     return any(

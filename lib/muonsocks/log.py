@@ -7,6 +7,7 @@ and the program. Under inetd standard error is the client, and lines go to syslo
 from __future__ import annotations
 
 import os
+from select import POLLOUT, poll
 from time import gmtime, strftime
 
 ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7  # syslog(3)'s levels
@@ -17,12 +18,13 @@ _LONGEST = 2048  # bytes of a line
 class Log:
     """Where the lines of one program go, and which."""
 
-    __slots__ = ("_journal", "_program", "level", "to_syslog")
+    __slots__ = ("_journal", "_poll", "_program", "level", "to_syslog")
 
     def __init__(self, program: str, to_syslog: bool = False) -> None:
         self._program = program
         self.to_syslog = to_syslog
         self._journal = not to_syslog and _is_journal()
+        self._poll = poll()
         self.level = INFO
         if to_syslog:
             import syslog
@@ -68,8 +70,12 @@ class Log:
             self._print(f"{self._program}: {message}")
 
     def _print(self, text: str) -> None:
+        line = _line(text) + b"\n"
         try:
-            os.write(2, _line(text) + b"\n")
+            self._poll.register(2, POLLOUT)
+            if not self._poll.poll(0):
+                return  # nobody reads the log: better to lose a line than to hang with it
+            os.write(2, line)
         except OSError:
             # A log that is closed or full must not end the connection, and there is nobody to tell.
             return

@@ -175,8 +175,13 @@ def test_peer_that_is_gone_and_unix_peer() -> None:
     theirs.close()
 
 
-def test_peer_by_name_has_no_address() -> None:
-    assert Peer.at("client.example", 80).address is None
+def test_peer_must_be_an_address() -> None:
+    """What is none is not believed: the next source is asked."""
+    assert Peer.at("client.example", 80) is None
+    assert Peer.at("1.2.3.4 user=root", 80) is None
+    environ = {"REMOTE_ADDR": "nonsense", "PROTO": "TCP", "TCPREMOTEIP": "[2001:db8::1]"}
+    assert peer_of(None, environ).text == "[2001:db8::1]:0"
+    assert peer_of(None, {"REMOTE_ADDR": "nonsense"}).text == "stdin"
 
 
 # Where the log may go

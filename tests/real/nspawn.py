@@ -26,7 +26,7 @@ from types import TracebackType
 
 CGROUPS = Path("/sys/fs/cgroup")
 BOOT_SECONDS = 60  # takes 0.5 to 3; more when every core is busy with other tests
-POWER_OFF_SECONDS = 15
+END_SECONDS = 10
 _numbers = itertools.count()
 
 # Enter a control group of our own (nspawn must not be in the root one; version 1's cpuset takes no
@@ -62,7 +62,7 @@ def missing() -> str | None:
 
 
 class Machine:
-    """A booted container; a context manager that powers it off and leaves nothing behind."""
+    """A booted container; a context manager that ends it and leaves nothing behind."""
 
     def __init__(self, binds: dict[str, str] | None = None) -> None:
         """`binds` maps directories of the host to where the machine sees them, read-only."""
@@ -71,7 +71,6 @@ class Machine:
         self._cleanup = contextlib.ExitStack()
         self._leader = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._powers_off = False  # when what it has started is ended
 
     def __enter__(self) -> "Machine":
         try:
@@ -114,7 +113,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        self._cleanup.callback(_end, process)
+        self._cleanup.callback(_await_end, process)
         return process
 
     def put(self, path: str, text: str, mode: int = 0o644) -> None:
@@ -125,7 +124,9 @@ class Machine:
         )
 
     def close(self) -> None:
-        """Power the machine off and remove what it left on the host; harmless to repeat."""
+        """End the machine, there and then, and remove what it left here; harmless to repeat."""
+        if self._leader and self._nspawn and self._nspawn.poll() is None:
+            os.kill(self._leader, signal.SIGKILL)  # and with process 1 all the others
         self._cleanup.close()
 
     def _boot(self) -> None:
@@ -162,13 +163,10 @@ class Machine:
                     "NOTIFY_SOCKET": str(work / "notify"),
                 },
             )
-        self._cleanup.callback(self._await_end)
+        self._cleanup.callback(_await_end, self._nspawn)
         if not self._await_ready(notify):
             said = log.read_text(errors="replace").strip().splitlines()
             raise BootError(f"systemd-nspawn did not boot: {said[-1] if said else 'no word'}")
-        # When this process ends, however that comes, this one sees it, and ends the machine too.
-        self.start("/bin/sh", "-c", "cat; exec systemctl --force --no-wall poweroff")
-        self._powers_off = True
 
     def _await_ready(self, notify: socket.socket) -> bool:
         """Read nspawn's notifications until PID 1 says that it has booted."""
@@ -183,18 +181,17 @@ class Machine:
             for line in notify.recv(4096).decode().splitlines():
                 if line.startswith("X_NSPAWN_LEADER_PID="):
                     self._leader = int(line.partition("=")[2])
+                    self._end_with_this_process()
                 if line == "READY=1":
                     return True
         return False
 
-    def _await_end(self) -> None:
-        assert self._nspawn
-        try:
-            self._nspawn.wait(POWER_OFF_SECONDS if self._powers_off else 0)
-        except subprocess.TimeoutExpired:
-            for pid in filter(None, (self._leader, self._nspawn.pid)):  # it could outlive nspawn
-                os.kill(pid, signal.SIGKILL)
-            self._nspawn.wait()
+    def _end_with_this_process(self) -> None:
+        """See to it that the machine does not outlive us, however we end."""
+        kill = ["/bin/sh", "-c", 'cat; exec kill -KILL "$1"', "sh", str(self._leader)]
+        watcher = subprocess.Popen(kill, stdin=subprocess.PIPE, start_new_session=True)
+        self._cleanup.callback(_await_end, watcher)
+        self._cleanup.callback(watcher.kill)
 
     def _enter(self) -> list[str]:
         namespaces = ["-m", "-u", "-i", "-n", "-p", "-C"]
@@ -202,10 +199,12 @@ class Machine:
         return ["nsenter", "-t", str(self._leader), *namespaces, "/usr/bin/env", "-i", path]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End an nsenter; what it has started becomes process 1's, and loses its standard input."""
-    process.kill()
-    process.wait()
+def _await_end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
     for stream in (process.stdin, process.stdout):
         if stream:
             stream.close()

@@ -10,6 +10,11 @@ from muonsocks.errors import UsageError
 from muonsocks.socks.rules import Rule, Rules, parse_rules
 
 
+def permits(rules: Rules, destination: Endpoint, address: bytes) -> bool:
+    """Whether a client may go to an address of a destination."""
+    return not rules.refusal(destination, address)
+
+
 def permitted(
     rules: str, host: str, address: str = "", port: int = 80, allow_local: bool = False
 ) -> bool:
@@ -17,7 +22,7 @@ def permitted(
     packed = parse_address(address or host)
     assert packed is not None
     made = Rules(parse_rules(rules.replace(";", "\n"), "file"), allow_local)
-    return made.permit(Endpoint(host, port), packed)
+    return permits(made, Endpoint(host, port), packed)
 
 
 # Rules; what the request says, and for a name the address it has; the verdict.
@@ -119,8 +124,8 @@ def test_ports(dest: str, ports: str, matching: tuple[int, ...], others: tuple[i
     destination = "a.test"
     for port in matching + others:
         end = Endpoint(destination, port)
-        assert rules.permit(end, b"\x0a\0\0\1") is (port in others)
-        assert rules.rule_out(end) is (port in matching and dest != "10.0.0.0/8")
+        assert permits(rules, end, b"\x0a\0\0\1") is (port in others)
+        assert bool(rules.refusal(end, end.packed)) is (port in matching and dest != "10.0.0.0/8")
 
 
 @pytest.mark.parametrize("rules", ["", "allow *", "allow .test", "allow a.test", "allow ::/0"])
@@ -156,7 +161,8 @@ def test_own_side_is_closed_whatever_the_rules(rules: str, address: str) -> None
 )
 def test_rule_out(rules: str, host: str, ruled_out: bool) -> None:
     made = Rules(parse_rules(rules.replace(";", "\n"), "file"))
-    assert made.rule_out(Endpoint(host, 80)) is ruled_out
+    end = Endpoint(host, 80)
+    assert bool(made.refusal(end, end.packed)) is ruled_out
 
 
 OWN_SIDE = "127.0.0.1 is on this host's own side, see --allow-local"
@@ -219,10 +225,10 @@ def test_what_is_ruled_out_is_not_permitted(
 ) -> None:
     made = Rules(rules, allow_local)
     mine = ADDRESSES if destination.packed is None else [destination.packed]
-    if made.rule_out(destination):
-        assert not any(made.permit(destination, address) for address in mine)
+    if bool(made.refusal(destination, destination.packed)):
+        assert not any(permits(made, destination, address) for address in mine)
     elif destination.packed is not None:
-        assert made.permit(destination, destination.packed)
+        assert permits(made, destination, destination.packed)
 
 
 @some
@@ -233,8 +239,8 @@ def test_an_allowed_name_is_left_to_the_networks(
     """Nobody's name server can point an allowed name at a network that is denied."""
     allow_name = Rule.parse(["allow", destination.host])
     networks = tuple(rule for rule in rules if rule.network is not None)
-    alone = Rules(networks).permit(Endpoint.at(address, destination.port), address)
-    assert Rules((allow_name, *rules)).permit(destination, address) is alone
+    alone = permits(Rules(networks), Endpoint.at(address, destination.port), address)
+    assert permits(Rules((allow_name, *rules)), destination, address) is alone
 
 
 @some
@@ -242,8 +248,8 @@ def test_an_allowed_name_is_left_to_the_networks(
 def test_rules_open_nothing_that_is_our_own_side(
     rules: tuple[Rule, ...], destination: Endpoint, address: bytes
 ) -> None:
-    closed = Rules(rules).permit(destination, address)
-    opened = Rules(rules, allow_local=True).permit(destination, address)
+    closed = permits(Rules(rules), destination, address)
+    opened = permits(Rules(rules, allow_local=True), destination, address)
     assert closed is (opened and not is_own_side(address))
 
 

@@ -341,16 +341,34 @@ def test_a_bad_file(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "status"),
-    [(None, 0), (b"", 0), (b"\n", 0), (b"# comment\n", 100), (b"alice\n", 100)],
+    [(None, 0), (b"", 100), (b"\n", 100), (b"# comment\n", 100), (b"alice\n", 100)],
     ids=["missing", "empty", "an empty line", "only a comment", "no password"],
 )
 def test_credentials_directory(tmp_path: Path, content: bytes | None, status: int) -> None:
-    """Nothing, or what muonsocks@.service has in place of nothing, means: no users."""
+    """No such file means no users; one with nobody in it must not let everybody in."""
     if content is not None:
         (tmp_path / "users").write_bytes(content)
     environ = environment(CREDENTIALS_DIRECTORY=str(tmp_path))
     ended = run(INETD, stdin=GREETING, env=environ)
     assert (ended.status, ended.output) == (status, b"\5\0" if status == 0 else b"")
+
+
+def test_a_credential_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / "users").symlink_to("/no/such")
+    dangling = run(INETD, stdin=GREETING, env=environment(CREDENTIALS_DIRECTORY=str(tmp_path)))
+    assert (dangling.status, dangling.output) == (111, b"")
+    closed = ("setpriv", "--reuid=65534", "--clear-groups", INETD)
+    tmp_path.chmod(0o700)
+    environ = environment(CREDENTIALS_DIRECTORY=str(tmp_path))
+    unreadable = run(*closed, stdin=GREETING, env=environ)
+    assert (unreadable.status, unreadable.output) == (111, b"")
+
+
+@pytest.mark.parametrize("option", ["--rules=", "--users=", "-b", "-B", "-m"])
+def test_an_empty_argument_is_not_left_out(option: str) -> None:
+    """As from a shell variable that is not set."""
+    ended = run(INETD, *([option] if "=" in option else [option, ""]), stdin=GREETING)
+    assert (ended.status, ended.output) == (100, b"")
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

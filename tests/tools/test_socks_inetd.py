@@ -363,3 +363,97 @@ def test_a_relay_that_is_terminated_is_no_end() -> None:
                 program.client.read(1)
         assert program.status == 0
     assert program.end == "terminated"
+
+
+def test_a_client_that_resets_while_we_dial(tmp_path: Path) -> None:
+    """Nobody is left to connect for: no need to wait until the far end answers, or does not."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):  # fill the backlog: the next connection is not answered
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(full.getsockname())
+            program = stack.enter_context(serving(*LOCAL, "--connect-timeout=60", over="tcp"))
+            program.client.send(socks4(*full.getsockname()))
+            wait_for_syn_sent(program.process.pid)
+            program.client.reset()
+            assert program.status == 0
+        assert program.end == "client-lost"
+
+
+def wait_for_syn_sent(pid: int) -> None:
+    """Wait until the process has a TCP socket that is connecting (state 02, proc(5))."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        connecting = {line.split()[9] for line in table if line.split()[3] == "02"}
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(link).strip("socket:[]") in connecting:
+                    return
+    raise AssertionError("it does not connect")
+
+
+@pytest.mark.parametrize("name", ["handshake", "idle"])
+def test_a_very_long_time_limit(name: str) -> None:
+    options = [f"--{name}-timeout=1e9", "--half-close-timeout=1e9", "--dial-timeout=1e9"]
+    with listener() as far, serving(*LOCAL, *options, over="tcp") as program:
+        program.client.send(b"\x04")
+        program.client.send(socks4(*far.getsockname())[1:])
+        assert program.client.read(8)[1] == 0x5A
+        with accept(far) as conn:
+            conn.sendall(b"answer")
+            assert program.client.read(6) == b"answer"
+        program.client.end()
+        assert program.client.rest() == b""
+        assert program.status == 0
+    assert program.end == "closed"
+
+
+def test_a_log_that_nobody_reads() -> None:
+    """A line is lost, and the connection goes on."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    ours, theirs = socket.socketpair()
+    with listener() as far, ours:
+        with theirs:
+            process = subprocess.Popen(LOCAL, stdin=theirs, stdout=theirs, stderr=writer)
+        ours.settimeout(SECONDS)
+        ours.sendall(socks4(*far.getsockname()))
+        assert read_all(ours, 8)[1] == 0x5A
+        with accept(far) as conn:
+            conn.sendall(b"answer")
+            assert read_all(ours, 6) == b"answer"
+        ours.shutdown(socket.SHUT_WR)
+        assert process.wait(SECONDS) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_mptcp() -> None:
+    """It has no urgent data, and needs none."""
+    try:
+        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    except OSError as error:
+        pytest.skip(f"no MPTCP here: {error.strerror}")
+    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    with server, client, listener() as far:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.settimeout(SECONDS)
+        client.connect(server.getsockname())
+        served, _ = server.accept()
+        with served:
+            process = subprocess.Popen(LOCAL, stdin=served, stdout=served)
+        client.sendall(socks4(*far.getsockname()) + b"early")
+        assert read_all(client, 8)[1] == 0x5A
+        with accept(far) as conn:
+            assert read_all(conn, 5) == b"early"
+        client.shutdown(socket.SHUT_WR)
+        assert process.wait(SECONDS) == 0

@@ -106,18 +106,21 @@ class Dialler:
 
         Raises RefusedByRule if it lets none pass, NameNotResolved, or DialError.
         """
+        failures: list[tuple[str, int]] = []
+        candidates: list[Candidate] = []
         try:
             with loop.deadline(self.dial_timeout) as deadline:
                 candidates = await self._candidates(loop, destination)
                 permitted = [one for one in candidates if permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
-                return await self._race(loop, interleaved(permitted)[:_MOST_CANDIDATES])
+                return await self._race(loop, interleaved(permitted)[:_MOST_CANDIDATES], failures)
         except TimeoutError:
             if not deadline.passed:
                 raise
-            reason = os.strerror(errno.ETIMEDOUT)
-            raise DialError(errno.ETIMEDOUT, reason, [("all", errno.ETIMEDOUT)]) from None
+            if not candidates:
+                raise NameNotResolved(f"{destination.host}: no answer in time") from None
+            raise _dial_error(failures) from None
 
     async def _candidates(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
         """Give the addresses of a destination in the order to try them, of the right families."""
@@ -139,12 +142,16 @@ class Dialler:
             return False
         return self.family is None or (self.family == 4) == (length == 4)
 
-    async def _race(self, loop: Loop, candidates: list[Candidate]) -> Stream:
-        """Start an attempt every 250 ms, or when one has failed; the first to connect wins."""
+    async def _race(
+        self, loop: Loop, candidates: list[Candidate], failures: list[tuple[str, int]]
+    ) -> Stream:
+        """Start an attempt every 250 ms, or when one has failed; the first to connect wins.
+
+        `failures` gets the others; those that are cut short have timed out.
+        """
         mailbox = Mailbox()
         waiting = candidates[::-1]
         racing: set[_Attempt] = set()
-        failures: list[tuple[str, int]] = []
         stagger: Timer | None = None
         try:
             while waiting or racing:
@@ -160,7 +167,8 @@ class Dialler:
                         stagger = loop.call_later(_STAGGER, lambda: mailbox.post(None))
                 happened: _Attempt | None = await mailbox.take()
                 if happened is None:
-                    stagger = None
+                    if stagger is not None and stagger.callback is None:
+                        stagger = None  # else it is of an earlier one, which a failure overtook
                     continue
                 if happened not in racing:
                     continue
@@ -180,8 +188,8 @@ class Dialler:
                 stagger.cancel()
             for attempt in racing:
                 attempt.close()
-        number = most_telling([number for _, number in failures])
-        raise DialError(number, os.strerror(number), failures)
+                failures.append((format_address(attempt.candidate.packed), errno.ETIMEDOUT))
+        raise _dial_error(failures)
 
     def open_socket(self, family: int) -> socket:
         """Make the socket for one attempt, from the right place. OSError if that cannot be."""
@@ -285,6 +293,11 @@ def interleaved(candidates: list[Candidate]) -> list[Candidate]:
     shorter = min(len(ours), len(others))
     woven = [one for pair in zip(ours, others, strict=False) for one in pair]
     return woven + ours[shorter:] + others[shorter:]
+
+
+def _dial_error(failures: list[tuple[str, int]]) -> DialError:
+    number = most_telling([number for _, number in failures])
+    return DialError(number, os.strerror(number), failures)
 
 
 def most_telling(numbers: Iterable[int]) -> int:

@@ -57,6 +57,7 @@ class Half:
     opposite: Half
 
     def __init__(self, relay: Relay, source: Stream, sink: Stream) -> None:
+        """`relay` is told when it was last `active`, and by `half_over`; it has the `loop`."""
         self._relay = relay
         self.source = source
         self.sink = sink

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_INET6, AF_UNIX, socket
+from _socket import AF_UNIX, socket
 from stat import S_ISCHR, S_ISSOCK
 
 from muonsocks.address import Endpoint
@@ -102,31 +102,36 @@ class Peer:
         self.address = address
 
     @classmethod
-    def at(cls, host: str, port: int) -> Peer:
-        """Make the peer of an address in text, or of a unix socket's path or abstract name."""
+    def at(cls, host: str, port: int) -> Peer | None:
+        """Make the peer of an address, or of a unix socket's name; None if it is neither."""
         if host.startswith(("/", "@")):
             return cls("unix")
         endpoint = Endpoint(host.partition("%")[0], port)
-        return cls(str(endpoint), endpoint.packed)
+        return None if endpoint.packed is None else cls(str(endpoint), endpoint.packed)
 
 
 def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
     """Say who the client is: by systemd's REMOTE_ADDR, UCSPI's $PROTO, or the socket itself."""
     proto = environ.get("PROTO", "")
-    for host_name, port_name in (
-        ("REMOTE_ADDR", "REMOTE_PORT"),
-        (f"{proto}REMOTEIP", f"{proto}REMOTEPORT"),
-    ):
-        host, port = environ.get(host_name), environ.get(port_name, "")
-        if host and (host_name == "REMOTE_ADDR" or proto):
-            return Peer.at(host, int(port[:5]) if port.isascii() and port.isdecimal() else 0)
+    sources = [("REMOTE_ADDR", "REMOTE_PORT")]
+    if proto:
+        sources.append((f"{proto}REMOTEIP", f"{proto}REMOTEPORT"))
+    for host_name, port_name in sources:
+        port = environ.get(port_name, "")
+        peer = Peer.at(
+            environ.get(host_name, "").strip("[]"),
+            int(port[:5]) if port.isascii() and port.isdecimal() else 0,
+        )
+        if peer is not None:
+            return peer
     if stdio_socket is None:
         return Peer("stdin")
     if stdio_socket.family == AF_UNIX:
         return Peer("unix")
+    if not is_tcp(stdio_socket):
+        return Peer("unknown")
     try:
         name = stdio_socket.getpeername()
     except OSError:
         return Peer("gone")  # ENOTCONN: reset before we looked
-    assert stdio_socket.family == AF_INET6 or len(name) == 2
-    return Peer.at(name[0], name[1])
+    return Peer.at(name[0], name[1]) or Peer("unknown")

@@ -37,6 +37,9 @@ READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
 
 
+_LONGEST_WAIT = 86400.0  # s; epoll counts milliseconds in an int
+
+
 class Timer:
     """A call that is due at a time. Cancelling it costs nothing; the loop forgets it later."""
 
@@ -240,4 +243,5 @@ class Loop:
             self._cancelled -= 1
         if not self._timers:
             return -1
-        return max(0.0, self._timers[0][0] - monotonic())
+        left = self._timers[0][0] - monotonic()
+        return min(max(0.0, left), _LONGEST_WAIT)

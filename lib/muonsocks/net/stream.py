@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from _socket import (
     AF_INET,
     AF_INET6,
@@ -20,15 +21,45 @@ from sys import byteorder
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.task import Waitable
+from muonsocks.net.task import Task, Waitable
 
 # With one of these a short read does not mean that all has been read: the end, the error or
 # (urgent data stops a read in the middle, tcp(7)) the rest comes without another event.
 MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 
+_HANG_UP = EPOLLHUP | EPOLLERR
 _SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
+
+
+class PeerGone(Exception):
+    """The peer of a socket that nobody reads has closed or reset it."""
+
+    def __init__(self) -> None:
+        super().__init__("it has gone before it got an answer")
+
+
+class Watch:
+    """Watches a socket for its peer hanging up while its task waits for something else.
+
+    The end of what it sends is no hang-up; nor is a pipe's, whose other one may still be read.
+    """
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        stream = self._stream
+        if stream.socket is not None:
+            if stream.ready & _HANG_UP:
+                raise PeerGone
+            stream._watcher = stream.loop.current
+
+    def __exit__(self, *_: object) -> None:
+        self._stream._watcher = None
 
 
 class Stream(Waitable):
@@ -40,6 +71,7 @@ class Stream(Waitable):
 
     __slots__ = (
         "_wanted",
+        "_watcher",
         "always_ready",
         "borrowed",
         "drains",
@@ -64,6 +96,7 @@ class Stream(Waitable):
         self.drains = socket is not None and is_tcp(socket)
         self.ready = 0
         self._wanted = 0
+        self._watcher: Task | None = None
         self.always_ready = 0
         if not loop.register(reader, self._on_event):
             self.always_ready |= EPOLLIN
@@ -85,6 +118,7 @@ class Stream(Waitable):
         self.drains = True
         self.ready = ready
         self._wanted = 0
+        self._watcher = None
         self.always_ready = 0
         loop.handlers[fd] = self._on_event
         return self
@@ -101,6 +135,12 @@ class Stream(Waitable):
         if events & self._wanted:
             self._wanted = 0
             self.wake()
+        elif events & _HANG_UP and self._watcher is not None:
+            self._watcher.interrupt(PeerGone())
+
+    def watched(self) -> Watch:
+        """`with stream.watched():` raises PeerGone in the task, once, if the peer hangs up."""
+        return Watch(self)
 
     async def receive(self, limit: int) -> bytes:
         """Read up to `limit` bytes once there are any; b"" at the end. OSError as read(2)."""
@@ -230,7 +270,11 @@ def is_tcp(sock: socket) -> bool:
 def prepare_tcp(sock: socket) -> None:
     """Set what every TCP socket of ours has: no delay, and urgent data left in its place."""
     sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+    try:
+        sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # MPTCP has no urgent data
+            raise
 
 
 def _unacknowledged(fd: int) -> int:

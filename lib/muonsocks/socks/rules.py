@@ -87,14 +87,6 @@ class Rules:
         self._rules = rules
         self._allow_local = allow_local
 
-    def rule_out(self, destination: Endpoint) -> bool:
-        """Say whether a name is refused whatever its addresses are: nobody need look it up."""
-        return bool(self.refusal(destination, destination.packed))
-
-    def permit(self, destination: Endpoint, address: bytes) -> bool:
-        """Say whether a client may go to the packed `address`, one of the destination's."""
-        return not self.refusal(destination, address)
-
     def refusal(self, destination: Endpoint, address: bytes | None) -> str:
         """Say why a client may not go to the packed `address`, one of the destination's.
 

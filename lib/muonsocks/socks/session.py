@@ -14,6 +14,7 @@ from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemotePr
 from muonsocks.log import INFO, Log, quoted
 from muonsocks.net.dial import Dialler
 from muonsocks.net.relay import Ended, Relay
+from muonsocks.net.stream import PeerGone, Stream
 from muonsocks.socks.negotiation import (
     FIRST_READ,
     Server,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from muonsocks.address import Endpoint, Network
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.net.stream import Stream
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
@@ -160,6 +160,9 @@ class Session:
         except OSError as error:
             end, detail = "system-error", error.strerror or str(error)
             raise
+        except Exception as error:
+            end, detail = "system-error", type(error).__name__
+            raise
         finally:
             if end:
                 self._log_closed(end, detail)
@@ -210,7 +213,8 @@ class Session:
             elif isinstance(event, Request):
                 self.target = str(event.destination)
                 if server.version != "5":
-                    self.user = event.user
+                    if needs_password or self._policy.access.users is None:
+                        self.user = event.user  # where there are users, one is who has shown it
                     if needs_password:
                         await self.refuse(server, refusal_without_password(event.user))
                         raise Finished("authentication-failed", "SOCKS4 has no passwords")
@@ -249,7 +253,10 @@ class Session:
             await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
             raise Finished("command-not-supported", f"command {request.command}")
         try:
-            far = await (reach() if reach is not None else self._dial(request.destination))
+            with self._client.watched():
+                far = await (reach() if reach is not None else self._dial(request.destination))
+        except PeerGone as error:
+            raise Finished("client-lost", str(error)) from None
         except RefusedByRule as error:
             self.refused_by_rule = True
             await self.refuse(server, ReplyCode.NOT_ALLOWED)
@@ -276,7 +283,7 @@ class Session:
             with self.loop.deadline(self._policy.limits.handshake):
                 await self._client.send(server.send(success))
         except TimeoutError:
-            raise Finished("handshake-timeout", "the reply is not read") from None
+            raise Finished("client-lost", "the reply is not read") from None
 
     async def _dial(self, destination: Endpoint) -> Stream:
         rules = self._policy.rules

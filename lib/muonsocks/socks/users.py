@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from _operator import _compare_digest
 
 from muonsocks.errors import UsageError
@@ -48,7 +49,10 @@ class ScryptHash:
         from hashlib import scrypt
 
         size, memory = len(self._digest), 2 * _MOST_MEMORY
-        digest = scrypt(password, salt=self._salt, dklen=size, maxmem=memory, **self._cost)
+        try:
+            digest = scrypt(password, salt=self._salt, dklen=size, maxmem=memory, **self._cost)
+        except (ValueError, MemoryError) as error:  # OpenSSL's malloc has failed
+            raise OSError(errno.ENOMEM, "no memory to hash a password") from error
         return _compare_digest(digest, self._digest)
 
 

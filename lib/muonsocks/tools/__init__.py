@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
+from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 
 from muonsocks.errors import UsageError
-from muonsocks.log import Log
-from muonsocks.net.inherit import keep_stderr_from_peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    from muonsocks.log import Log
 
 DONE = 0  # also when the peer misbehaved or left: that is no failure of ours
 REFUSED_BY_RULE = 1
@@ -29,8 +29,10 @@ class Terminated(BaseException):
 def run(name: str) -> NoReturn:
     """Run the tool of module `name`, and end the process with its status."""
     program = name.replace("_", "-")
-    stderr_is_peer = keep_stderr_from_peer()
-    log = Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
+    try:
+        log = _log(program)
+    except Exception:
+        os._exit(SYSTEM_FAILED)  # broken in its parts: fd 2 may be the peer, and must stay silent
     status = SYSTEM_FAILED
     try:
         _end_by_exception()
@@ -50,6 +52,14 @@ def run(name: str) -> NoReturn:
     os._exit(status)
 
 
+def _log(program: str) -> Log:
+    from muonsocks.log import Log
+    from muonsocks.net.inherit import keep_stderr_from_peer
+
+    stderr_is_peer = keep_stderr_from_peer()
+    return Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
+
+
 def _end_by_exception() -> None:
     """Let SIGTERM, SIGINT and SIGHUP unwind the program, so that what it borrowed is given back."""
 
@@ -57,7 +67,7 @@ def _end_by_exception() -> None:
 
     def terminate(*_: object) -> NoReturn:
         for number in wanted:
-            signal(number, SIG_IGN)  # once is enough, and the unwinding must not be cut short
+            signal(number, SIG_DFL)  # the next one need not be polite
         raise Terminated
 
     for number in wanted:

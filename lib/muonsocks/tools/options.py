@@ -56,7 +56,9 @@ class Options:
 
     def number(self, name: str, largest: int) -> int:
         """Give a whole number from 0 (the default) to `largest`; 0x is understood."""
-        text = self.text(name) or "0"
+        text = self.text(name)
+        if text is None:
+            return 0
         try:
             value = int(text, 0)
         except ValueError:
@@ -82,7 +84,10 @@ def parse(
     import site
 
     site.main()  # the programs start without it: only docopt is to be found there
-    from docopt import DocoptExit, docopt
+    try:
+        from docopt import DocoptExit, docopt
+    except ImportError:
+        raise UsageError("options need docopt", "install the package python3-docopt") from None
 
     doc = doc.strip() + "\n"
     try:
@@ -102,7 +107,7 @@ def parse(
         log.level = WARNING
     positional: list[str] = []
     for name, value in values.items():
-        if not name.startswith("-") and value:
+        if not name.startswith("-") and value not in (None, False):
             positional += value if isinstance(value, list) else [value]
     if positional[:1] == ["--"]:
         del positional[0]
@@ -156,9 +161,8 @@ def access(options: Options) -> Access:
         users = parse_users(_read(path), path)
     elif directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         path = f"{directory}/users"
-        # A blank credential is what a unit has when no users are configured.
-        if os.path.exists(path) and (content := _read(path)).strip():
-            users = parse_users(content, path)
+        if os.path.lexists(path) or not os.access(directory, os.X_OK):
+            users = parse_users(_read(path), path)
     trusted = parse_networks(options.text("--trust") or "")
     if trusted and users is None:
         raise UsageError("-w is for when there are users", "use --users FILE or -U and -P too")
@@ -168,7 +172,8 @@ def access(options: Options) -> Access:
 def rules(options: Options) -> Rules:
     """Make where clients may go: --rules and --allow-local."""
     lines: tuple[Rule, ...] = ()
-    if path := options.text("--rules"):
+    path = options.text("--rules")
+    if path is not None:
         try:
             text = _read(path).decode()
         except UnicodeDecodeError:
@@ -183,17 +188,18 @@ def dialler(options: Options) -> Dialler:
         raise UsageError("-4 and -6 exclude each other", "give neither for both families")
     family = 4 if options.flag("-4") else 6 if options.flag("-6") else None
     bind_address = None
-    if text := options.text("--bind-address"):
+    text = options.text("--bind-address")
+    if text is not None:
         bind_address = parse_address(text)
         if bind_address is None:
             raise UsageError(f"-b: {text!r} is not an address", "give IPv4 or IPv6 in full")
-    interface = options.text("--bind-interface") or ""
-    if len(os.fsencode(interface)) > 15:
+    interface = options.text("--bind-interface")
+    if interface == "" or len(os.fsencode(interface or "")) > 15:
         raise UsageError(f"-B: {interface!r} is not an interface", "see ip link")
     return Dialler(
         family,
         bind_address,
-        interface,
+        interface or "",
         options.number("--mark", 0xFFFFFFFF),
         options.seconds("--connect-timeout", 10),
         options.seconds("--dial-timeout", 30),
@@ -211,6 +217,8 @@ def limits(options: Options) -> Limits:
 
 def _read(path: str) -> bytes:
     """Read a file of ours whole. OSError, or UsageError if it is far too large."""
+    if not path:
+        raise UsageError("a file name is empty", "name a file, or leave the option out")
     with open(path, "rb") as file:
         content = file.read(_LARGEST_FILE + 1)
     if len(content) > _LARGEST_FILE:

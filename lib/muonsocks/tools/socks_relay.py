@@ -45,13 +45,14 @@ import os
 from muonsocks.address import Endpoint, is_name
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
-from muonsocks.net.dial import dial_unix
+from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
 from muonsocks.net.relay import Ended
 from muonsocks.net.stream import Stream
 from muonsocks.socks.negotiation import Server
-from muonsocks.socks.request import Command, Reply, ReplyCode, Request
-from muonsocks.socks.session import Access, Finished, Policy, Session
+from muonsocks.socks.request import Command, ReplyCode, Request
+from muonsocks.socks.rules import Rules
+from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
 from muonsocks.tools import DONE, REFUSED_BY_RULE, options
 from muonsocks.tools.environment import owed_server, port_number, request_from
 
@@ -83,7 +84,7 @@ def main(arguments: list[str], log: Log) -> int:
         errand = _Errand(given, server)
     except (UsageError, OSError):
         if server is not None:
-            _answer_failure(server)
+            _answer_failure(server, log)
         raise
     stdio = Stdio()
     try:
@@ -165,18 +166,17 @@ def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
     return "", Endpoint(host, port_number(arguments[1], "PORT"))
 
 
-def _answer_failure(server: Server) -> None:
+def _answer_failure(server: Server, log: Log) -> None:
     """Tell the client that it will not be served: it must not have to guess that from silence."""
     stdio = Stdio()
+    policy = Policy(Access(), Rules(), Dialler(), Limits())
+    session = Session(stdio.stream, peer_of(stdio.socket, os.environ), policy, log)
 
-    async def answer() -> None:
-        try:
-            await stdio.stream.send(server.send(Reply(ReplyCode.GENERAL_FAILURE)))
-        except ConnectionError:
-            return  # it has not waited
-        await stdio.stream.linger(2)
+    async def fail() -> None:
+        await session.refuse(server, ReplyCode.GENERAL_FAILURE)
+        raise Finished("system-error", "socks-relay cannot start")
 
     try:
-        stdio.loop.run(answer())
+        stdio.loop.run(session.logged(fail))
     finally:
         stdio.restore()
