@@ -16,7 +16,7 @@ MAY_USE = {
     "errors": set[str](),
     "address": {"errors"},
     "log": {"errors"},
-    "net": BELOW_ALL,
+    "net": BELOW_ALL - {"log"},  # library code raises; sessions, servers and tools log
     "socks": {"net"} | BELOW_ALL,
     "client": {"socks", "net"} | BELOW_ALL,
     "mux": {"socks", "net"} | BELOW_ALL,

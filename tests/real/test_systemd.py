@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -120,6 +121,8 @@ def booted(installed: Path) -> Iterator[Machine]:
     try:
         machine.__enter__()
     except nspawn.BootError as error:
+        if "CI" in os.environ:
+            raise  # there it is known to boot, and this is what it is all for
         pytest.skip(str(error))
     with contextlib.closing(machine):
         for address in (f"{WEB}/32", f"{BESIDE}/32", f"{WEB_6}/128"):
