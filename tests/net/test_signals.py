@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from muonsocks.net.loop import Loop
-from muonsocks.net.signals import wake_for_signals
+from muonsocks.net.signals import deliver, wake_for_signals
 
 
 class _Told(BaseException):
@@ -49,4 +49,41 @@ def test_a_signal_that_does_not_interrupt_the_wait(told: threading.Event) -> Non
         loop.run(wait())
     thread.join()
     assert in_time == [True]
+    loop.close()
+
+
+def test_a_delivered_error_is_raised_where_the_coroutine_waits() -> None:
+    """Not where the handler happens to run, in the middle of a coroutine or of the loop."""
+    loop, story = Loop(), []
+
+    async def work() -> None:
+        try:
+            deliver(_Told())
+            story.append("goes on")
+            await loop.sleep(10)
+        except _Told:
+            story.append("told at its wait")
+            raise
+
+    wake_for_signals(loop)
+    loop.call_soon(lambda: None)  # a round comes, as after a signal
+    with pytest.raises(_Told):
+        loop.run(work())
+    assert story == ["goes on", "told at its wait"]
+    with pytest.raises(_Told):
+        deliver(_Told())  # nothing runs
+    signal.set_wakeup_fd(-1)
+    loop.close()
+
+
+def test_an_error_delivered_at_the_very_end_is_not_lost() -> None:
+    loop = Loop()
+
+    async def work() -> None:
+        deliver(_Told())
+
+    wake_for_signals(loop)
+    with pytest.raises(_Told):
+        loop.run(work())
+    signal.set_wakeup_fd(-1)
     loop.close()

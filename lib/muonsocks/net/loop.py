@@ -93,6 +93,8 @@ class Loop:
         "_timers",
         "current",
         "handlers",
+        "interruption",
+        "is_running",
         "now",
     )
 
@@ -105,6 +107,8 @@ class Loop:
         self._cancelled = 0
         self._threads: Threads | None = None
         self.current: Task | None = None
+        self.interruption: BaseException | None = None  # what a signal handler wants raised
+        self.is_running = False
         self.now = monotonic()
 
     def close(self) -> None:
@@ -191,7 +195,7 @@ class Loop:
     def run(self, coroutine: Coroutine[Waitable, None, T]) -> T:
         """Run until `coroutine` is over and give what it returns.
 
-        What is raised in the loop itself (by a signal handler, say) is raised in the coroutine.
+        What is raised in the loop itself is raised in the coroutine, and so is `interruption`.
         """
         results: list[T] = []
         failures: list[BaseException] = []
@@ -199,13 +203,19 @@ class Loop:
         async def main() -> None:
             results.append(await coroutine)
 
-        task = self.spawn(main(), failures.append)
-        while not task.is_over:
-            try:
-                self._round()
-            except BaseException as error:
-                if not task.is_over:
-                    task.interrupt(error)
+        self.is_running = True
+        try:
+            task = self.spawn(main(), failures.append)
+            while not task.is_over:
+                try:
+                    self._round()
+                except BaseException as error:
+                    if not task.is_over:
+                        task.interrupt(error)
+        finally:
+            self.is_running = False
+        if self.interruption is not None:
+            raise self.interruption
         if failures:
             raise failures.pop()
         return results[0]
@@ -218,6 +228,9 @@ class Loop:
         else:
             events = self._epoll.poll(self._patience())
         self.now = now = monotonic()
+        if self.interruption is not None:
+            interruption, self.interruption = self.interruption, None
+            raise interruption
         if soon:
             self._soon = []
         for fd, happened in events:

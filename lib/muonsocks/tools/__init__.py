@@ -65,10 +65,12 @@ def _end_by_exception() -> None:
 
     wanted = [number for number in (SIGTERM, SIGINT, SIGHUP) if getsignal(number) != SIG_IGN]
 
-    def terminate(*_: object) -> NoReturn:
+    from muonsocks.net.signals import deliver
+
+    def terminate(*_: object) -> None:
         for number in wanted:
             signal(number, SIG_DFL)  # the next one need not be polite
-        raise Terminated
+        deliver(Terminated())
 
     for number in wanted:
         signal(number, terminate)
