@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, readv, splice, write
-from select import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.net import pipes
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.stream import MORE, Stream
+from muonsocks.net.stream import HANG_UP, MORE, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ _BULK = 32768  # bytes; a burst shorter than this is cheaper to copy than to spl
 _FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 _AGAIN = EPOLLRDHUP
-_HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 
 
 class Half:
@@ -105,7 +104,7 @@ class Half:
         opposite = self.opposite
         if opposite.pending is not None and events & WRITABLE:
             opposite.flush()
-        if self.ended and events & _HANG_UP:
+        if self.ended and events & HANG_UP:
             if not opposite.over:
                 opposite._sink_failed(errno.EPIPE)  # it has ended, and now it is gone altogether
         elif events & READABLE:

@@ -27,7 +27,7 @@ from muonsocks.net.task import Task, Waitable
 # (urgent data stops a read in the middle, tcp(7)) the rest comes without another event.
 MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 
-_HANG_UP = EPOLLHUP | EPOLLERR
+HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 _SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
@@ -54,7 +54,7 @@ class Watch:
     def __enter__(self) -> None:
         stream = self._stream
         if stream.socket is not None:
-            if stream.ready & _HANG_UP:
+            if stream.ready & HANG_UP:
                 raise PeerGone
             stream._watcher = stream.loop.current
 
@@ -83,9 +83,17 @@ class Stream(Waitable):
     )
 
     def __init__(
-        self, loop: Loop, reader: int, writer: int = -1, socket: socket | None = None
+        self,
+        loop: Loop,
+        reader: int,
+        writer: int = -1,
+        socket: socket | None = None,
+        is_known: bool = False,
     ) -> None:
-        """Take over non-blocking descriptors; `writer` is for two that are not one socket."""
+        """Take over non-blocking descriptors; `writer` is for two that are not one socket.
+
+        `is_known` says that the loop has the socket already, for an earlier owner.
+        """
         super().__init__()
         self.loop = loop
         self.reader = reader
@@ -98,7 +106,9 @@ class Stream(Waitable):
         self._wanted = 0
         self._watcher: Task | None = None
         self.always_ready = 0
-        if not loop.register(reader, self._on_event):
+        if is_known:
+            loop.handlers[reader] = self._on_event
+        elif not loop.register(reader, self._on_event):
             self.always_ready |= EPOLLIN
         if self.writer == reader:
             self.always_ready |= EPOLLOUT if self.always_ready else 0
@@ -109,18 +119,8 @@ class Stream(Waitable):
     @classmethod
     def connected(cls, loop: Loop, sock: socket, ready: int) -> Stream:
         """Take over a TCP socket that the loop knows already, with the events seen so far."""
-        self = cls.__new__(cls)
-        self.task = None
-        self.loop = loop
-        self.reader = self.writer = fd = sock.fileno()
-        self.socket = sock
-        self.borrowed = ()
-        self.drains = True
+        self = cls(loop, sock.fileno(), socket=sock, is_known=True)
         self.ready = ready
-        self._wanted = 0
-        self._watcher = None
-        self.always_ready = 0
-        loop.handlers[fd] = self._on_event
         return self
 
     def take_back(self) -> None:
@@ -135,7 +135,7 @@ class Stream(Waitable):
         if events & self._wanted:
             self._wanted = 0
             self.wake()
-        elif events & _HANG_UP and self._watcher is not None:
+        elif events & HANG_UP and self._watcher is not None:
             self._watcher.interrupt(PeerGone())
 
     def watched(self) -> Watch:

@@ -62,7 +62,6 @@ def _log(program: str) -> Log:
 
 def _end_by_exception() -> None:
     """Let SIGTERM, SIGINT and SIGHUP unwind the program, so that what it borrowed is given back."""
-
     wanted = [number for number in (SIGTERM, SIGINT, SIGHUP) if getsignal(number) != SIG_IGN]
 
     from muonsocks.net.signals import deliver
