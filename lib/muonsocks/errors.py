@@ -58,3 +58,11 @@ class DialError(OSError):
     def __init__(self, number: int, reason: str, failures: Sequence[tuple[str, int]]) -> None:
         super().__init__(number, reason)
         self.failures = failures
+
+
+def in_one_line(error: UsageError | OSError) -> str:
+    """Say what was wrong, as a line for the user."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return str(error)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from muonsocks.net.loop import Loop
-from muonsocks.net.signals import deliver, wake_for_signals
+from muonsocks.net.signals import Signals, deliver
 
 
 class _Told(BaseException):
@@ -31,7 +31,7 @@ def told() -> Iterator[threading.Event]:
 def test_a_signal_that_does_not_interrupt_the_wait(told: threading.Event) -> None:
     """As one that comes just before epoll_wait(2): here another thread takes it."""
     loop = Loop()
-    wake_for_signals(loop)
+    Signals(loop)
     waits, in_time = threading.Event(), []
 
     def take_signal() -> None:
@@ -65,7 +65,7 @@ def test_a_delivered_error_is_raised_where_the_coroutine_waits() -> None:
             story.append("told at its wait")
             raise
 
-    wake_for_signals(loop)
+    Signals(loop)
     loop.call_soon(lambda: None)  # a round comes, as after a signal
     with pytest.raises(_Told):
         loop.run(work())
@@ -82,7 +82,7 @@ def test_an_error_delivered_at_the_very_end_is_not_lost() -> None:
     async def work() -> None:
         deliver(_Told())
 
-    wake_for_signals(loop)
+    Signals(loop)
     with pytest.raises(_Told):
         loop.run(work())
     signal.set_wakeup_fd(-1)

@@ -8,7 +8,7 @@ from stat import S_ISCHR, S_ISSOCK
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import Loop
-from muonsocks.net.signals import wake_for_signals
+from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ class Stdio:
         """Take over fds 0 and 1, and make a loop for them. OSError if one of them is not open."""
         status = _status(0, "input"), _status(1, "output")
         self.loop = loop = Loop()
-        wake_for_signals(loop)
+        Signals(loop)
         self._found_blocking = tuple(fd for fd in (0, 1) if os.get_blocking(fd))
         self.socket: socket | None = None
         same = (status[0].st_dev, status[0].st_ino) == (status[1].st_dev, status[1].st_ino)

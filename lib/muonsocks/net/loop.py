@@ -12,6 +12,7 @@ from _heapq import heapify, heappop, heappush
 from select import (
     EPOLLERR,
     EPOLLET,
+    EPOLLEXCLUSIVE,
     EPOLLHUP,
     EPOLLIN,
     EPOLLOUT,
@@ -130,6 +131,14 @@ class Loop:
             return False
         self.handlers[fd] = handler
         return True
+
+    def register_listener(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Call `handler` while connections wait at `fd`; of several processes, one is woken each.
+
+        Not edge-triggered: who accepts one at a time leaves the others to whoever has time.
+        """
+        self._epoll.register(fd, EPOLLIN | EPOLLEXCLUSIVE)
+        self.handlers[fd] = handler
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`, just before it is closed or handed on."""

@@ -100,7 +100,11 @@ class Finished(Exception):
 
 
 class Session:
-    """One client's connection and what is known of it. After `run`, `refused_by_rule` tells how."""
+    """One client's connection and what is known of it.
+
+    After `run`, `refused_by_rule` tells how it went, and `short_of` is the errno of what this host
+    ran out of, or 0.
+    """
 
     __slots__ = (
         "_client",
@@ -111,6 +115,7 @@ class Session:
         "_reply",
         "_started",
         "refused_by_rule",
+        "short_of",
         "target",
         "user",
     )
@@ -126,6 +131,7 @@ class Session:
         self._relay: Relay | None = None
         self.user = b""
         self.refused_by_rule = False
+        self.short_of = 0
 
     @property
     def loop(self) -> Loop:
@@ -267,6 +273,8 @@ class Session:
             await self.refuse(server, reply_code(error))
             if error.errno in _SHORTAGES:
                 raise
+            if error.errno == errno.EADDRNOTAVAIL:
+                self.short_of = error.errno  # of ports, as far as one can tell
             end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
             raise Finished(end, error.strerror or str(error)) from None
         try:

@@ -6,7 +6,7 @@ import os
 import sys
 from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 
-from muonsocks.errors import UsageError
+from muonsocks.errors import UsageError, in_one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ class Terminated(BaseException):
     """A signal asks the program to end."""
 
 
-def run(name: str) -> NoReturn:
-    """Run the tool of module `name`, and end the process with its status."""
+def run(name: str, has_peer: bool = True) -> NoReturn:
+    """Run the tool of module `name`, and end the process with its status.
+
+    `has_peer` says that its standard input and output are a peer's.
+    """
     program = name.replace("_", "-")
     try:
-        log = _log(program)
+        log = _log(program, has_peer)
     except Exception:
         os._exit(SYSTEM_FAILED)  # broken in its parts: fd 2 may be the peer, and must stay silent
     status = SYSTEM_FAILED
@@ -39,11 +42,10 @@ def run(name: str) -> NoReturn:
         tool = __import__(f"muonsocks.tools.{name}", fromlist=["main"])
         status = tool.main(sys.argv[1:], log)
     except UsageError as error:
-        log.fatal(str(error))
+        log.fatal(in_one_line(error))
         status = WRONG_USAGE
     except OSError as error:
-        reason = error.strerror or str(error)
-        log.fatal(f"{error.filename}: {reason}" if error.filename else reason)
+        log.fatal(in_one_line(error))
     except Terminated:
         status = DONE
     except Exception as error:
@@ -52,11 +54,11 @@ def run(name: str) -> NoReturn:
     os._exit(status)
 
 
-def _log(program: str) -> Log:
+def _log(program: str, has_peer: bool) -> Log:
     from muonsocks.log import Log
     from muonsocks.net.inherit import keep_stderr_from_peer
 
-    stderr_is_peer = keep_stderr_from_peer()
+    stderr_is_peer = has_peer and keep_stderr_from_peer()
     return Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
 
 

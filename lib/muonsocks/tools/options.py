@@ -54,11 +54,16 @@ class Options:
             raise UsageError(f"{name}: {text!r} is not a time", "give seconds, more than 0")
         return value
 
-    def number(self, name: str, largest: int) -> int:
-        """Give a whole number from 0 (the default) to `largest`; 0x is understood."""
+    def texts(self, name: str) -> list[str]:
+        """Give the arguments of an option that may be repeated."""
+        values: list[str] = self._values.get(name) or []
+        return values
+
+    def number(self, name: str, largest: int, default: int = 0) -> int:
+        """Give a whole number from 0 to `largest`; 0x is understood."""
         text = self.text(name)
         if text is None:
-            return 0
+            return default
         try:
             value = int(text, 0)
         except ValueError:

@@ -1,0 +1,91 @@
+"""Listening sockets: our own, and those that systemd hands over."""
+
+from __future__ import annotations
+
+import os
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_ACCEPTCONN,
+    SO_REUSEADDR,
+    SO_TYPE,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
+
+from muonsocks.address import Endpoint, format_address, is_own_side, parse_address
+from muonsocks.errors import UsageError
+from muonsocks.net.stream import is_tcp, prepare_tcp
+
+_BACKLOG = 4096  # connections that wait to be accepted; net.core.somaxconn may make it fewer
+
+
+def listen_on(address: bytes, port: int) -> socket:
+    """Listen on a packed address, IPv6 for itself alone. What we want of the sockets that will be
+    accepted is set here, once: they inherit it. OSError that says where.
+    """
+    family = AF_INET if len(address) == 4 else AF_INET6
+    sock = None
+    try:
+        sock = socket(family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if family == AF_INET6:
+            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+        prepare_tcp(sock)
+        sock.bind((format_address(address), port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        where = Endpoint.at(address, port)
+        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from None
+    return sock
+
+
+def inherited(kind: int = SOCK_STREAM) -> list[socket]:
+    """Take the listening sockets that systemd passes (sd_listen_fds(3)), usually none.
+
+    UsageError if there is anything among them but listening sockets of this kind.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    from systemd.daemon import listen_fds
+
+    sockets = []
+    for fd in listen_fds():
+        os.set_inheritable(fd, False)
+        try:
+            sock = socket(fileno=fd)
+            listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+        except OSError:
+            listens = 0
+        if not listens or sock.getsockopt(SOL_SOCKET, SO_TYPE) != kind:
+            unit = "ListenStream=" if kind == SOCK_STREAM else "ListenSequentialPacket="
+            raise UsageError(f"descriptor {fd} is no socket to accept from", f"use {unit}")
+        sock.setblocking(False)
+        if is_tcp(sock):
+            prepare_tcp(sock)
+        sockets.append(sock)
+    return sockets
+
+
+def name_of(listener: socket) -> str:
+    """Say where a socket listens, for a log line."""
+    name = listener.getsockname()
+    if listener.family == AF_UNIX:
+        return f"unix:{name if isinstance(name, str) else '@' + name[1:].decode()}"
+    return str(Endpoint(name[0].partition("%")[0], name[1]))
+
+
+def is_for_this_host(listener: socket) -> bool:
+    """Say whether only processes of this host can connect to it."""
+    if listener.family == AF_UNIX:
+        return True
+    address = parse_address(listener.getsockname()[0].partition("%")[0])
+    return address is not None and any(address) and is_own_side(address)

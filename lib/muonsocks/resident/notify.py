@@ -1,0 +1,65 @@
+"""What a resident program tells who has started it: systemd (sd_notify(3)), s6, both or nobody."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic_ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Notifier:
+    """Tells systemd, if $NOTIFY_SOCKET is set, and a descriptor, as s6's notification-fd."""
+
+    __slots__ = ("_fd", "_notify", "_status", "watchdog")
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = fd
+        self._status = ""
+        self._notify: Callable[[str], object] | None = None
+        self.watchdog = 0.0  # s between two signs of life that systemd waits for at most; 0: none
+        if os.environ.get("NOTIFY_SOCKET"):
+            from systemd.daemon import notify
+
+            self._notify = notify
+            # As sd_watchdog_enabled(3), which systemd-python does not have.
+            interval = os.environ.get("WATCHDOG_USEC", "")
+            if interval.isdecimal() and os.environ.get("WATCHDOG_PID") in (None, str(os.getpid())):
+                self.watchdog = int(interval) / 1e6
+
+    @property
+    def to_systemd(self) -> bool:
+        """Whether systemd listens."""
+        return self._notify is not None
+
+    def _tell(self, state: str) -> None:
+        if self._notify is not None:
+            self._notify(state)
+
+    def ready(self) -> None:
+        """Say that clients can come now."""
+        self._tell("READY=1")
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.write(fd, b"\n")
+            os.close(fd)
+
+    def status(self, text: str) -> None:
+        """Say how it goes, in a line for systemctl status."""
+        if text != self._status:
+            self._status = text
+            self._tell(f"STATUS={text}")
+
+    def alive(self) -> None:
+        """Give systemd the sign of life that its watchdog waits for."""
+        self._tell("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """Say that configuration is being read again; `ready` says that it has been."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """Say that no more clients are taken."""
+        self._tell("STOPPING=1")

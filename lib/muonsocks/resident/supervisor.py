@@ -1,0 +1,354 @@
+"""The process that stays: it starts the workers, replaces those that die, rereads, and stops all.
+
+It keeps its privileges, which the workers give up, and so it reads nothing that a peer has sent.
+Each worker has a channel to it, a socketpair:
+
+    to the supervisor   READY, once the worker is about to accept
+    to the worker       TAKE, with configuration that was read again
+                        DRAIN: accept no more, finish, end; an end of file means the same
+                        CUT: end now
+"""
+
+from __future__ import annotations
+
+import _pickle
+import gc
+import os
+from _signal import SIG_DFL, SIG_IGN, SIGABRT, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGTERM, signal
+from _socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, socket, socketpair
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from time import monotonic
+
+from muonsocks.errors import UsageError, in_one_line
+from muonsocks.net.loop import Loop
+from muonsocks.net.signals import Signals
+from muonsocks.net.stream import Stream
+from muonsocks.net.task import Mailbox
+from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
+from muonsocks.resident.notify import Notifier
+from muonsocks.resident.worker import Capacity, Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, Protocol
+
+    from muonsocks.log import Log
+    from muonsocks.net.task import Task
+    from muonsocks.resident import worker
+
+    class Service(worker.Service, Protocol):
+        """What a resident program does: how it is configured, and what it does for each client."""
+
+        def reread(self) -> object:
+            """Read again what may change, in the supervisor. What is given is what `take` gets in
+            the workers; it can be pickled. UsageError or OSError leave everything as it was.
+            """
+
+        def take(self, configuration: object) -> None:
+            """Go on with what `reread` has given."""
+
+        def settle(self, loop: Loop) -> None:
+            """Get ready in a worker: load what is needed, then give up privileges."""
+
+
+READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+_SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
+_LONGEST_DELAY = 30.0  # s
+_GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
+_STATUS = 5.0  # s between two status lines
+_LATE = 4  # intervals without a sign of life after which a worker is given up
+
+
+class Plan:
+    """How many workers there are, what they may have open, how long (s) they may drain."""
+
+    __slots__ = ("capacity", "drain", "workers")
+
+    def __init__(self, workers: int, capacity: Capacity, drain: float) -> None:
+        self.workers = workers
+        self.capacity = capacity
+        self.drain = drain
+
+
+class _Child:
+    """A worker as its supervisor sees it."""
+
+    __slots__ = ("channel", "number", "orders", "pid", "ready", "started", "task")
+
+    task: Task
+
+    def __init__(self, number: int, pid: int, channel: Stream) -> None:
+        self.number = number
+        self.pid = pid
+        self.channel = channel
+        self.orders = Mailbox()
+        self.ready = False
+        self.started = monotonic()
+
+
+class _Gone(BaseException):
+    """The worker that was to be attended to has ended."""
+
+
+class Supervisor:
+    """Runs a service in workers until it is told to stop."""
+
+    __slots__ = (
+        "_board",
+        "_children",
+        "_delays",
+        "_happened",
+        "_is_up",
+        "_listeners",
+        "_log",
+        "_loop",
+        "_notifier",
+        "_plan",
+        "_service",
+        "_signals",
+        "_stops",
+    )
+
+    def __init__(
+        self, service: Service, listeners: list[socket], plan: Plan, notifier: Notifier, log: Log
+    ) -> None:
+        self._service = service
+        self._listeners = listeners
+        self._plan = plan
+        self._notifier = notifier
+        self._log = log
+        self._board = Board(plan.workers)
+        self._children: dict[int, _Child] = {}
+        self._delays = [0.0] * plan.workers  # until a worker is replaced
+        self._is_up = False  # all workers have been ready
+        self._stops = False
+        self._happened = Mailbox()  # has what is to be called
+        self._loop = Loop()
+        post = self._happened.post
+        self._signals = Signals(
+            self._loop,
+            {
+                SIGTERM: lambda: post(self._stop),
+                SIGINT: lambda: post(self._stop),
+                SIGHUP: lambda: post(self._reload),
+                SIGCHLD: lambda: post(self._bury_children),
+            },
+        )
+
+    def run(self) -> bool:
+        """Serve until a signal says stop. False if a worker could not even start."""
+        setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
+        gc.collect()
+        gc.freeze()  # what the workers share with us is not to be written to
+        return self._loop.run(self._story())
+
+    async def _story(self) -> bool:
+        for number in range(self._plan.workers):
+            self._start(number)
+        if self._notifier.watchdog:
+            self._check_workers()
+        while self._children or not self._stops:
+            action = await self._happened.take()
+            action()
+        if self._is_up:
+            cut = self._board.total(CUT)
+            self._log.info(f"stopped, connections that were cut: {cut}")
+        return self._is_up
+
+    # What happens
+
+    def _note_ready(self) -> None:
+        """Say that clients can come, once all workers are ready for the first time."""
+        if not self._is_up and all(child.ready for child in self._children.values()):
+            self._is_up = True
+            self._notifier.ready()
+            if self._notifier.to_systemd:
+                self._tell_status()
+
+    def _reload(self) -> None:
+        """Read again what may change, or keep it all as it was."""
+        self._notifier.reloading()
+        try:
+            configuration = self._service.reread()
+        except (UsageError, OSError) as error:
+            self._log.error(f"not reloaded, all stays as it was: {in_one_line(error)}")
+        else:
+            self._service.take(configuration)  # for workers to come
+            order = _pickle.dumps(configuration)
+            for child in self._children.values():
+                child.orders.post(TAKE + len(order).to_bytes(4, "big") + order)
+            self._log.info("reloaded")
+        self._notifier.ready()
+
+    def _stop(self) -> None:
+        """Let the workers finish; when asked again, end them now."""
+        again, self._stops = self._stops, True
+        for child in self._children.values():
+            child.orders.post(CUT_NOW if again else DRAIN)
+        if not again:
+            self._notifier.stopping()
+            for listener in self._listeners:
+                listener.close()
+            self._loop.call_later(self._plan.drain + _GRACE, self._kill_children)
+
+    def _kill_children(self) -> None:
+        for child in self._children.values():
+            self._log.error(f"worker {child.pid} does not end and is killed")
+            os.kill(child.pid, SIGKILL)
+
+    def _bury_children(self) -> None:
+        """Note which workers have ended, and replace them."""
+        for child in list(self._children.values()):
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            del self._children[pid]
+            if not child.task.is_over:
+                child.task.interrupt(_Gone())
+            child.channel.close()
+            lost = self._board.clear(child.number)
+            if status:
+                how = f"killed by signal {os.WTERMSIG(status)}"
+                if os.WIFEXITED(status):
+                    how = f"ended with status {os.WEXITSTATUS(status)}"
+                self._log.error(f"worker {pid} was {how}; connections lost with it: {lost}")
+            if not self._is_up and not self._stops:
+                self._stop()  # it would not be otherwise the next time
+            elif not self._stops:
+                self._replace(child)
+
+    def _replace(self, child: _Child) -> None:
+        """Start another worker: at once, unless they do not live long."""
+        number = child.number
+        if monotonic() - child.started >= _SHORT_LIFE:
+            self._delays[number] = 0.0
+            self._start(number)
+        else:
+            self._delays[number] = min(max(2 * self._delays[number], 0.1), _LONGEST_DELAY)
+            post = self._happened.post
+            self._loop.call_later(self._delays[number], lambda: post(lambda: self._start(number)))
+
+    # Signs of life
+
+    def _tell_status(self) -> None:
+        board = self._board
+        self._notifier.status(
+            f"connections: {board.total(OPEN)} open, {board.total(SERVED)} served,"
+            f" {board.total(REFUSED)} refused; workers: {len(self._children)}"
+        )
+        self._loop.call_later(_STATUS, self._tell_status)
+
+    def _check_workers(self) -> None:
+        """Give a worker up that shows no sign of life, and systemd one of ours."""
+        for child in self._children.values():
+            silence = self._board.silence(child.number)
+            if child.ready and silence > _LATE * self._interval:
+                self._log.error(f"worker {child.pid} has hung for {silence:.0f} s and is killed")
+                os.kill(child.pid, SIGABRT)
+        self._notifier.alive()
+        self._loop.call_later(self._interval, self._check_workers)
+
+    @property
+    def _interval(self) -> float:
+        """How often (s) there are signs of life, or 0."""
+        return self._notifier.watchdog / 4
+
+    # Workers
+
+    def _start(self, number: int) -> None:
+        if self._stops:
+            return
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
+        self._board.clear(number)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._be_worker(number, theirs)
+        theirs.close()
+        child = _Child(number, pid, Stream(self._loop, ours.fileno(), socket=ours))
+        self._children[pid] = child
+        child.task = self._loop.spawn(self._attend(child), self._on_failure)
+
+    async def _attend(self, child: _Child) -> None:
+        """Wait for a worker to be ready, then pass orders on to it."""
+        if await child.channel.receive(1) == READY:
+            child.ready = True
+            self._happened.post(self._note_ready)
+            while True:
+                await child.channel.send(await child.orders.take())
+
+    def _on_failure(self, error: BaseException) -> None:
+        # A worker that has ended cannot be told anything; SIGCHLD says so.
+        if not isinstance(error, (_Gone, ConnectionError)):
+            raise error
+
+    def _be_worker(self, number: int, channel: socket) -> NoReturn:
+        """Serve, in the child process."""
+        status = 111
+        try:
+            self._loop.close()
+            self._signals.close()
+            for child in self._children.values():
+                child.channel.close()
+            for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
+                signal(ignored, SIG_IGN)
+            signal(SIGCHLD, SIG_DFL)
+            loop = Loop()
+            Signals(loop)
+            self._board.take_column(number)
+            plan = self._plan
+            worker = Worker(
+                loop, self._listeners, self._service, plan.capacity, self._board, self._log
+            )
+            self._service.settle(loop)
+            gc.collect()
+            gc.freeze()
+            gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
+            loop.run(self._work(Stream(loop, channel.fileno(), socket=channel), worker))
+            status = 0
+        except (UsageError, OSError) as error:
+            self._log.error(in_one_line(error))
+        except BaseException as error:
+            self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
+        os._exit(status)
+
+    async def _work(self, channel: Stream, worker: Worker) -> None:
+        """Accept until told to stop, then drain."""
+        loop = channel.loop
+        if self._interval:
+            beat(loop, self._board, self._interval)
+        drain = Mailbox()
+        await channel.send(READY)
+        worker.start()
+        loop.spawn(self._obey(channel, worker, drain), self._on_failure)
+        await drain.take()
+        await worker.drain(self._plan.drain)
+
+    async def _obey(self, channel: Stream, worker: Worker, drain: Mailbox) -> None:
+        """Follow the supervisor's orders."""
+        while order := await channel.receive(1):
+            if order == TAKE:
+                length = int.from_bytes(await _exactly(channel, 4), "big")
+                self._service.take(_pickle.loads(await _exactly(channel, length)))
+            elif order == DRAIN:
+                drain.post(order)
+            else:
+                worker.cut()
+        drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
+
+
+def beat(loop: Loop, board: Board, interval: float) -> None:
+    """Give signs of life from now on."""
+    board.beat()
+    loop.call_later(interval, lambda: beat(loop, board, interval))
+
+
+async def _exactly(stream: Stream, size: int) -> bytes:
+    parts = []
+    while size:
+        part = await stream.receive(size)
+        if not part:
+            raise ConnectionResetError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,279 @@
+"""One worker of a resident program: it accepts, serves each connection in a task, and knows limits.
+
+When something runs out it leaves new connections in the queue of the listener, and looks again when
+one of its own has ended or a moment has passed; no connection that it has is given up for that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import AF_UNIX, SOCK_NONBLOCK, socket
+from resource import RLIMIT_NOFILE, getrlimit
+
+from muonsocks.net.inherit import Peer
+from muonsocks.net.task import Waitable
+from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Protocol
+
+    from muonsocks.log import Log
+    from muonsocks.net.loop import Loop, Timer
+    from muonsocks.net.task import Task
+
+    class Service(Protocol):
+        """What a resident program does for each connection."""
+
+        def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
+            """Serve a client and close its socket. Gives the errno of what this host ran out of
+            meanwhile, 0 for nothing; OSError means the same.
+            """
+
+
+_PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
+_QUIET = 1.0  # s without a shortage after which it is over, if there was a connection
+_RESERVE = 16  # descriptors that are left for pipes, look-ups and second attempts
+
+# What accept(2) says of the connection that it was about to give, not of the listener: Linux
+# passes on errors that were pending on the new socket. The next one may be well.
+_PASSING = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    )
+)
+
+
+class Capacity:
+    """How many connections there may be: in all workers, and there from one source; 0: any number.
+
+    A source is an IPv4 address or a /64 of IPv6. `each` is how many descriptors one takes.
+    """
+
+    __slots__ = ("connections", "each", "per_source")
+
+    def __init__(self, connections: int, per_source: int = 0, each: int = 2) -> None:
+        self.connections = connections
+        self.per_source = per_source
+        self.each = each
+
+
+class Cut(BaseException):
+    """The session outlived the time it had to end."""
+
+
+class Worker:
+    """Accepts from listeners that it shares with the other workers."""
+
+    __slots__ = (
+        "_board",
+        "_capacity",
+        "_drained",
+        "_draining",
+        "_fits",
+        "_listeners",
+        "_log",
+        "_loop",
+        "_paused",
+        "_recovery",
+        "_service",
+        "_short",
+        "_tasks",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        listeners: list[socket],
+        service: Service,
+        capacity: Capacity,
+        board: Board,
+        log: Log,
+    ) -> None:
+        self._loop = loop
+        self._listeners = listeners
+        self._service = service
+        self._capacity = capacity
+        self._board = board
+        self._log = log
+        self._tasks: set[Task] = set()
+        self._paused: Timer | None = None
+        self._short = False
+        self._recovery: Timer | None = None
+        self._draining = False
+        self._drained = Waitable()
+        self._fits = _descriptors_left() // capacity.each
+
+    # Life cycle
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._resume()
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more, and wait for the connections to end; then cut those that are left."""
+        self._draining = True
+        self._stop_accepting()
+        for listener in self._listeners:
+            listener.close()
+        if self._tasks:
+            try:
+                with self._loop.deadline(seconds):
+                    await self._drained
+            except TimeoutError:
+                self.cut()
+
+    def cut(self) -> None:
+        """End all connections now."""
+        left = list(self._tasks)
+        self._board.add(CUT, len(left))
+        for task in left:
+            task.interrupt(Cut())
+
+    # Accepting
+
+    def _resume(self) -> None:
+        self._paused = None
+        for listener in self._listeners:
+            self._loop.register_listener(
+                listener.fileno(), lambda _, listener=listener: self._accept(listener)
+            )
+
+    def _stop_accepting(self) -> None:
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        for listener in self._listeners:
+            self._loop.unregister(listener.fileno())
+
+    def _pause(self) -> None:
+        """Leave new connections in the queue until one of ours has ended, or for a moment."""
+        if self._paused is None and not self._draining:
+            self._stop_accepting()
+            self._paused = self._loop.call_later(_PATIENCE, self._resume)
+
+    def _accept(self, listener: socket) -> None:
+        """Take one connection; the other workers may well be idle."""
+        board, limit = self._board, self._capacity.connections
+        if len(self._tasks) >= self._fits:
+            self._run_short(f"the limit on descriptors, {_limit()}, allows no more connections for now")
+            return
+        board.add(OPEN, 1)  # first: two workers may look at the same moment
+        if board.total(OPEN) > limit > 0:
+            board.add(OPEN, -1)
+            self._run_short(f"all {limit} connections of --max-connections are in use")
+            return
+        try:
+            fd, address = listener._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            board.add(OPEN, -1)
+            if isinstance(error, BlockingIOError) or error.errno in _PASSING:
+                return  # another worker was faster, or the client has gone
+            self._run_short(f"cannot accept: {error.strerror}")
+            return
+        if self._short and self._recovery is None:
+            self._recovery = self._loop.call_later(_QUIET, self._have_again)
+        os.set_blocking(fd, False)
+        kind = listener.type | SOCK_NONBLOCK
+        sock = socket(listener.family, kind, listener.proto, fd)
+        peer = Peer("unix") if listener.family == AF_UNIX else Peer.at(address[0], address[1])
+        if self._capacity.per_source and not self._admit(peer):
+            board.add(OPEN, -1)
+            board.add(REFUSED, 1)
+            sock.close()
+            return
+        board.add(SERVED, 1)
+        self._loop.spawn(self._serve(sock, peer), self._on_failure)
+
+    def _admit(self, peer: Peer) -> bool:
+        """Count a client's connection, if it may have another one."""
+        source = _source(peer)
+        self._board.count_source(source, 1)
+        if self._board.connections_of(source) <= self._capacity.per_source:
+            return True
+        self._board.count_source(source, -1)
+        self._log.info(f"refused client={peer.text} end=too-many-of-this-source")
+        return False
+
+    # Serving
+
+    async def _serve(self, sock: socket, peer: Peer) -> None:
+        task = self._loop.current
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            self._note(await self._service.serve(self._loop, sock, peer))
+        finally:
+            self._tasks.discard(task)
+            self._board.add(OPEN, -1)
+            if self._capacity.per_source:
+                self._board.count_source(_source(peer), -1)
+            if self._paused is not None:
+                self._paused.cancel()
+                self._resume()
+            if self._draining and not self._tasks:
+                self._drained.wake()
+
+    def _on_failure(self, error: BaseException) -> None:
+        if isinstance(error, OSError):
+            self._note(error.errno or errno.EIO)
+        elif not isinstance(error, Cut):
+            self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
+
+    # Shortages: the first worker that meets one says so, and the last one that it is over
+
+    def _note(self, number: int) -> None:
+        """Note what a session ran out of."""
+        if number:
+            # Ports run out for one destination only: no reason to let others wait.
+            is_ours = number != errno.EADDRNOTAVAIL
+            self._run_short(f"a request could not be carried out: {os.strerror(number)}", is_ours)
+
+    def _run_short(self, what: str, pause: bool = True) -> None:
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery = None
+        if not self._short:
+            if not self._board.total(SHORT):
+                self._log.warning(what)
+            self._short = True
+            self._board.set(SHORT, 1)
+        if pause:
+            self._pause()
+
+    def _have_again(self) -> None:
+        self._recovery = None
+        self._short = False
+        self._board.set(SHORT, 0)
+        if not self._board.total(SHORT):
+            self._log.warning("the shortage is over")
+
+
+def _source(peer: Peer) -> bytes:
+    """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one."""
+    address = peer.address or b""
+    return address if len(address) == 4 else address[:8]
+
+
+def _limit() -> int:
+    return getrlimit(RLIMIT_NOFILE)[0]
+
+
+def _descriptors_left() -> int:
+    """How many descriptors this process may still open for connections."""
+    with os.scandir("/proc/self/fd") as entries:
+        used = sum(1 for _ in entries) - 1
+    return max(_limit() - used - _RESERVE, 2)

@@ -1,0 +1,194 @@
+"""
+Serve SOCKS clients: a server that stays, with workers that share its listening sockets.
+
+It listens on the addresses of -i, on the sockets that systemd passes, or else everywhere
+if it is limited who may come in (users or -w), and on loopback alone if not.
+
+Usage:
+  muonsocks [options] [-i ADDR]...
+
+Where it listens:
+  -i, --listen=ADDR           on this address; may be repeated
+  -p, --port=PORT             on this port instead of 1080
+
+Who may come in:
+  -U, --auth-user=NAME        the only user; needs -P
+  -P, --auth-password=TEXT    its password (better: --users)
+  --users=FILE                users, a line NAME:PASSWORD each
+  -w, --trust=NETS            networks that need no password, a comma between
+
+Where a client may go:
+  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --allow-local               this host's own side too: loopback, link-local
+
+How the far end is reached:
+  -4                          over IPv4 only
+  -6                          over IPv6 only
+  -b, --bind-address=ADDR     from this address
+  -B, --bind-interface=NAME   over this network interface
+  -m, --mark=NUMBER           with this firewall mark
+
+How many there may be:
+  --workers=NUMBER            processes that serve; by default one for each CPU
+  --max-connections=NUMBER    connections, in all; others wait [default: 16384]
+  --max-per-source=NUMBER     of one IPv4 address or IPv6 /64; others are closed
+
+How long it may take, in seconds:
+  --handshake-timeout=SECS    up to the client's request [default: 30]
+  --connect-timeout=SECS      for each address [default: 10]
+  --dial-timeout=SECS         for look-up and all addresses [default: 30]
+  --idle-timeout=SECS         while nothing moves [default: 900]
+  --half-close-timeout=SECS   the same once one side has ended [default: 120]
+  --drain-timeout=SECS        to finish when it is told to stop [default: 30]
+
+As whom it runs:
+  -u, --user=NAME             as this user, once it listens
+  -C, --chroot=DIR            with this root directory
+
+Other:
+  -d, --notify-fd=FD          say there, by a newline, that it is ready (s6)
+  -v, --verbose               log each failed address too
+  -q, --quiet                 log no connections
+  --help                      show this and exit
+  --version                   show the version and exit
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import socket
+
+from muonsocks.address import parse_address
+from muonsocks.errors import UsageError
+from muonsocks.log import Log
+from muonsocks.net.inherit import Peer
+from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
+from muonsocks.net.loop import Loop
+from muonsocks.net.stream import Stream
+from muonsocks.resident.notify import Notifier
+from muonsocks.resident.supervisor import Plan, Supervisor
+from muonsocks.resident.worker import Capacity
+from muonsocks.socks.session import Session
+from muonsocks.tools import DONE, SYSTEM_FAILED, options
+from muonsocks.tools.environment import port_number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.socks.rules import Rules
+    from muonsocks.socks.users import Users
+
+
+def main(arguments: list[str], log: Log) -> int:
+    """Serve until told to stop."""
+    given = options.parse(__doc__, arguments, log)
+    if given is None:
+        return DONE
+    options.expect_no_arguments(given)
+    service = Socks(given, log)
+    plan = Plan(
+        given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
+        Capacity(
+            given.number("--max-connections", 1 << 24, 16384),
+            given.number("--max-per-source", 1 << 24),
+        ),
+        given.seconds("--drain-timeout", 30),
+    )
+    notifier = Notifier(_notify_fd(given))
+    listeners = _listeners(given, service, log)
+    return DONE if Supervisor(service, listeners, plan, notifier, log).run() else SYSTEM_FAILED
+
+
+ANYWHERE = (bytes(4), bytes(16))
+THIS_HOST = (b"\x7f\0\0\1", bytes(15) + b"\1")
+
+
+def _notify_fd(given: options.Options) -> int | None:
+    """Give the descriptor of -d, which must be open. None without it."""
+    if given.text("--notify-fd") is None:
+        return None
+    fd = given.number("--notify-fd", 1 << 20)
+    try:
+        os.set_inheritable(fd, False)
+    except OSError as error:
+        raise UsageError(f"-d: descriptor {fd}: {error.strerror}", "see --help") from None
+    return fd
+
+
+class Socks:
+    """The sessions of a resident server."""
+
+    __slots__ = ("_given", "_log", "_policy")
+
+    def __init__(self, given: options.Options, log: Log) -> None:
+        self._given = given
+        self._log = log
+        self._policy = options.policy(given)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is limited who may come in."""
+        access = self._policy.access
+        return access.users is not None or bool(access.trusted)
+
+    def reread(self) -> tuple[Users | None, Rules]:
+        """Read users and rules again."""
+        users, rules = options.access(self._given).users, options.rules(self._given)
+        if (users is None) != (self._policy.access.users is None):
+            raise UsageError("whether there are users is decided at the start", "restart")
+        return users, rules
+
+    def take(self, configuration: tuple[Users | None, Rules]) -> None:
+        """Go by these users and rules from now on."""
+        self._policy.access.users, self._policy.rules = configuration
+
+    def settle(self, loop: Loop) -> None:
+        """Give up privileges."""
+
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+        """Serve one client."""
+        session = Session(Stream(loop, sock.fileno(), socket=sock), peer, self._policy, self._log)
+        await session.run()
+        return session.short_of
+
+
+def _listeners(given: options.Options, service: Socks, log: Log) -> list[socket]:
+    """Listen where systemd has, or where the options say, and tell what that means."""
+    addresses, port = given.texts("--listen"), given.text("--port")
+    listeners = inherited()
+    if listeners and (addresses or port is not None):
+        raise UsageError("systemd has the sockets", "leave -i and -p out")
+    if not listeners:
+        number = 1080 if port is None else port_number(port, "-p")
+        listeners = [listen_on(_address(text), number) for text in addresses]
+    if not listeners:
+        listeners = _listen_on_any(ANYWHERE if service.is_limited else THIS_HOST, number)
+    log.info(f"listening on {', '.join(map(name_of, listeners))}")
+    if not service.is_limited:
+        if not all(map(is_for_this_host, listeners)):
+            log.warning("an open proxy: whoever can reach it may use it; see --users and -w")
+        elif not addresses:
+            log.info("only for this host, as everybody may come in; see --users, -w and -i")
+    return listeners
+
+
+def _address(text: str) -> bytes:
+    packed = parse_address(text.removeprefix("[").removesuffix("]"))
+    if packed is None:
+        raise UsageError(f"-i: {text!r} is not an address", "give IPv4 or IPv6 in full")
+    return packed
+
+
+def _listen_on_any(addresses: tuple[bytes, bytes], port: int) -> list[socket]:
+    """Listen on an IPv4 and an IPv6 address; a host need not have both families."""
+    listeners, failure = [], None
+    for address in addresses:
+        try:
+            listeners.append(listen_on(address, port))
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            failure = error
+    if failure is not None and not listeners:
+        raise failure
+    return listeners

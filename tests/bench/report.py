@@ -1,0 +1,202 @@
+"""What bench.py found, as a table, beside the goals, and as a plot."""
+
+from statistics import median
+from typing import Any, NamedTuple
+
+from servers import DIRECT
+
+Sample = dict[str, Any]  # metric, n, server, round, and value or error
+
+
+class Metric(NamedTuple):
+    title: str
+    each: str  # what n counts
+    decimals: int
+    less_is_better: bool = False
+
+
+METRICS = {
+    "rate": Metric("connections/s", "client", 0),
+    "trips": Metric("64-byte round trips/s", "connection", 0),
+    "down": Metric("down, MB/s", "stream", 0),
+    "up": Metric("up, MB/s", "stream", 0),
+    "down cpu": Metric("down, CPU s per GB", "stream", 3, True),
+    "up cpu": Metric("up, CPU s per GB", "stream", 3, True),
+    "idle": Metric("idle, KiB per connection", "connection", 1, True),
+}
+
+
+class Goal(NamedTuple):
+    metric: str
+    n: int
+    against: str
+    floor: float
+    aim: float
+
+
+GOALS = [
+    Goal("rate", 64, "microsocks", 1.2, 1.6),
+    Goal("rate", 16, "microsocks", 1.0, 1.4),
+    Goal("rate", 1, "microsocks", 0.9, 1.2),
+    Goal("trips", 64, "microsocks", 1.2, 1.8),
+    Goal("trips", 1, "microsocks", 1.0, 1.3),
+    Goal("down", 1, DIRECT, 0.95, 1.3),
+    Goal("up", 1, DIRECT, 0.95, 1.3),
+    Goal("down", 4, DIRECT, 0.65, 0.9),
+    Goal("up", 4, DIRECT, 0.65, 0.9),
+    Goal("down cpu", 1, "dante", 0.45, 0.3),
+    Goal("up cpu", 1, "dante", 0.45, 0.3),
+    Goal("down cpu", 4, "dante", 0.45, 0.3),
+    Goal("up cpu", 4, "dante", 0.45, 0.3),
+    Goal("idle", 1000, "microsocks", 0.25, 0.17),
+    Goal("idle", 9000, "microsocks", 0.25, 0.17),
+]
+REFERENCES = ["microsocks", "dante", DIRECT]
+
+
+class Results:
+    """The samples of a run; `ours` is the server that the ratios and goals are about."""
+
+    def __init__(self, samples: list[Sample], ours: str) -> None:
+        self.ours = ours
+        self.servers = list(dict.fromkeys(sample["server"] for sample in samples))
+        keys = dict.fromkeys((sample["metric"], sample["n"]) for sample in samples)
+        self.rows = sorted(keys, key=lambda row: (list(METRICS).index(row[0]), row[1]))
+        self.samples = samples
+
+    def values(self, metric: str, n: int, server: str) -> dict[int, float]:
+        """Round -> value; empty if a single round had an error."""
+        key = (metric, n, server)
+        found = [s for s in self.samples if (s["metric"], s["n"], s["server"]) == key]
+        return {} if any("error" in s for s in found) else {s["round"]: s["value"] for s in found}
+
+    def ratios(self, metric: str, n: int, against: str) -> list[float]:
+        """Ours by theirs, round by round, so that a machine that slows down does not matter."""
+        mine, theirs = self.values(metric, n, self.ours), self.values(metric, n, against)
+        return sorted(mine[i] / theirs[i] for i in mine.keys() & theirs.keys() if theirs[i] > 0)
+
+    def cell(self, metric: str, n: int, server: str) -> str:
+        if values := self.values(metric, n, server):
+            return f"{median(values.values()):,.{METRICS[metric].decimals}f}"
+        key = (metric, n, server)
+        found = [s for s in self.samples if (s["metric"], s["n"], s["server"]) == key]
+        wrong = sum("error" in sample for sample in found)
+        return f"{wrong} of {len(found)} failed" if found else "-"
+
+    def table(self) -> str:
+        """Medians, and the medians of our ratios to what we are measured against."""
+        references = [
+            name
+            for name in REFERENCES
+            if {name, self.ours} <= {*self.servers} and name != self.ours
+        ]
+        lines = [["", *self.servers, *(f"{self.ours} / {name}" for name in references)]]
+        for metric, n in self.rows:
+            about = METRICS[metric]
+            line = [f"{about.title}, {n} {about.each}{'s'[: n > 1]}"]
+            line += [self.cell(metric, n, server) for server in self.servers]
+            for name in references:
+                ratios = self.ratios(metric, n, name)
+                line.append(f"{median(ratios):.2f}" if ratios else "-")
+            lines.append(line)
+        return aligned(lines) + self.errors()
+
+    def errors(self) -> str:
+        wrong = [sample for sample in self.samples if "error" in sample]
+        lines = {
+            f"{METRICS[s['metric']].title}, {s['n']}, {s['server']}: {s['error']}" for s in wrong
+        }
+        return "".join(f"\nfailed: {line}" for line in sorted(lines))
+
+    def goals(self) -> list[dict[str, Any]]:
+        """Each goal this run can tell of: floor, aim, and what was reached."""
+        found = []
+        for goal in GOALS:
+            ratios = self.ratios(goal.metric, goal.n, goal.against)
+            if not ratios or goal.against == self.ours:
+                continue
+            sign = -1 if METRICS[goal.metric].less_is_better else 1
+            reached = median(ratios)
+            verdict = "short"
+            if sign * reached >= sign * goal.floor:
+                verdict = "aim" if sign * reached >= sign * goal.aim else "floor"
+            found.append(
+                {
+                    "goal": f"{METRICS[goal.metric].title}, {goal.n}, to {goal.against}",
+                    "floor": goal.floor,
+                    "aim": goal.aim,
+                    "reached": round(reached, 3),
+                    "range": [round(ratios[0], 3), round(ratios[-1], 3)],
+                    "verdict": verdict,
+                }
+            )
+        return found
+
+    def goals_table(self) -> str:
+        lines = [[f"{self.ours}", "floor", "aim", "reached", "rounds", ""]]
+        for goal in self.goals():
+            low, high = goal["range"]
+            figures = [f"{goal['floor']:.2f}", f"{goal['aim']:.2f}", f"{goal['reached']:.3f}"]
+            lines.append([goal["goal"], *figures, f"{low:.2f}-{high:.2f}", goal["verdict"]])
+        return aligned(lines) if lines[1:] else "no goal: that takes both servers it is about"
+
+    def against_dante(self) -> str:
+        """One goal more: better than dante in every row."""
+        worse, compared = [], 0
+        for metric, n in self.rows:
+            if ratios := self.ratios(metric, n, "dante"):
+                compared += 1
+                if (median(ratios) < 1) != METRICS[metric].less_is_better:
+                    worse.append(f"{METRICS[metric].title}, {n}")
+        if not compared or self.ours == "dante":
+            return ""
+        what = f"all but: {'; '.join(worse)}" if worse else "all"
+        return f"better than dante in {compared - len(worse)} of {compared} rows: {what}"
+
+    def plot(self, path: str, title: str) -> None:
+        """A panel a metric, a group of bars a number of connections."""
+        import matplotlib
+
+        matplotlib.use("svg")
+        from matplotlib import pyplot
+
+        metrics = list(dict.fromkeys(metric for metric, _ in self.rows))
+        columns = min(2, len(metrics))
+        height = (len(metrics) + columns - 1) // columns
+        figure, axes = pyplot.subplots(
+            height, columns, figsize=(5.5 * columns, 2.8 * height), squeeze=False
+        )
+        width = 0.8 / len(self.servers)
+        for axis, metric in zip(axes.flat, metrics, strict=False):
+            numbers = [n for name, n in self.rows if name == metric]
+            for i, server in enumerate(self.servers):
+                found = [self.values(metric, n, server).values() for n in numbers]
+                heights = [median(values) if values else 0 for values in found]
+                places = [
+                    group + (i - len(self.servers) / 2 + 0.5) * width
+                    for group in range(len(numbers))
+                ]
+                axis.bar(places, heights, width, label=server)
+            axis.set_xticks(range(len(numbers)), [str(n) for n in numbers])
+            about = METRICS[metric]
+            better = " (less is better)" if about.less_is_better else ""
+            axis.set_title(f"{about.title}{better}", fontsize=10)
+            axis.set_xlabel(f"{about.each}s", fontsize=8)
+            axis.tick_params(labelsize=8)
+        for axis in axes.flat[len(metrics) :]:
+            axis.axis("off")
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
+        figure.suptitle(title, fontsize=9)
+        figure.tight_layout()
+        figure.savefig(path)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """A table in Markdown that can be read as it is; numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head, *body = (
+        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |"
+        for line in lines
+    )
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    return "\n".join([head, rule, *body])
