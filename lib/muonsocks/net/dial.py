@@ -20,6 +20,7 @@ from _socket import (
     getaddrinfo,
     socket,
 )
+from select import EPOLLOUT
 
 from muonsocks.address import Endpoint, format_address, parse_address, unmapped
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
@@ -36,6 +37,7 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destinatio
 _STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
 _MOST_CANDIDATES = 64  # addresses of one name that are tried
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+_CONNECTED = (0, errno.EISCONN)
 
 # Of several failures, the one that says most about the destination is the one to report: first
 # what the destination itself said, then what the way there did, then what went wrong here.
@@ -51,7 +53,7 @@ _TELLING = (
 class Candidate:
     """One address to be tried."""
 
-    __slots__ = ("family", "packed", "sockaddr")
+    __slots__ = ("family", "name", "packed", "sockaddr")
 
     def __init__(self, packed: bytes, port: int, scope: int = 0) -> None:
         self.packed = packed
@@ -60,9 +62,11 @@ class Candidate:
         if len(packed) == 4:
             self.family = AF_INET
             self.sockaddr = (host, port)
+            self.name = f"{host}:{port}"
         else:
             self.family = AF_INET6
             self.sockaddr = (host, port, 0, scope)
+            self.name = f"[{host}]:{port}"
 
 
 def permit_all(_: bytes) -> bool:
@@ -108,9 +112,11 @@ class Dialler:
         """
         failures: list[tuple[str, int]] = []
         candidates: list[Candidate] = []
+        if destination.packed is not None:
+            return await self._race(loop, [self._literal(destination, permit)], failures)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
-                candidates = await self._candidates(loop, destination)
+                candidates = await self._look_up(loop, destination)
                 permitted = [one for one in candidates if permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
@@ -122,14 +128,18 @@ class Dialler:
                 raise NameNotResolved(f"{destination.host}: no answer in time") from None
             raise _dial_error(failures) from None
 
-    async def _candidates(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
-        """Give the addresses of a destination in the order to try them, of the right families."""
+    def _literal(self, destination: Endpoint, permit: Callable[[bytes], bool]) -> Candidate:
         packed = destination.packed
-        if packed is not None:
-            if self._has_family(packed):
-                return [Candidate(packed, destination.port)]
+        assert packed is not None
+        if not self._has_family(packed):
             reason = f"this way out has no place for {destination.host}"
             raise DialError(errno.EAFNOSUPPORT, reason, [])
+        if not permit(packed):
+            raise RefusedByRule(f"{destination} is not permitted")
+        return Candidate(packed, destination.port)
+
+    async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
+        """Give the addresses of a name in the order to try them, of the right families."""
         found = await resolve(loop, destination)
         candidates = [one for one in found if self._has_family(one.packed)]
         if not candidates:
@@ -162,6 +172,8 @@ class Dialler:
                     except OSError as error:
                         failures.append((format_address(candidate.packed), error.errno or 0))
                         continue
+                    if attempt.is_connected:
+                        return attempt.stream()
                     racing.add(attempt)
                     if waiting:
                         stagger = loop.call_later(_STAGGER, lambda: mailbox.post(None))
@@ -212,7 +224,16 @@ class Dialler:
 class _Attempt:
     """One connection attempt; posts itself when something has happened to it."""
 
-    __slots__ = ("_mailbox", "_ready", "_sock", "_timed_out", "_timer", "candidate", "loop")
+    __slots__ = (
+        "_mailbox",
+        "_ready",
+        "_sock",
+        "_timed_out",
+        "_timer",
+        "candidate",
+        "is_connected",
+        "loop",
+    )
 
     def __init__(
         self, loop: Loop, dialler: Dialler, candidate: Candidate, mailbox: Mailbox
@@ -222,16 +243,24 @@ class _Attempt:
         self._mailbox = mailbox
         self._ready = 0
         self._timed_out = False
+        self._timer: Timer | None = None
         self._sock = sock = dialler.open_socket(candidate.family)
         try:
             number = sock.connect_ex(candidate.sockaddr)
-            if number and number != errno.EINPROGRESS:
+            if number == errno.EINPROGRESS:
+                number = sock.connect_ex(candidate.sockaddr)  # on this host nothing takes time
+            self.is_connected = number in _CONNECTED
+            if not self.is_connected and number not in _STILL_CONNECTING:
                 raise OSError(number, os.strerror(number))
             loop.register(sock.fileno(), self._on_event)
         except OSError:
             sock.close()
             raise
-        self._timer = loop.call_later(dialler.connect_timeout, self._on_timeout)
+        if self.is_connected:
+            self._ready = EPOLLOUT
+        else:
+            patience = min(dialler.connect_timeout, dialler.dial_timeout)
+            self._timer = loop.call_later(patience, self._on_timeout)
 
     def _on_event(self, events: int) -> None:
         self._ready |= events
@@ -249,16 +278,18 @@ class _Attempt:
             return errno.EALREADY
         # To ask again is to be sure: an event may have been meant for an earlier owner of the fd.
         number = self._sock.connect_ex(self.candidate.sockaddr)
-        return 0 if number == errno.EISCONN else number
+        return 0 if number in _CONNECTED else number
 
     def stream(self) -> Stream:
         """Make a stream of a socket that is connected."""
-        self._timer.cancel()
-        return Stream.connected(self.loop, self._sock, self._ready)
+        if self._timer is not None:
+            self._timer.cancel()
+        return Stream.connected(self.loop, self._sock, self._ready, self.candidate.name)
 
     def close(self) -> None:
         """Give up."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self.loop.unregister(self._sock.fileno())
         self._sock.close()
 

@@ -14,6 +14,7 @@ from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 
 def keep_stderr_from_peer() -> bool:
@@ -109,6 +110,12 @@ class Peer:
         endpoint = Endpoint(host.partition("%")[0], port)
         return None if endpoint.packed is None else cls(str(endpoint), endpoint.packed)
 
+    @classmethod
+    def of_socket(cls, name: tuple[Any, ...]) -> Peer:
+        """Make the peer of what accept(2) or getpeername(2) gives for a TCP socket."""
+        endpoint = Endpoint.of_socket(name)
+        return cls(str(endpoint), endpoint.packed)
+
 
 def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
     """Say who the client is: by systemd's REMOTE_ADDR, UCSPI's $PROTO, or the socket itself."""
@@ -134,4 +141,4 @@ def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
         name = stdio_socket.getpeername()
     except OSError:
         return Peer("gone")  # ENOTCONN: reset before we looked
-    return Peer.at(name[0], name[1]) or Peer("unknown")
+    return Peer.of_socket(name)

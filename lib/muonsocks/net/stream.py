@@ -76,6 +76,7 @@ class Stream(Waitable):
         "borrowed",
         "drains",
         "loop",
+        "name",
         "reader",
         "ready",
         "socket",
@@ -99,6 +100,7 @@ class Stream(Waitable):
         self.reader = reader
         self.writer = reader if writer < 0 else writer
         self.socket = socket
+        self.name = "-"  # where it leads, for the log
         self.borrowed: tuple[int, ...] = ()  # of the descriptors: to be blocking again when closed
         # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
         self.drains = socket is not None and is_tcp(socket)
@@ -117,10 +119,11 @@ class Stream(Waitable):
         self.ready |= self.always_ready
 
     @classmethod
-    def connected(cls, loop: Loop, sock: socket, ready: int) -> Stream:
+    def connected(cls, loop: Loop, sock: socket, ready: int, name: str) -> Stream:
         """Take over a TCP socket that the loop knows already, with the events seen so far."""
         self = cls(loop, sock.fileno(), socket=sock, is_known=True)
         self.ready = ready
+        self.name = name
         return self
 
     def take_back(self) -> None:
@@ -155,6 +158,16 @@ class Stream(Waitable):
                 continue
             if len(data) < limit and self.drains and not self.ready & MORE:
                 self.ready &= ~EPOLLIN
+            return data
+
+    def send_now(self, data: bytes) -> bytes:
+        """Write what can be written at once, and give the rest. OSError as write(2)."""
+        if not self.ready & WRITABLE:
+            return data
+        try:
+            return data[write(self.writer, data) :]
+        except BlockingIOError:
+            self.ready &= ~WRITABLE | self.always_ready
             return data
 
     async def send(self, data: bytes) -> None:
@@ -230,18 +243,7 @@ class Stream(Waitable):
         """Say which address of ours a TCP connection has; zeros for any other stream."""
         if self.socket is None or not is_tcp(self.socket):
             return Endpoint("0.0.0.0", 0)
-        host, port = self.socket.getsockname()[:2]
-        return Endpoint(host.partition("%")[0], port)
-
-    def remote_name(self) -> str:
-        """Say where the stream leads, for a log line."""
-        if self.socket is None or not is_tcp(self.socket):
-            return "-"
-        try:
-            host, port = self.socket.getpeername()[:2]
-        except OSError:
-            return "gone"  # ENOTCONN: reset already
-        return str(Endpoint(host.partition("%")[0], port))
+        return Endpoint.of_socket(self.socket.getsockname())
 
     def close(self) -> None:
         """Give the descriptors back to the system. Harmless when it has been done."""

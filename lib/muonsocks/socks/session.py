@@ -39,11 +39,12 @@ from muonsocks.socks.users import Users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from muonsocks.address import Endpoint, Network
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
+    from muonsocks.net.task import Waitable
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
@@ -102,8 +103,7 @@ class Finished(Exception):
 class Session:
     """One client's connection and what is known of it.
 
-    After `run`, `refused_by_rule` tells how it went, and `short_of` is the errno of what this host
-    ran out of, or 0.
+    After `run`, `refused_by_rule` tells how it went.
     """
 
     __slots__ = (
@@ -113,9 +113,9 @@ class Session:
         "_policy",
         "_relay",
         "_reply",
+        "_short_of",
         "_started",
         "refused_by_rule",
-        "short_of",
         "target",
         "user",
     )
@@ -131,23 +131,25 @@ class Session:
         self._relay: Relay | None = None
         self.user = b""
         self.refused_by_rule = False
-        self.short_of = 0
+        self._short_of = 0
 
     @property
     def loop(self) -> Loop:
         """The loop that the client's stream is in."""
         return self._client.loop
 
-    async def run(self) -> None:
-        """Serve the client, and write its log lines. The client's stream is closed."""
+    def run(self) -> Coroutine[Waitable, None, int]:
+        """Serve the client, and write its log lines. The client's stream is closed.
 
-        async def story() -> Ended:
-            server, request = await self.negotiate()
-            return await self.fulfil(server, request, server.trailing)
+        Gives the errno of what this host ran out of, if that is why it ended, or 0.
+        """
+        return self.logged(self._story)
 
-        await self.logged(story)
+    async def _story(self) -> Ended:
+        server, request = await self.negotiate()
+        return await self.fulfil(server, request, server.trailing)
 
-    async def logged(self, story: Callable[[], Awaitable[Ended | None]]) -> None:
+    async def logged(self, story: Callable[[], Awaitable[Ended | None]]) -> int:
         """Run a part of a session, log how it ended and close the client's stream.
 
         A story that gives None has not ended: another program goes on with the client.
@@ -173,6 +175,7 @@ class Session:
             if end:
                 self._log_closed(end, detail)
                 self._client.close()
+        return self._short_of
 
     # The first half: what the client wants
 
@@ -182,7 +185,7 @@ class Session:
         With `exact` not one byte behind the request is read, so that another program can go on.
         """
         try:
-            with self._client.loop.deadline(self._policy.limits.handshake):
+            with self.loop.deadline(self._policy.limits.handshake):
                 return await self._negotiate(exact)
         except TimeoutError:
             raise Finished("handshake-timeout") from None
@@ -192,45 +195,48 @@ class Session:
             raise Finished("protocol-error", str(error)) from None
 
     async def _negotiate(self, exact: bool) -> tuple[Server, Request]:
-        client = self._client
-        needs_password = self._policy.access.needs_password(self._peer)
-        data = await self._receive(FIRST_READ if exact else _READ)
-        server = server_for(data)
-        server.receive(data)
-        while True:
-            event = server.next_event()
-            if event is None:
-                server.receive(await self._receive(server.wants if exact else _READ))
-            elif isinstance(event, MethodOffer):
-                method = choose_method(event.methods, needs_password)
-                answer = server.send(MethodChoice(method))
-                if method == Method.NO_ACCEPTABLE:
-                    await self._say_goodbye(answer)
-                    wanted = "a password" if needs_password else "no authentication"
-                    raise Finished("no-acceptable-method", f"{wanted} was not offered")
-                await client.send(answer)
-            elif isinstance(event, Credentials):
-                accepted = await self._accept(event)
-                answer = server.send(CredentialsVerdict(accepted))
-                if not accepted:
-                    await self._say_goodbye(answer)
-                    raise Finished("authentication-failed")
-                await client.send(answer)
-            elif isinstance(event, Request):
-                self.target = str(event.destination)
-                if server.version != "5":
-                    if needs_password or self._policy.access.users is None:
-                        self.user = event.user  # where there are users, one is who has shown it
-                    if needs_password:
-                        await self.refuse(server, refusal_without_password(event.user))
-                        raise Finished("authentication-failed", "SOCKS4 has no passwords")
-                return server, event
+        client, needs_password = self._client, self._policy.access.needs_password(self._peer)
+        data = await client.receive(FIRST_READ if exact else _READ)
+        server = server_for(data) if data else None
+        while server is not None and data:
+            server.receive(data)
+            while (event := server.next_event()) is not None:
+                if isinstance(event, Request):
+                    await self._admit(server, event, needs_password)
+                    return server, event
+                if isinstance(event, MethodOffer):
+                    await self._choose_method(server, event, needs_password)
+                elif isinstance(event, Credentials):
+                    await self._judge(server, event)
+            data = await client.receive(server.wants if exact else _READ)
+        raise Finished("client-left")
 
-    async def _receive(self, limit: int) -> bytes:
-        data = await self._client.receive(limit)
-        if not data:
-            raise Finished("client-left")
-        return data
+    async def _choose_method(self, server: Server, offer: MethodOffer, needs_password: bool) -> None:
+        method = choose_method(offer.methods, needs_password)
+        answer = server.send(MethodChoice(method))
+        if method == Method.NO_ACCEPTABLE:
+            await self._say_goodbye(answer)
+            wanted = "a password" if needs_password else "no authentication"
+            raise Finished("no-acceptable-method", f"{wanted} was not offered")
+        await self._client.send(answer)
+
+    async def _judge(self, server: Server, credentials: Credentials) -> None:
+        accepted = await self._accept(credentials)
+        answer = server.send(CredentialsVerdict(accepted))
+        if not accepted:
+            await self._say_goodbye(answer)
+            raise Finished("authentication-failed")
+        await self._client.send(answer)
+
+    async def _admit(self, server: Server, request: Request, needs_password: bool) -> None:
+        """Take a request; in SOCKS4 it is only now that a client may turn out to need a password."""
+        self.target = str(request.destination)
+        if server.version != "5":
+            if needs_password or self._policy.access.users is None:
+                self.user = request.user  # where there are users, one is who has shown it
+            if needs_password:
+                await self.refuse(server, refusal_without_password(request.user))
+                raise Finished("authentication-failed", "SOCKS4 has no passwords")
 
     async def _accept(self, credentials: Credentials) -> bool:
         users = self._policy.access.users
@@ -274,7 +280,7 @@ class Session:
             if error.errno in _SHORTAGES:
                 raise
             if error.errno == errno.EADDRNOTAVAIL:
-                self.short_of = error.errno  # of ports, as far as one can tell
+                self._short_of = error.errno  # of ports, as far as one can tell
             end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
             raise Finished(end, error.strerror or str(error)) from None
         try:
@@ -287,25 +293,29 @@ class Session:
     async def _reply_success(self, server: Server, far: Stream) -> None:
         self._reply = ReplyCode.SUCCEEDED
         success = Reply(ReplyCode.SUCCEEDED, far.local_endpoint())
-        try:
-            with self.loop.deadline(self._policy.limits.handshake):
-                await self._client.send(server.send(success))
-        except TimeoutError:
-            raise Finished("client-lost", "the reply is not read") from None
+        left = self._client.send_now(server.send(success))
+        if left:
+            try:
+                with self.loop.deadline(self._policy.limits.handshake):
+                    await self._client.send(left)
+            except TimeoutError:
+                raise Finished("client-lost", "the reply is not read") from None
 
     async def _dial(self, destination: Endpoint) -> Stream:
-        rules = self._policy.rules
+        dialler, rules = self._policy.dialler, self._policy.rules
         refusal = rules.refusal(destination, destination.packed)
+        if refusal:
+            raise RefusedByRule(refusal)
+        if destination.packed is not None:
+            return await dialler.dial(self.loop, destination)
 
         def permit(address: bytes) -> bool:
             nonlocal refusal
             refusal = rules.refusal(destination, address)
             return not refusal
 
-        if refusal:
-            raise RefusedByRule(refusal)
         try:
-            return await self._policy.dialler.dial(self._client.loop, destination, permit)
+            return await dialler.dial(self.loop, destination, permit)
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
@@ -313,7 +323,7 @@ class Session:
         """Join the client and the far end until they are done with each other."""
         client, limits = self._client, self._policy.limits
         if self._log.level >= INFO:
-            self._log.info(f"connected {self._facts()} address={far.remote_name()}")
+            self._log.info(f"connected {self._facts()} address={far.name}")
         self._relay = relay = Relay(client, far, early)
         try:
             ended = await relay.run(limits.idle, limits.half_close)
