@@ -53,11 +53,11 @@ _TELLING = (
 class Candidate:
     """One address to be tried."""
 
-    __slots__ = ("family", "name", "packed", "sockaddr")
+    __slots__ = ("family", "host", "name", "packed", "sockaddr")
 
     def __init__(self, packed: bytes, port: int, scope: int = 0) -> None:
         self.packed = packed
-        host = format_address(packed)
+        self.host = host = format_address(packed)
         self.sockaddr: tuple[Any, ...]
         if len(packed) == 4:
             self.family = AF_INET
@@ -113,7 +113,14 @@ class Dialler:
         failures: list[tuple[str, int]] = []
         candidates: list[Candidate] = []
         if destination.packed is not None:
-            return await self._race(loop, [self._literal(destination, permit)], failures)
+            candidate = self._literal(destination, permit)
+            try:
+                attempt = _Attempt(loop, self, candidate)
+            except OSError as error:
+                raise _dial_error([(candidate.host, error.errno or 0)]) from None
+            if attempt.is_connected:
+                return attempt.stream()
+            return await self._race(loop, [], failures, attempt)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
                 candidates = await self._look_up(loop, destination)
@@ -153,7 +160,11 @@ class Dialler:
         return self.family is None or (self.family == 4) == (length == 4)
 
     async def _race(
-        self, loop: Loop, candidates: list[Candidate], failures: list[tuple[str, int]]
+        self,
+        loop: Loop,
+        candidates: list[Candidate],
+        failures: list[tuple[str, int]],
+        *under_way: _Attempt,
     ) -> Stream:
         """Start an attempt every 250 ms, or when one has failed; the first to connect wins.
 
@@ -161,19 +172,22 @@ class Dialler:
         """
         mailbox = Mailbox()
         waiting = candidates[::-1]
-        racing: set[_Attempt] = set()
+        racing = set(under_way)
+        for attempt in racing:
+            attempt.mailbox = mailbox
         stagger: Timer | None = None
         try:
             while waiting or racing:
                 if waiting and stagger is None:
                     candidate = waiting.pop()
                     try:
-                        attempt = _Attempt(loop, self, candidate, mailbox)
+                        attempt = _Attempt(loop, self, candidate)
                     except OSError as error:
-                        failures.append((format_address(candidate.packed), error.errno or 0))
+                        failures.append((candidate.host, error.errno or 0))
                         continue
                     if attempt.is_connected:
                         return attempt.stream()
+                    attempt.mailbox = mailbox
                     racing.add(attempt)
                     if waiting:
                         stagger = loop.call_later(_STAGGER, lambda: mailbox.post(None))
@@ -191,7 +205,7 @@ class Dialler:
                 if not result:
                     return happened.stream()
                 happened.close()
-                failures.append((format_address(happened.candidate.packed), result))
+                failures.append((happened.candidate.host, result))
                 if stagger is not None:
                     stagger.cancel()
                     stagger = None
@@ -200,7 +214,7 @@ class Dialler:
                 stagger.cancel()
             for attempt in racing:
                 attempt.close()
-                failures.append((format_address(attempt.candidate.packed), errno.ETIMEDOUT))
+                failures.append((attempt.candidate.host, errno.ETIMEDOUT))
         raise _dial_error(failures)
 
     def open_socket(self, family: int) -> socket:
@@ -225,7 +239,6 @@ class _Attempt:
     """One connection attempt; posts itself when something has happened to it."""
 
     __slots__ = (
-        "_mailbox",
         "_ready",
         "_sock",
         "_timed_out",
@@ -233,14 +246,14 @@ class _Attempt:
         "candidate",
         "is_connected",
         "loop",
+        "mailbox",
     )
 
-    def __init__(
-        self, loop: Loop, dialler: Dialler, candidate: Candidate, mailbox: Mailbox
-    ) -> None:
+    mailbox: Mailbox
+
+    def __init__(self, loop: Loop, dialler: Dialler, candidate: Candidate) -> None:
         self.loop = loop
         self.candidate = candidate
-        self._mailbox = mailbox
         self._ready = 0
         self._timed_out = False
         self._timer: Timer | None = None
@@ -264,11 +277,11 @@ class _Attempt:
 
     def _on_event(self, events: int) -> None:
         self._ready |= events
-        self._mailbox.post(self)
+        self.mailbox.post(self)
 
     def _on_timeout(self) -> None:
         self._timed_out = True
-        self._mailbox.post(self)
+        self.mailbox.post(self)
 
     def result(self) -> int:
         """Give 0 when it is connected, the errno of its failure, or EALREADY."""

@@ -134,6 +134,7 @@ class Half:
         if self._bulk and self._splices:
             self._pump()
             return
+        drains = self._drains and not events & MORE
         for _ in range(_ROUNDS):
             try:
                 count = readv(self.read_fd, _BUFFERS)
@@ -143,7 +144,7 @@ class Half:
                 self._source_failed(error)
                 return
             if not count:
-                self._source_ended(failed=self.tainted)
+                self._source_ended(self.tainted)
                 return
             try:
                 written = write(self._write_fd, _VIEW[:count])
@@ -157,10 +158,11 @@ class Half:
                 self.pending = bytes(_VIEW[written:count])
                 self._flush_when_ready()
                 return
-            if count == _SIZE and self._splices:
+            if count < _SIZE:
+                if drains:
+                    return
+            elif self._splices:
                 self._pump()
-                return
-            if self._drains and count < _SIZE and not events & MORE:
                 return
         relay.loop.call_soon(self._again)
 

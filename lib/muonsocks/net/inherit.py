@@ -6,7 +6,7 @@ import os
 from _socket import AF_UNIX, socket
 from stat import S_ISCHR, S_ISSOCK
 
-from muonsocks.address import Endpoint
+from muonsocks.address import Endpoint, parse_address
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
@@ -113,8 +113,11 @@ class Peer:
     @classmethod
     def of_socket(cls, name: tuple[Any, ...]) -> Peer:
         """Make the peer of what accept(2) or getpeername(2) gives for a TCP socket."""
-        endpoint = Endpoint.of_socket(name)
-        return cls(str(endpoint), endpoint.packed)
+        host, port = name[:2]
+        if ":" in host:
+            endpoint = Endpoint.of_socket(name)
+            return cls(str(endpoint), endpoint.packed)
+        return cls(f"{host}:{port}", parse_address(host))
 
 
 def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:

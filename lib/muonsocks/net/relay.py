@@ -27,6 +27,9 @@ class Ended:
         self.owed_resets = owed_resets
 
 
+_CLOSED = Ended("closed", ())
+
+
 class Relay(Waitable):
     """Two streams being joined. `up.count` and `down.count` are bytes that reached each sink."""
 
@@ -61,7 +64,7 @@ class Relay(Waitable):
             down.begin()
             if not self.reason:
                 await self
-            return Ended(self.reason, self._owed_resets())
+            return _CLOSED if self.reason == "closed" else Ended(self.reason, self._owed_resets())
         finally:
             self._timer.cancel()
             if self.reason != "closed":
@@ -71,8 +74,6 @@ class Relay(Waitable):
             down.detach()
 
     def _owed_resets(self) -> tuple[Stream, ...]:
-        if self.reason == "closed":
-            return ()
         halves = (self.up, self.down)
         if self.reason in ("idle-timeout", "half-close-timeout"):
             return tuple(half.sink for half in halves)

@@ -202,23 +202,23 @@ class Session:
             server.receive(data)
             while (event := server.next_event()) is not None:
                 if isinstance(event, Request):
-                    await self._admit(server, event, needs_password)
+                    self.target = str(event.destination)
+                    if server.version != "5":
+                        await self._admit_socks4(server, event, needs_password)
                     return server, event
                 if isinstance(event, MethodOffer):
-                    await self._choose_method(server, event, needs_password)
+                    method = choose_method(event.methods, needs_password)
+                    answer = server.send(MethodChoice(method))
+                    if method == Method.NO_ACCEPTABLE:
+                        await self._say_goodbye(answer)
+                        wanted = "a password" if needs_password else "no authentication"
+                        raise Finished("no-acceptable-method", f"{wanted} was not offered")
+                    if left := client.send_now(answer):
+                        await client.send(left)
                 elif isinstance(event, Credentials):
                     await self._judge(server, event)
             data = await client.receive(server.wants if exact else _READ)
         raise Finished("client-left")
-
-    async def _choose_method(self, server: Server, offer: MethodOffer, needs_password: bool) -> None:
-        method = choose_method(offer.methods, needs_password)
-        answer = server.send(MethodChoice(method))
-        if method == Method.NO_ACCEPTABLE:
-            await self._say_goodbye(answer)
-            wanted = "a password" if needs_password else "no authentication"
-            raise Finished("no-acceptable-method", f"{wanted} was not offered")
-        await self._client.send(answer)
 
     async def _judge(self, server: Server, credentials: Credentials) -> None:
         accepted = await self._accept(credentials)
@@ -228,15 +228,12 @@ class Session:
             raise Finished("authentication-failed")
         await self._client.send(answer)
 
-    async def _admit(self, server: Server, request: Request, needs_password: bool) -> None:
-        """Take a request; in SOCKS4 it is only now that a client may turn out to need a password."""
-        self.target = str(request.destination)
-        if server.version != "5":
-            if needs_password or self._policy.access.users is None:
-                self.user = request.user  # where there are users, one is who has shown it
-            if needs_password:
-                await self.refuse(server, refusal_without_password(request.user))
-                raise Finished("authentication-failed", "SOCKS4 has no passwords")
+    async def _admit_socks4(self, server: Server, request: Request, needs_password: bool) -> None:
+        if needs_password or self._policy.access.users is None:
+            self.user = request.user  # where there are users, one is who has shown it
+        if needs_password:
+            await self.refuse(server, refusal_without_password(request.user))
+            raise Finished("authentication-failed", "SOCKS4 has no passwords")
 
     async def _accept(self, credentials: Credentials) -> bool:
         users = self._policy.access.users
@@ -265,8 +262,8 @@ class Session:
             await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
             raise Finished("command-not-supported", f"command {request.command}")
         try:
-            with self._client.watched():
-                far = await (reach() if reach is not None else self._dial(request.destination))
+            self._client.watch()
+            far = await (reach() if reach is not None else self._dial(request.destination))
         except PeerGone as error:
             raise Finished("client-lost", str(error)) from None
         except RefusedByRule as error:
@@ -283,23 +280,24 @@ class Session:
                 self._short_of = error.errno  # of ports, as far as one can tell
             end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
             raise Finished(end, error.strerror or str(error)) from None
+        finally:
+            self._client.unwatch()
         try:
             if server is not None:
-                await self._reply_success(server, far)
+                self._reply = ReplyCode.SUCCEEDED
+                answer = server.send(Reply(ReplyCode.SUCCEEDED, far.local_endpoint()))
+                if left := self._client.send_now(answer):
+                    await self._finish_reply(left)
             return await self.relay(far, early)
         finally:
             far.close()
 
-    async def _reply_success(self, server: Server, far: Stream) -> None:
-        self._reply = ReplyCode.SUCCEEDED
-        success = Reply(ReplyCode.SUCCEEDED, far.local_endpoint())
-        left = self._client.send_now(server.send(success))
-        if left:
-            try:
-                with self.loop.deadline(self._policy.limits.handshake):
-                    await self._client.send(left)
-            except TimeoutError:
-                raise Finished("client-lost", "the reply is not read") from None
+    async def _finish_reply(self, left: bytes) -> None:
+        try:
+            with self.loop.deadline(self._policy.limits.handshake):
+                await self._client.send(left)
+        except TimeoutError:
+            raise Finished("client-lost", "the reply is not read") from None
 
     async def _dial(self, destination: Endpoint) -> Stream:
         dialler, rules = self._policy.dialler, self._policy.rules
