@@ -44,27 +44,55 @@ if TYPE_CHECKING:
     from muonsocks.address import Endpoint, Network
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
+    from muonsocks.socks.auth_once import AuthOnce
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 _LINGER = 2.0  # s that a client is given to read what it was told last
+_REMEMBERING = 2.0  # s that a client waits at most while its address is written down
+_IN_NO_NETWORK = "the client is in no trusted network"
 
 
 class Access:
-    """Who may come in: everybody if `users` is None, else those, and the `trusted` networks."""
+    """Who may come in: the `trusted` networks, and others with the password of one of the `users`.
 
-    __slots__ = ("trusted", "users")
+    With `auth_once` an address that has shown a password needs none for some time. Everybody may
+    come in if there are neither networks nor users.
+    """
 
-    def __init__(self, users: Users | None = None, trusted: tuple[Network, ...] = ()) -> None:
+    __slots__ = ("auth_once", "has_complained", "trusted", "users")
+
+    def __init__(
+        self,
+        users: Users | None = None,
+        trusted: tuple[Network, ...] = (),
+        auth_once: AuthOnce | None = None,
+    ) -> None:
         self.users = users
         self.trusted = trusted
+        self.auth_once = auth_once
+        self.has_complained = False  # that addresses cannot be remembered: once is enough
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is anybody who may not come in."""
+        return self.users is not None or bool(self.trusted)
+
+    def trusts(self, peer: Peer) -> bool:
+        """Say whether this peer is in one of the trusted networks."""
+        address = peer.address
+        return address is not None and any(address in network for network in self.trusted)
+
+    def bars(self, peer: Peer) -> bool:
+        """Say whether this peer may not come in, whatever it shows: there are only networks."""
+        return self.users is None and bool(self.trusted) and not self.trusts(peer)
 
     def needs_password(self, peer: Peer) -> bool:
-        """Say whether this peer must show a password."""
-        if self.users is None:
+        """Say whether this peer must show a password. OSError if auth_once fails to tell."""
+        if self.users is None or self.trusts(peer):
             return False
-        address = peer.address
-        return address is None or not any(address in network for network in self.trusted)
+        known = self.auth_once
+        return known is None or peer.address is None or not known.knows(peer.address)
 
 
 class Limits:
@@ -187,7 +215,6 @@ class Session:
 
     async def _negotiate(self, exact: bool) -> tuple[Server, Request]:
         client = self._client
-        needs_password = self._policy.access.needs_password(self._peer)
         data = await self._receive(FIRST_READ if exact else _READ)
         server = server_for(data)
         server.receive(data)
@@ -196,15 +223,11 @@ class Session:
             if event is None:
                 server.receive(await self._receive(server.wants if exact else _READ))
             elif isinstance(event, MethodOffer):
-                method = choose_method(event.methods, needs_password)
-                answer = server.send(MethodChoice(method))
-                if method == Method.NO_ACCEPTABLE:
-                    await self._say_goodbye(answer)
-                    wanted = "a password" if needs_password else "no authentication"
-                    raise Finished("no-acceptable-method", f"{wanted} was not offered")
-                await client.send(answer)
+                await self._choose(server, event)
             elif isinstance(event, Credentials):
                 accepted = await self._accept(event)
+                if accepted:
+                    await self._remember()
                 answer = server.send(CredentialsVerdict(accepted))
                 if not accepted:
                     await self._say_goodbye(answer)
@@ -213,11 +236,7 @@ class Session:
             elif isinstance(event, Request):
                 self.target = str(event.destination)
                 if server.version != "5":
-                    if needs_password or self._policy.access.users is None:
-                        self.user = event.user  # where there are users, one is who has shown it
-                    if needs_password:
-                        await self.refuse(server, refusal_without_password(event.user))
-                        raise Finished("authentication-failed", "SOCKS4 has no passwords")
+                    await self._admit_without_password(server, event.user)
                 return server, event
 
     async def _receive(self, limit: int) -> bytes:
@@ -226,6 +245,41 @@ class Session:
             raise Finished("client-left")
         return data
 
+    async def _choose(self, server: Server, offer: MethodOffer) -> None:
+        """Answer an offer of methods."""
+        access = self._policy.access
+        if access.bars(self._peer):
+            await self._say_goodbye(server.send(MethodChoice(Method.NO_ACCEPTABLE)))
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        has_users = access.users is not None
+        method = choose_method(offer.methods, self._needs_password(), has_users)
+        answer = server.send(MethodChoice(method))
+        if method == Method.NO_ACCEPTABLE:
+            await self._say_goodbye(answer)
+            wanted = "a password" if has_users else "no authentication"
+            raise Finished("no-acceptable-method", f"{wanted} was not offered")
+        await self._client.send(answer)
+
+    async def _admit_without_password(self, server: Server, user: bytes) -> None:
+        """Refuse a SOCKS4 client, which claims to be `user`, if it may not just come in."""
+        access = self._policy.access
+        needs_password = self._needs_password()
+        if needs_password or access.users is None:
+            self.user = user  # where there are users, one is who has shown it
+        if access.bars(self._peer):
+            await self.refuse(server, ReplyCode.NOT_ALLOWED)
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        if needs_password:
+            await self.refuse(server, refusal_without_password(user))
+            raise Finished("authentication-failed", "SOCKS4 has no passwords")
+
+    def _needs_password(self) -> bool:
+        try:
+            return self._policy.access.needs_password(self._peer)
+        except OSError as error:
+            self._complain(error)
+            return True
+
     async def _accept(self, credentials: Credentials) -> bool:
         users = self._policy.access.users
         assert users is not None, "credentials are asked for only if there are users"
@@ -233,6 +287,30 @@ class Session:
         if users.hashed:
             return await self._client.loop.in_thread(users.accept, credentials)
         return users.accept(credentials)
+
+    async def _remember(self) -> None:
+        """Let the client's address in without a password from now on, if that is wanted.
+
+        It is no fault of the client if that cannot be.
+        """
+        known, address = self._policy.access.auth_once, self._peer.address
+        if known is None or address is None:
+            return
+        limit = self.loop.deadline(_REMEMBERING)
+        try:
+            with limit:
+                await self.loop.in_thread(known.remember, address)
+        except OSError as error:
+            if isinstance(error, TimeoutError) and not limit.passed:
+                raise  # it was the handshake's time that has passed
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        access = self._policy.access
+        if not access.has_complained:
+            access.has_complained = True
+            reason = error.strerror or str(error)
+            self._log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
 
     # The second half: what the client gets
 
