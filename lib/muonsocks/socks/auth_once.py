@@ -107,7 +107,7 @@ class AuthOnce:
         lock = self._lock(LOCK_EX)
         try:
             if self._modified(name) is None:
-                self._make_room(lock)
+                self._make_room()
             now = time_ns()
             file = os.open(name, _OPEN_FILE, 0o600, dir_fd=self._directory)
             try:
@@ -132,10 +132,12 @@ class AuthOnce:
             # remembering an address, and be told then.
             return
 
-    def _make_room(self, lock: int) -> None:
-        """Remove what is expired, then the oldest, if one more would be too many."""
-        # Of the lock's own descriptor, since processes that share one share its position too.
-        names = [name for name in os.listdir(lock) if _is_file_name(name)]
+    def _make_room(self) -> None:
+        """Remove what is expired, then the oldest, if one more would be too many. Takes the lock.
+
+        (Processes that share the directory's descriptor share its position too.)
+        """
+        names = [name for name in os.listdir(self._directory) if _is_file_name(name)]
         if len(names) < MOST_ADDRESSES:
             return
         valid: list[tuple[int, str]] = []
