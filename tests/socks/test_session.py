@@ -482,6 +482,7 @@ def test_a_trusted_peer_needs_no_password(book: str) -> None:
     Play(Access(users, trusted)).perform(ANYONE[book].replace("log user=me", "log user=-"))
     with pytest.raises((AssertionError, TimeoutError)):
         Play(Access(users, trusted[:1])).perform(ANYONE["SOCKS5, a name"])
+    Play(Access(users, trusted[:1])).perform(GUARDED["right password"])
 
 
 NEEDS = {
