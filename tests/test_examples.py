@@ -100,7 +100,9 @@ WITH_USERS = [
     shown("socks-inetd.1", "-w 192.0.2.0/24"),
 ]
 CURL_WITH_PASSWORD = shown("socks-inetd.1", "alice:secret")
-INETD_LINE = shown("muonsocks.7", "nowait")
+INETD_LINE = shown("muonsocks.7", "nowait.2000 nobody")
+STATE_FOR_INETD = shown("muonsocks.7", "useradd")
+INETD_LINE_WITH_STATE = shown("muonsocks.7", "nowait.2000 muonsocks")
 XINETD = shown("README.md", "xinetd")
 ENABLE = shown("muonsocks.7", "systemctl enable")
 JOURNAL = shown("muonsocks.7", "journalctl")
@@ -438,6 +440,23 @@ def test_inetd(machine: Machine) -> None:
     with serving(machine, "inetd -i", "1080"):
         assert fetch(machine, "http://www.example.com/") == WWW
         await_log(machine, r"client=127\.0\.0\.1:[0-9]+ .* end=closed", "journalctl -o cat")
+
+
+@needs("inetd")
+def test_inetd_and_who_has_authenticated_once(machine: Machine) -> None:
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
+    paste(machine, STATE_FOR_INETD)
+    machine.put("/etc/inetd.conf", INETD_LINE_WITH_STATE)
+    with serving(machine, "inetd -i", "1080"):
+        for proxy, answer in (
+            ("--socks5-hostname 127.0.0.1:1080", "auth"),
+            ("-x socks5h://alice:secret@127.0.0.1", WWW),
+            ("--socks5-hostname 127.0.0.1:1080", WWW),
+            ("-x socks4a://127.0.0.1", WWW),
+            ("--interface 127.0.0.2 --socks5-hostname 127.0.0.1:1080", "auth"),
+        ):
+            assert answer in fetch(machine, "http://www.example.com/", proxy)
+    assert machine.run("ls /var/lib/muonsocks/auth-once").stdout == "127.0.0.1\n"
 
 
 @needs("xinetd")
