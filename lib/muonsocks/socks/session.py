@@ -45,27 +45,55 @@ if TYPE_CHECKING:
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
     from muonsocks.net.task import Waitable
+    from muonsocks.socks.auth_once import AuthOnce
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 _LINGER = 2.0  # s that a client is given to read what it was told last
+_REMEMBERING = 2.0  # s that a client waits at most while its address is written down
+_IN_NO_NETWORK = "the client is in no trusted network"
 
 
 class Access:
-    """Who may come in: everybody if `users` is None, else those, and the `trusted` networks."""
+    """Who may come in: the `trusted` networks, and others with the password of one of the `users`.
 
-    __slots__ = ("trusted", "users")
+    With `auth_once` an address that has shown a password needs none for some time. Everybody may
+    come in if there are neither networks nor users.
+    """
 
-    def __init__(self, users: Users | None = None, trusted: tuple[Network, ...] = ()) -> None:
+    __slots__ = ("auth_once", "has_complained", "trusted", "users")
+
+    def __init__(
+        self,
+        users: Users | None = None,
+        trusted: tuple[Network, ...] = (),
+        auth_once: AuthOnce | None = None,
+    ) -> None:
         self.users = users
         self.trusted = trusted
+        self.auth_once = auth_once
+        self.has_complained = False  # that addresses cannot be remembered: once is enough
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is anybody who may not come in."""
+        return self.users is not None or bool(self.trusted)
+
+    def trusts(self, peer: Peer) -> bool:
+        """Say whether this peer is in one of the trusted networks."""
+        address = peer.address
+        return address is not None and any(address in network for network in self.trusted)
+
+    def bars(self, peer: Peer) -> bool:
+        """Say whether this peer may not come in, whatever it shows: there are only networks."""
+        return self.users is None and bool(self.trusted) and not self.trusts(peer)
 
     def needs_password(self, peer: Peer) -> bool:
-        """Say whether this peer must show a password."""
-        if self.users is None:
+        """Say whether this peer must show a password. OSError if auth_once fails to tell."""
+        if self.users is None or self.trusts(peer):
             return False
-        address = peer.address
-        return address is None or not any(address in network for network in self.trusted)
+        known = self.auth_once
+        return known is None or peer.address is None or not known.knows(peer.address)
 
 
 class Limits:
@@ -195,7 +223,7 @@ class Session:
             raise Finished("protocol-error", str(error)) from None
 
     async def _negotiate(self, exact: bool) -> tuple[Server, Request]:
-        client, needs_password = self._client, self._policy.access.needs_password(self._peer)
+        client = self._client
         data = await client.receive(FIRST_READ if exact else _READ)
         server = server_for(data) if data else None
         while server is not None and data:
@@ -204,36 +232,69 @@ class Session:
                 if isinstance(event, Request):
                     self.target = str(event.destination)
                     if server.version != "5":
-                        await self._admit_socks4(server, event, needs_password)
+                        await self._admit_without_password(server, event.user)
                     return server, event
                 if isinstance(event, MethodOffer):
-                    method = choose_method(event.methods, needs_password)
+                    method = self._method(event.methods)
                     answer = server.send(MethodChoice(method))
                     if method == Method.NO_ACCEPTABLE:
-                        await self._say_goodbye(answer)
-                        wanted = "a password" if needs_password else "no authentication"
-                        raise Finished("no-acceptable-method", f"{wanted} was not offered")
-                    if left := client.send_now(answer):
-                        await client.send(left)
-                elif isinstance(event, Credentials):
-                    await self._judge(server, event)
+                        await self._turn_away(answer)
+                else:
+                    assert isinstance(event, Credentials)
+                    answer = await self._judge(server, event)
+                if left := client.send_now(answer):
+                    await client.send(left)
             data = await client.receive(server.wants if exact else _READ)
         raise Finished("client-left")
 
-    async def _judge(self, server: Server, credentials: Credentials) -> None:
+    def _method(self, offered: bytes) -> int:
+        """Choose among the methods that a client offers."""
+        access = self._policy.access
+        if not access.is_limited:
+            return choose_method(offered, False, False)
+        if access.bars(self._peer):
+            return Method.NO_ACCEPTABLE
+        return choose_method(offered, self._needs_password(), access.users is not None)
+
+    async def _turn_away(self, answer: bytes) -> None:
+        """Tell a client that none of its methods will do."""
+        await self._say_goodbye(answer)
+        access = self._policy.access
+        if access.bars(self._peer):
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        wanted = "no authentication" if access.users is None else "a password"
+        raise Finished("no-acceptable-method", f"{wanted} was not offered")
+
+    async def _judge(self, server: Server, credentials: Credentials) -> bytes:
+        """Give the answer to a user's name and password, if they are right."""
         accepted = await self._accept(credentials)
+        if accepted:
+            await self._remember()
         answer = server.send(CredentialsVerdict(accepted))
         if not accepted:
             await self._say_goodbye(answer)
             raise Finished("authentication-failed")
-        await self._client.send(answer)
+        return answer
 
-    async def _admit_socks4(self, server: Server, request: Request, needs_password: bool) -> None:
-        if needs_password or self._policy.access.users is None:
-            self.user = request.user  # where there are users, one is who has shown it
+    async def _admit_without_password(self, server: Server, user: bytes) -> None:
+        """Refuse a SOCKS4 client, which claims to be `user`, if it may not just come in."""
+        access = self._policy.access
+        needs_password = self._needs_password()
+        if needs_password or access.users is None:
+            self.user = user  # where there are users, one is who has shown it
+        if access.bars(self._peer):
+            await self.refuse(server, ReplyCode.NOT_ALLOWED)
+            raise Finished("client-refused", _IN_NO_NETWORK)
         if needs_password:
-            await self.refuse(server, refusal_without_password(request.user))
+            await self.refuse(server, refusal_without_password(user))
             raise Finished("authentication-failed", "SOCKS4 has no passwords")
+
+    def _needs_password(self) -> bool:
+        try:
+            return self._policy.access.needs_password(self._peer)
+        except OSError as error:
+            self._complain(error)
+            return True
 
     async def _accept(self, credentials: Credentials) -> bool:
         users = self._policy.access.users
@@ -242,6 +303,30 @@ class Session:
         if users.hashed:
             return await self._client.loop.in_thread(users.accept, credentials)
         return users.accept(credentials)
+
+    async def _remember(self) -> None:
+        """Let the client's address in without a password from now on, if that is wanted.
+
+        It is no fault of the client if that cannot be.
+        """
+        known, address = self._policy.access.auth_once, self._peer.address
+        if known is None or address is None:
+            return
+        limit = self.loop.deadline(_REMEMBERING)
+        try:
+            with limit:
+                await self.loop.in_thread(known.remember, address)
+        except OSError as error:
+            if isinstance(error, TimeoutError) and not limit.passed:
+                raise  # it was the handshake's time that has passed
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        access = self._policy.access
+        if not access.has_complained:
+            access.has_complained = True
+            reason = error.strerror or str(error)
+            self._log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
 
     # The second half: what the client gets
 
