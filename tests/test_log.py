@@ -163,7 +163,7 @@ def test_in_words() -> None:
     assert in_words({"client": "unix", "user": "-"}) == "client=unix user=-"
 
 
-# The journal's own protocol: libsystemd as it is, and in the place of journald's socket one of ours.
+# The journal's own protocol: libsystemd as it is, and a socket of ours in the place of journald's.
 # The protocol is described in systemd's "Native Journal Protocol".
 
 JOURNAL = """
