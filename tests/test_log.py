@@ -1,13 +1,20 @@
 """The log's lines: one each, whatever is in them, in the form that their reader expects."""
 
+import json
 import os
 import re
+import subprocess
 import syslog
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from muonsocks.log import DEBUG, ERROR, INFO, WARNING, Log, quoted
+from muonsocks.log import DEBUG, ERROR, INFO, WARNING, Log, in_words, quoted
+
+LIB = Path(__file__).resolve().parents[1] / "lib"
+PYTHON = "/usr/bin/python3"
 
 HEAD = rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ socks-test\[{os.getpid()}\]: "
 
@@ -150,3 +157,198 @@ def test_quoted_is_one_word_that_can_be_read_back() -> None:
     assert word.isprintable() and word.isascii() and len(word.split()) == 1
     back = re.sub(rb"\\x(..)", lambda match: bytes([int(match[1], 16)]), word.encode())
     assert back == everything
+
+
+def test_in_words() -> None:
+    assert in_words({"client": "unix", "user": "-"}) == "client=unix user=-"
+
+
+# The journal's own protocol: libsystemd as it is, and a socket of ours in the place of journald's.
+# The protocol is described in systemd's "Native Journal Protocol".
+
+JOURNAL = """
+import json, os, signal, socket, struct, sys, time
+sys.path.insert(0, sys.argv[1])
+from muonsocks.log import DEBUG, INFO, WARNING, Log
+
+PLACE = "/run/systemd/journal/socket"
+os.makedirs(os.path.dirname(PLACE))
+journald = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+journald.bind(PLACE)
+journald.setblocking(False)
+stderr, fd = os.pipe()
+os.set_blocking(stderr, False)
+os.dup2(fd, 2)
+os.environ["JOURNAL_STREAM"] = "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
+
+def entry():
+    data, fields = journald.recv(1 << 20), []
+    while data:
+        line, _, rest = data.partition(b"\\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            [size] = struct.unpack("<Q", rest[:8])
+            value, rest = rest[8 : 8 + size], rest[8 + size + 1 :]
+        fields.append((name.decode(), value.decode("latin-1")))
+        data = rest
+    return fields
+
+def lines():
+    try:
+        return os.read(stderr, 1 << 20).decode("latin-1").splitlines()
+    except BlockingIOError:
+        return []
+
+def give(*what):
+    print(json.dumps(what))
+
+log = Log("socks-test")
+log.use_journal_fields()
+"""
+
+
+def with_journal(script: str) -> Any:
+    """What a script gives that logs to a journal."""
+    if os.geteuid() != 0:
+        pytest.skip("a mount namespace with a journal's socket of our own takes root")
+    namespace = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs tmpfs /run; exec "$@"', "sh"]
+    done = subprocess.run(
+        [*namespace, PYTHON, "-I", "-", LIB],
+        input=JOURNAL + script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+FIELDS = """{
+    "client": "192.0.2.5:49152", "user": "-", "target": "", "in": "79", "out": "0", "end": "closed"
+}"""
+
+
+def test_fields_for_the_journal() -> None:
+    entry, lines = with_journal(
+        f"""
+log.info("closed client=192.0.2.5:49152 user=- end=closed", {FIELDS})
+give(entry(), lines())
+"""
+    )
+    assert sorted(entry) == [
+        ["MESSAGE", "closed client=192.0.2.5:49152 user=- end=closed"],
+        ["PRIORITY", "6"],
+        ["SOCKS_BYTES_IN", "79"],
+        ["SOCKS_BYTES_OUT", "0"],
+        ["SOCKS_CLIENT", "192.0.2.5:49152"],
+        ["SOCKS_END", "closed"],
+        ["SYSLOG_IDENTIFIER", "socks-test"],
+    ]
+    assert lines == []
+
+
+def test_levels_and_fields() -> None:
+    """A line without fields, and what ends the program, need not wait for journald to look."""
+    kept, entries, lines = with_journal(
+        """
+log.level = WARNING
+log.info("kept back", {"client": "unix"})
+kept = lines()
+log.level = DEBUG
+log.debug("tried", {"client": "unix"})
+log.info("reloaded")
+log.fatal("all over")
+give(kept, dict(entry()), lines())
+"""
+    )
+    assert kept == []
+    assert (entries["MESSAGE"], entries["PRIORITY"]) == ("tried", "7")
+    assert lines == ["<6>reloaded", "<3>all over"]
+
+
+def test_only_programs_that_stay_ask_for_fields() -> None:
+    text, modules = with_journal(
+        """
+del sys.modules["systemd.journal"]
+log = Log("socks-test")
+log.info("message", {"client": "unix"})
+del os.environ["JOURNAL_STREAM"]
+other = Log("socks-test")
+other.use_journal_fields()
+other.info("another", {"client": "unix"})
+give(lines(), "systemd.journal" in sys.modules)
+"""
+    )
+    assert text[0] == "<6>message"
+    assert text[1].endswith("]: another")
+    assert not modules
+
+
+HOSTILE_FIELDS = {
+    "newlines": "a\nMESSAGE=forged\nSOCKS_END=closed\n",
+    "binary framing": "a\nMESSAGE\n\x06\0\0\0\0\0\0\0forged\n",
+    "NUL": "a\0b",
+    "surrogates": "\udcff\ud800",
+    "huge": "x" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_FIELDS)
+def test_a_field_is_one_field(what: str) -> None:
+    value = HOSTILE_FIELDS[what]
+    [entry] = with_journal(
+        f"""
+value = json.loads({json.dumps(value)!r})
+log.info("message " + value, {{"target": value}})
+give(entry())
+"""
+    )
+    fields = dict(entry)
+    assert sorted(name for name, _ in entry) == sorted(fields)
+    assert fields.keys() == {"MESSAGE", "PRIORITY", "SOCKS_TARGET", "SYSLOG_IDENTIFIER"}
+    assert len(fields["SOCKS_TARGET"]) <= 2048 and len(fields["MESSAGE"]) <= 2048
+    assert "\n" not in fields["SOCKS_TARGET"] + fields["MESSAGE"]
+    assert fields["SOCKS_TARGET"].startswith(value[:1]) or "\\udcff" in fields["SOCKS_TARGET"]
+
+
+def test_a_journal_that_hangs_holds_nothing_up() -> None:
+    """What it does not take goes to standard error, and, when that is full too, nowhere."""
+    taken, lines, again = with_journal(
+        """
+signal.alarm(20)
+for number in range(5000):
+    log.info("line", {"end": str(number)})
+taken = []
+try:
+    while True:
+        taken.append(dict(entry())["SOCKS_END"])
+except BlockingIOError:
+    rest = lines()
+log.info("line", {"end": "again"})
+give(taken, rest, dict(entry())["SOCKS_END"])
+"""
+    )
+    assert taken == [str(number) for number in range(len(taken))]
+    assert 0 < len(taken) < 5000
+    assert set(lines) == {"<6>line"}
+    assert again == "again"
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "journald.close()",
+        "os.unlink(PLACE)",
+        "os.mkdir('/run/empty'); os.chroot('/run/empty')",
+        "log.info('first', {'end': 'x'}); os.mkdir('/run/empty'); os.chroot('/run/empty')",
+    ],
+)
+def test_a_journal_that_is_not_there(gone: str) -> None:
+    [lines] = with_journal(
+        f"""
+{gone}
+log.info("message", {{"client": "unix"}})
+give(lines())
+"""
+    )
+    assert lines == ["<6>message"]

@@ -164,7 +164,9 @@ class Machine:
                 },
             )
         self._cleanup.callback(_await_end, self._nspawn)
-        if not self._await_ready(notify):
+        ready = self._await_ready(notify)
+        notify.close()  # what comes now would wait for a reader for ever, and PID 1 with it
+        if not ready:
             said = log.read_text(errors="replace").strip().splitlines()
             raise BootError(f"systemd-nspawn did not boot: {said[-1] if said else 'no word'}")
 

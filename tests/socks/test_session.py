@@ -24,7 +24,7 @@ import pytest
 
 from muonsocks.address import Endpoint, parse_networks
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
-from muonsocks.log import DEBUG, WARNING, Log
+from muonsocks.log import DEBUG, INFO, WARNING, Log
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
@@ -46,10 +46,12 @@ class Lines(Log):
         super().__init__("test")
         self.level = level
         self.lines: list[str] = []
+        self.fields: list[dict[str, str] | None] = []
 
-    def write(self, level: int, message: str) -> None:
-        if level <= self.level:
-            self.lines.append(message)
+    def write(self, level: int, message: str, fields: dict[str, str] | None = None) -> None:
+        assert level <= self.level, "a line is made for nothing"
+        self.lines.append(message)
+        self.fields.append(fields)
 
 
 class Script(Dialler):
@@ -805,6 +807,32 @@ def test_a_connection_has_two_lines() -> None:
     assert re.fullmatch(pattern, last)
 
 
+def test_the_fields_are_those_of_the_lines() -> None:
+    play = Play()
+    play.perform(ANYONE["SOCKS5, a name"])
+    for line, fields in zip(play.log.lines, play.log.fields, strict=True):
+        assert fields is not None
+        assert line.split()[1:] == [f"{name}={value}" for name, value in fields.items()]
+    assert [fields and fields.get("end") for fields in play.log.fields] == [None, "closed"]
+
+
+def test_the_fields_of_a_failure() -> None:
+    play = Play()
+    play.perform(ANYONE["a destination that refuses"])
+    first, last = play.log.fields
+    assert first and last
+    known = {"client": "192.0.2.9:999", "user": "-", "target": "host:80"}
+    assert first == known | {"tried": "192.0.2.1", "error": "Connection refused"}
+    assert last == known | {
+        "reply": "5",
+        "in": "0",
+        "out": "0",
+        "secs": last["secs"],
+        "end": "dial-failed",
+        "detail": "Connection refused",
+    }
+
+
 def test_a_failure_has_one_line_and_the_addresses_with_v() -> None:
     play = Play()
     play.perform(ANYONE["a destination that refuses"])
@@ -819,6 +847,12 @@ def test_quiet() -> None:
     play = Play(level=WARNING)
     play.perform(book)
     assert play.log.lines == []
+
+
+def test_not_verbose() -> None:
+    play = Play(level=INFO)
+    play.perform(ANYONE["a destination that refuses"])
+    assert len(play.log.lines) == 1
 
 
 # Negotiation by the byte, for a program that goes on with the client

@@ -14,7 +14,18 @@ from __future__ import annotations
 import _pickle
 import gc
 import os
-from _signal import SIG_DFL, SIG_IGN, SIGABRT, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGTERM, signal
+from _signal import (
+    SIG_DFL,
+    SIG_IGN,
+    SIGABRT,
+    SIGCHLD,
+    SIGCONT,
+    SIGHUP,
+    SIGINT,
+    SIGKILL,
+    SIGTERM,
+    signal,
+)
 from _socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, socket, socketpair
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from time import monotonic
@@ -245,6 +256,7 @@ class Supervisor:
             if child.ready and silence > _LATE * self._interval:
                 self._log.error(f"worker {child.pid} has hung for {silence:.0f} s and is killed")
                 os.kill(child.pid, SIGABRT)
+                os.kill(child.pid, SIGCONT)  # one that is stopped would not see it
         self._notifier.alive()
         self._loop.call_later(self._interval, self._check_workers)
 

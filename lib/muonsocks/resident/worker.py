@@ -11,6 +11,7 @@ import os
 from _socket import AF_UNIX, SOCK_NONBLOCK, socket
 from resource import RLIMIT_NOFILE, getrlimit
 
+from muonsocks.log import in_words
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Waitable
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
@@ -205,7 +206,8 @@ class Worker:
         if self._board.connections_of(source) <= self._capacity.per_source:
             return True
         self._board.count_source(source, -1)
-        self._log.info(f"refused client={peer.text} end=too-many-of-this-source")
+        facts = {"client": peer.text, "end": "too-many-of-this-source"}
+        self._log.info(f"refused {in_words(facts)}", facts)
         return False
 
     # Serving

@@ -11,7 +11,7 @@ import os
 from time import monotonic
 
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemoteProtocolError
-from muonsocks.log import INFO, Log, quoted
+from muonsocks.log import DEBUG, INFO, Log, in_words, quoted
 from muonsocks.net.dial import Dialler
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import PeerGone, Stream
@@ -356,8 +356,8 @@ class Session:
             await self.refuse(server, ReplyCode.NOT_ALLOWED)
             raise Finished("refused-by-rule", str(error)) from None
         except OSError as error:
-            for address, number in error.failures if isinstance(error, DialError) else ():
-                self._log.debug(f'{self._facts()} tried={address} error="{os.strerror(number)}"')
+            if isinstance(error, DialError):
+                self._log_failures(error)
             await self.refuse(server, reply_code(error))
             if error.errno in _SHORTAGES:
                 raise
@@ -406,7 +406,9 @@ class Session:
         """Join the client and the far end until they are done with each other."""
         client, limits = self._client, self._policy.limits
         if self._log.level >= INFO:
-            self._log.info(f"connected {self._facts()} address={far.name}")
+            facts = self._facts()
+            facts["address"] = far.name
+            self._log.info(f"connected {in_words(facts)}", facts)
         self._relay = relay = Relay(client, far, early)
         try:
             ended = await relay.run(limits.idle, limits.half_close)
@@ -440,19 +442,35 @@ class Session:
 
     # Log lines, muonsocks(7)
 
-    def _facts(self) -> str:
-        target = self.target or "-"
-        return f"client={self._peer.text} user={quoted(self.user)} target={target}"
+    def _facts(self) -> dict[str, str]:
+        return {
+            "client": self._peer.text,
+            "user": quoted(self.user),
+            "target": self.target or "-",
+        }
+
+    def _log_failures(self, error: DialError) -> None:
+        if self._log.level < DEBUG:
+            return
+        for address, number in error.failures:
+            facts = self._facts()
+            facts["tried"] = address
+            why = os.strerror(number)
+            self._log.debug(f'{in_words(facts)} error="{why}"', facts | {"error": why})
 
     def _log_closed(self, end: str, detail: str) -> None:
         if self._log.level < INFO:
             return
         relay = self._relay
         received, sent = (relay.up.count, relay.down.count) if relay is not None else (0, 0)
-        reply = "-" if self._reply is None else self._reply
-        line = f"closed {self._facts()} reply={reply} in={received} out={sent}"
-        line += f" secs={monotonic() - self._started:.3f} end={end}"
+        facts = self._facts()
+        facts["reply"] = "-" if self._reply is None else f"{self._reply}"
+        facts["in"], facts["out"] = f"{received}", f"{sent}"
+        facts["secs"] = f"{monotonic() - self._started:.3f}"
+        facts["end"] = end
+        line = f"closed {in_words(facts)}"
         if detail:
+            facts["detail"] = detail
             escaped = detail.replace("\\", "\\\\").replace('"', '\\"')
             line += f' detail="{escaped}"'
-        self._log.info(line)
+        self._log.info(line, facts)

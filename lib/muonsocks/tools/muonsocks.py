@@ -57,6 +57,7 @@ from __future__ import annotations
 
 import errno
 import os
+import site
 from _socket import socket
 
 from muonsocks.address import parse_address
@@ -88,6 +89,8 @@ def main(arguments: list[str], log: Log) -> int:
     if given is None:
         return DONE
     options.expect_no_arguments(given)
+    site.main()  # the programs start without it: systemd's modules are to be found there
+    log.use_journal_fields()
     service = Socks(given, log)
     plan = Plan(
         given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
@@ -165,7 +168,8 @@ def _listeners(given: options.Options, service: Socks, log: Log) -> list[socket]
         listeners = [listen_on(_address(text), number) for text in addresses]
     if not listeners:
         listeners = _listen_on_any(ANYWHERE if service.is_limited else THIS_HOST, number)
-    log.info(f"listening on {', '.join(map(name_of, listeners))}")
+    names = ", ".join(map(name_of, listeners))
+    log.info(f"listening on {names}", {"listen": names})
     if not service.is_limited:
         if not all(map(is_for_this_host, listeners)):
             log.warning("an open proxy: whoever can reach it may use it; see --users and -w")
