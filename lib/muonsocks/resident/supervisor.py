@@ -30,7 +30,7 @@ from muonsocks.resident.worker import Capacity, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn, Protocol
+    from typing import Any, NoReturn, Protocol
 
     from muonsocks.log import Log
     from muonsocks.net.task import Task
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     class Service(worker.Service, Protocol):
         """What a resident program does: how it is configured, and what it does for each client."""
 
-        def reread(self) -> object:
+        def reread(self) -> Any:
             """Read again what may change, in the supervisor. What is given is what `take` gets in
             the workers; it can be pickled. UsageError or OSError leave everything as it was.
             """
 
-        def take(self, configuration: object) -> None:
+        def take(self, configuration: Any) -> None:
             """Go on with what `reread` has given."""
 
         def settle(self, loop: Loop) -> None:

@@ -17,8 +17,8 @@ from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Protocol
+    from collections.abc import Callable, Coroutine
+    from typing import Any, Protocol
 
     from muonsocks.log import Log
     from muonsocks.net.loop import Loop, Timer
@@ -148,9 +148,10 @@ class Worker:
     def _resume(self) -> None:
         self._paused = None
         for listener in self._listeners:
-            self._loop.register_listener(
-                listener.fileno(), lambda _, listener=listener: self._accept(listener)
-            )
+            self._loop.register_listener(listener.fileno(), self._acceptor(listener))
+
+    def _acceptor(self, listener: socket) -> Callable[[int], None]:
+        return lambda _: self._accept(listener)
 
     def _stop_accepting(self) -> None:
         if self._paused is not None:
@@ -169,7 +170,9 @@ class Worker:
         """Take one connection; the other workers may well be idle."""
         board, limit = self._board, self._capacity.connections
         if len(self._tasks) >= self._fits:
-            self._run_short(f"the limit on descriptors, {_limit()}, allows no more connections for now")
+            self._run_short(
+                f"the limit on descriptors, {_limit()}, allows no more connections for now"
+            )
             return
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if board.total(OPEN) > limit > 0:
@@ -189,7 +192,7 @@ class Worker:
         os.set_blocking(fd, False)
         kind = listener.type | SOCK_NONBLOCK
         sock = socket(listener.family, kind, listener.proto, fd)
-        peer = Peer("unix") if listener.family == AF_UNIX else Peer.at(address[0], address[1])
+        peer = _peer(listener.family, address)
         if self._capacity.per_source and not self._admit(peer):
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
@@ -260,6 +263,14 @@ class Worker:
         self._board.set(SHORT, 0)
         if not self._board.total(SHORT):
             self._log.warning("the shortage is over")
+
+
+def _peer(family: int, address: tuple[Any, ...]) -> Peer:
+    if family == AF_UNIX:
+        return Peer("unix")
+    peer = Peer.at(address[0], address[1])
+    assert peer is not None, "accept(2) gives an address"
+    return peer
 
 
 def _source(peer: Peer) -> bytes:
