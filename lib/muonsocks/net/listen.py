@@ -55,8 +55,11 @@ def inherited(kind: int = SOCK_STREAM) -> list[socket]:
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    from systemd.daemon import listen_fds
-
+    try:
+        from systemd.daemon import listen_fds
+    except ImportError:
+        hint = "install the package python3-systemd"
+        raise UsageError("sockets of systemd need systemd-python", hint) from None
     sockets = []
     for fd in listen_fds():
         os.set_inheritable(fd, False)

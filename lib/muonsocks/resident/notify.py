@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
+from muonsocks.errors import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +23,11 @@ class Notifier:
         self._notify: Callable[[str], object] | None = None
         self.watchdog = 0.0  # s between two signs of life that systemd waits for at most; 0: none
         if os.environ.get("NOTIFY_SOCKET"):
-            from systemd.daemon import notify
-
+            try:
+                from systemd.daemon import notify
+            except ImportError:
+                hint = "install the package python3-systemd"
+                raise UsageError("$NOTIFY_SOCKET needs systemd-python", hint) from None
             self._notify = notify
             # As sd_watchdog_enabled(3), which systemd-python does not have.
             interval = os.environ.get("WATCHDOG_USEC", "")

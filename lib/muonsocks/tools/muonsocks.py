@@ -81,6 +81,10 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str], log: Log) -> int:
     """Serve until told to stop."""
+    if not arguments:
+        import site
+
+        site.main()  # options.parse does this for docopt only; here systemd-python is to be found
     given = options.parse(__doc__, arguments, log)
     if given is None:
         return DONE
