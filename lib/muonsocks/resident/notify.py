@@ -40,16 +40,30 @@ class Notifier:
         return self._notify is not None
 
     def _tell(self, state: str) -> None:
-        if self._notify is not None:
+        if self._notify is None:
+            return
+        try:
             self._notify(state)
+        except OSError:
+            return  # as sd_notify(3) wants it: a service goes on when nobody listens
+
+    def close(self) -> None:
+        """Let a child have no part in this: who reads the descriptor waits for its last holder."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._notify = None
 
     def ready(self) -> None:
         """Say that clients can come now."""
         self._tell("READY=1")
         if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.write(fd, b"\n")
-            os.close(fd)
+            try:
+                os.write(self._fd, b"\n")
+            except OSError:
+                pass  # EPIPE: nobody waits for it any more
+            os.close(self._fd)
+            self._fd = None
 
     def status(self, text: str) -> None:
         """Say how it goes, in a line for systemctl status."""

@@ -288,6 +288,7 @@ class Supervisor:
         try:
             self._loop.close()
             self._signals.close()
+            self._notifier.close()
             for child in self._children.values():
                 child.channel.close()
             for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor

@@ -58,6 +58,7 @@ from __future__ import annotations
 import errno
 import os
 from _socket import socket
+from fcntl import F_GETFL, fcntl
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
@@ -108,11 +109,16 @@ THIS_HOST = (b"\x7f\0\0\1", bytes(15) + b"\1")
 
 
 def _notify_fd(given: options.Options) -> int | None:
-    """Give the descriptor of -d, which must be open. None without it."""
+    """Give the descriptor of -d, which must be open for writing. None without it."""
     if given.text("--notify-fd") is None:
         return None
     fd = given.number("--notify-fd", 1 << 20)
+    if fd == 2:
+        # It is closed in the end, and then a client's socket could become where the log goes.
+        raise UsageError("-d: descriptor 2 is for the log", "give another one, say 3")
     try:
+        if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise UsageError(f"-d: descriptor {fd} is only for reading", "give the other end")
         os.set_inheritable(fd, False)
     except OSError as error:
         raise UsageError(f"-d: descriptor {fd}: {error.strerror}", "see --help") from None
