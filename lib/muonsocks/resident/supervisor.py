@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 
 READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+_HAS_SAID_WHY = 111  # exit status of a worker
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
@@ -97,6 +98,7 @@ class Supervisor:
         "_board",
         "_children",
         "_delays",
+        "_failed",
         "_happened",
         "_is_up",
         "_listeners",
@@ -120,6 +122,7 @@ class Supervisor:
         self._board = Board(plan.workers)
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
+        self._failed = False  # a worker could not even start
         self._is_up = False  # all workers have been ready
         self._stops = False
         self._happened = Mailbox()  # has what is to be called
@@ -143,23 +146,27 @@ class Supervisor:
         return self._loop.run(self._story())
 
     async def _story(self) -> bool:
-        for number in range(self._plan.workers):
-            self._start(number)
+        self._start(0)  # alone: what keeps one from its work is then said once
         if self._notifier.watchdog:
             self._check_workers()
         while self._children or not self._stops:
             action = await self._happened.take()
             action()
-        if self._is_up:
+        if not self._failed:
             cut = self._board.total(CUT)
             self._log.info(f"stopped, connections that were cut: {cut}")
-        return self._is_up
+        return not self._failed
 
     # What happens
 
     def _note_ready(self) -> None:
         """Say that clients can come, once all workers are ready for the first time."""
-        if not self._is_up and all(child.ready for child in self._children.values()):
+        if self._is_up or self._stops or not all(one.ready for one in self._children.values()):
+            return
+        if len(self._children) < self._plan.workers:
+            for number in range(1, self._plan.workers):
+                self._start(number)
+        else:
             self._is_up = True
             self._notifier.ready()
             if self._notifier.to_systemd:
@@ -207,13 +214,13 @@ class Supervisor:
                 child.task.interrupt(_Gone())
             child.channel.close()
             lost = self._board.clear(child.number)
-            if status:
-                how = f"killed by signal {os.WTERMSIG(status)}"
-                if os.WIFEXITED(status):
-                    how = f"ended with status {os.WEXITSTATUS(status)}"
-                self._log.error(f"worker {pid} was {how}; connections lost with it: {lost}")
+            code = os.waitstatus_to_exitcode(status)
+            if code and (child.ready or code != _HAS_SAID_WHY):
+                how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
+                self._log.error(f"worker {pid} {how}; connections lost with it: {lost}")
             if not self._is_up and not self._stops:
-                self._stop()  # it would not be otherwise the next time
+                self._failed = True  # it would not be otherwise the next time
+                self._stop()
             elif not self._stops:
                 self._replace(child)
 
@@ -284,7 +291,7 @@ class Supervisor:
 
     def _be_worker(self, number: int, channel: socket) -> NoReturn:
         """Serve, in the child process."""
-        status = 111
+        status = _HAS_SAID_WHY
         try:
             self._loop.close()
             self._signals.close()
