@@ -14,7 +14,20 @@ from __future__ import annotations
 import _pickle
 import gc
 import os
-from _signal import SIG_DFL, SIG_IGN, SIGABRT, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGTERM, signal
+from _signal import (
+    SIG_BLOCK,
+    SIG_DFL,
+    SIG_IGN,
+    SIG_UNBLOCK,
+    SIGABRT,
+    SIGCHLD,
+    SIGHUP,
+    SIGINT,
+    SIGKILL,
+    SIGTERM,
+    pthread_sigmask,
+    signal,
+)
 from _socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, socket, socketpair
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from time import monotonic
@@ -52,6 +65,7 @@ if TYPE_CHECKING:
 
 
 READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+_HANDLED = (SIGTERM, SIGINT, SIGHUP, SIGCHLD)
 _HAS_SAID_WHY = 111  # exit status of a worker
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
@@ -226,14 +240,23 @@ class Supervisor:
 
     def _replace(self, child: _Child) -> None:
         """Start another worker: at once, unless they do not live long."""
-        number = child.number
         if monotonic() - child.started >= _SHORT_LIFE:
-            self._delays[number] = 0.0
-            self._start(number)
+            self._delays[child.number] = 0.0
+            self._start_again(child.number)
         else:
-            self._delays[number] = min(max(2 * self._delays[number], 0.1), _LONGEST_DELAY)
-            post = self._happened.post
-            self._loop.call_later(self._delays[number], lambda: post(lambda: self._start(number)))
+            self._start_later(child.number)
+
+    def _start_later(self, number: int) -> None:
+        self._delays[number] = min(max(2 * self._delays[number], 0.1), _LONGEST_DELAY)
+        post = self._happened.post
+        self._loop.call_later(self._delays[number], lambda: post(lambda: self._start_again(number)))
+
+    def _start_again(self, number: int) -> None:
+        try:
+            self._start(number)
+        except OSError as error:
+            self._log.error(f"no worker can be started, tried again later: {error.strerror}")
+            self._start_later(number)
 
     # Signs of life
 
@@ -267,10 +290,14 @@ class Supervisor:
             return
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
         self._board.clear(number)
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            self._be_worker(number, theirs)
+        pthread_sigmask(SIG_BLOCK, _HANDLED)  # or a child could tell us of a signal it got
+        try:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                self._be_worker(number, theirs)
+        finally:
+            pthread_sigmask(SIG_UNBLOCK, _HANDLED)
         theirs.close()
         child = _Child(number, pid, Stream(self._loop, ours.fileno(), socket=ours))
         self._children[pid] = child
@@ -301,6 +328,7 @@ class Supervisor:
             for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
                 signal(ignored, SIG_IGN)
             signal(SIGCHLD, SIG_DFL)
+            pthread_sigmask(SIG_UNBLOCK, _HANDLED)
             loop = Loop()
             Signals(loop)
             self._board.take_column(number)
