@@ -25,6 +25,7 @@ from _signal import (
     SIGINT,
     SIGKILL,
     SIGTERM,
+    getsignal,
     pthread_sigmask,
     signal,
 )
@@ -88,7 +89,7 @@ class Plan:
 class _Child:
     """A worker as its supervisor sees it."""
 
-    __slots__ = ("channel", "number", "orders", "pid", "ready", "started", "task")
+    __slots__ = ("channel", "has_hung", "number", "orders", "pid", "ready", "started", "task")
 
     task: Task
 
@@ -98,6 +99,7 @@ class _Child:
         self.channel = channel
         self.orders = Mailbox()
         self.ready = False
+        self.has_hung = False
         self.started = monotonic()
 
 
@@ -110,6 +112,7 @@ class Supervisor:
 
     __slots__ = (
         "_board",
+        "_checked",
         "_children",
         "_delays",
         "_failed",
@@ -137,20 +140,21 @@ class Supervisor:
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
         self._failed = False  # a worker could not even start
+        self._checked = 0.0  # when it was last seen to that workers are alive
         self._is_up = False  # all workers have been ready
         self._stops = False
         self._happened = Mailbox()  # has what is to be called
         self._loop = Loop()
         post = self._happened.post
-        self._signals = Signals(
-            self._loop,
-            {
-                SIGTERM: lambda: post(self._stop),
-                SIGINT: lambda: post(self._stop),
-                SIGHUP: lambda: post(self._reload),
-                SIGCHLD: lambda: post(self._bury_children),
-            },
-        )
+        actions = {
+            SIGTERM: lambda: post(self._stop),
+            SIGINT: lambda: post(self._stop),
+            SIGHUP: lambda: post(self._reload),
+            SIGCHLD: lambda: post(self._bury_children),
+        }
+        if getsignal(SIGINT) == SIG_IGN:
+            del actions[SIGINT]  # as a shell starts what runs in the background of a script
+        self._signals = Signals(self._loop, actions)
 
     def run(self) -> bool:
         """Serve until a signal says stop. False if a worker could not even start."""
@@ -188,6 +192,8 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Read again what may change, or keep it all as it was."""
+        if self._stops:
+            return
         self._notifier.reloading()
         try:
             configuration = self._service.reread()
@@ -199,18 +205,19 @@ class Supervisor:
             for child in self._children.values():
                 child.orders.post(TAKE + len(order).to_bytes(4, "big") + order)
             self._log.info("reloaded")
-        self._notifier.ready()
+        if self._is_up:
+            self._notifier.ready()
 
     def _stop(self) -> None:
         """Let the workers finish; when asked again, end them now."""
         again, self._stops = self._stops, True
         for child in self._children.values():
             child.orders.post(CUT_NOW if again else DRAIN)
+        self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
             self._notifier.stopping()
             for listener in self._listeners:
                 listener.close()
-            self._loop.call_later(self._plan.drain + _GRACE, self._kill_children)
 
     def _kill_children(self) -> None:
         for child in self._children.values():
@@ -270,9 +277,15 @@ class Supervisor:
 
     def _check_workers(self) -> None:
         """Give a worker up that shows no sign of life, and systemd one of ours."""
+        last, self._checked = self._checked, monotonic()
+        was_stopped = self._checked - last > 2 * self._interval  # and so were they, perhaps
         for child in self._children.values():
             silence = self._board.silence(child.number)
-            if child.ready and silence > _LATE * self._interval:
+            if child.ready and silence > _LATE * self._interval and not was_stopped:
+                if child.has_hung:
+                    os.kill(child.pid, SIGKILL)  # a process that is stopped heeds nothing less
+                    continue
+                child.has_hung = True
                 self._log.error(f"worker {child.pid} has hung for {silence:.0f} s and is killed")
                 os.kill(child.pid, SIGABRT)
         self._notifier.alive()
@@ -362,15 +375,17 @@ class Supervisor:
 
     async def _obey(self, channel: Stream, worker: Worker, drain: Mailbox) -> None:
         """Follow the supervisor's orders."""
-        while order := await channel.receive(1):
-            if order == TAKE:
-                length = int.from_bytes(await _exactly(channel, 4), "big")
-                self._service.take(_pickle.loads(await _exactly(channel, length)))
-            elif order == DRAIN:
-                drain.post(order)
-            else:
-                worker.cut()
-        drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
+        try:
+            while order := await channel.receive(1):
+                if order == TAKE:
+                    length = int.from_bytes(await _exactly(channel, 4), "big")
+                    self._service.take(_pickle.loads(await _exactly(channel, length)))
+                elif order == DRAIN:
+                    drain.post(order)
+                else:
+                    worker.cut()
+        finally:
+            drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
 
 
 def beat(loop: Loop, board: Board, interval: float) -> None:
