@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
-_QUIET = 1.0  # s without a shortage after which it is over, if there was a connection
+_QUIET = 1.0  # s without another shortage after which it may be over
 _RESERVE = 16  # descriptors that are left for pipes, look-ups and second attempts
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
@@ -89,6 +89,7 @@ class Worker:
         "_loop",
         "_paused",
         "_recovery",
+        "_served",
         "_service",
         "_short",
         "_tasks",
@@ -113,6 +114,7 @@ class Worker:
         self._paused: Timer | None = None
         self._short = False
         self._recovery: Timer | None = None
+        self._served = 0  # in all workers, at the last shortage
         self._draining = False
         self._drained = Waitable()
         self._fits = _descriptors_left() // capacity.each
@@ -147,6 +149,8 @@ class Worker:
 
     def _resume(self) -> None:
         self._paused = None
+        if self._is_full():
+            return
         for listener in self._listeners:
             self._loop.register_listener(listener.fileno(), self._acceptor(listener))
 
@@ -160,6 +164,16 @@ class Worker:
         for listener in self._listeners:
             self._loop.unregister(listener.fileno())
 
+    def _is_full(self) -> bool:
+        """Pause if no other connection fits, before one comes: the kernel would wake this worker
+        alone for it (EPOLLEXCLUSIVE), though another one may have room.
+        """
+        if len(self._tasks) < self._fits:
+            return False
+        number = _limit()
+        self._run_short(f"the limit on descriptors, {number}, allows no more connections for now")
+        return True
+
     def _pause(self) -> None:
         """Leave new connections in the queue until one of ours has ended, or for a moment."""
         if self._paused is None and not self._draining:
@@ -169,11 +183,6 @@ class Worker:
     def _accept(self, listener: socket) -> None:
         """Take one connection; the other workers may well be idle."""
         board, limit = self._board, self._capacity.connections
-        if len(self._tasks) >= self._fits:
-            self._run_short(
-                f"the limit on descriptors, {_limit()}, allows no more connections for now"
-            )
-            return
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if board.total(OPEN) > limit > 0:
             board.add(OPEN, -1)
@@ -187,8 +196,6 @@ class Worker:
                 return  # another worker was faster, or the client has gone
             self._run_short(f"cannot accept: {error.strerror}")
             return
-        if self._short and self._recovery is None:
-            self._recovery = self._loop.call_later(_QUIET, self._have_again)
         os.set_blocking(fd, False)
         kind = listener.type | SOCK_NONBLOCK
         sock = socket(listener.family, kind, listener.proto, fd)
@@ -200,6 +207,7 @@ class Worker:
             return
         board.add(SERVED, 1)
         self._loop.spawn(self._serve(sock, peer), self._on_failure)
+        self._is_full()
 
     def _admit(self, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""
@@ -248,7 +256,8 @@ class Worker:
     def _run_short(self, what: str, pause: bool = True) -> None:
         if self._recovery is not None:
             self._recovery.cancel()
-            self._recovery = None
+        self._served = self._board.total(SERVED)
+        self._recovery = self._loop.call_later(_QUIET, self._look_again)
         if not self._short:
             if not self._board.total(SHORT):
                 self._log.warning(what)
@@ -257,7 +266,15 @@ class Worker:
         if pause:
             self._pause()
 
-    def _have_again(self) -> None:
+    def _look_again(self) -> None:
+        """The shortage is over when a connection has come since, to whichever worker, and all was
+        well with it.
+        """
+        if self._draining:
+            return
+        if self._paused is not None or self._board.total(SERVED) == self._served:
+            self._recovery = self._loop.call_later(_QUIET, self._look_again)
+            return
         self._recovery = None
         self._short = False
         self._board.set(SHORT, 0)
