@@ -60,7 +60,8 @@ _PASSING = frozenset(
 class Capacity:
     """How many connections there may be: in all workers, and there from one source; 0: any number.
 
-    A source is an IPv4 address or a /64 of IPv6. `each` is how many descriptors one takes.
+    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
+    how many descriptors one takes.
     """
 
     __slots__ = ("connections", "each", "per_source")
@@ -200,18 +201,18 @@ class Worker:
         kind = listener.type | SOCK_NONBLOCK
         sock = socket(listener.family, kind, listener.proto, fd)
         peer = _peer(listener.family, address)
-        if self._capacity.per_source and not self._admit(peer):
+        source = _source(peer) if self._capacity.per_source else b""
+        if source and not self._admit(source, peer):
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
             sock.close()
             return
         board.add(SERVED, 1)
-        self._loop.spawn(self._serve(sock, peer), self._on_failure)
+        self._loop.spawn(self._serve(sock, peer, source), self._on_failure)
         self._is_full()
 
-    def _admit(self, peer: Peer) -> bool:
+    def _admit(self, source: bytes, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""
-        source = _source(peer)
         self._board.count_source(source, 1)
         if self._board.connections_of(source) <= self._capacity.per_source:
             return True
@@ -221,7 +222,7 @@ class Worker:
 
     # Serving
 
-    async def _serve(self, sock: socket, peer: Peer) -> None:
+    async def _serve(self, sock: socket, peer: Peer, source: bytes) -> None:
         task = self._loop.current
         assert task is not None
         self._tasks.add(task)
@@ -230,8 +231,8 @@ class Worker:
         finally:
             self._tasks.discard(task)
             self._board.add(OPEN, -1)
-            if self._capacity.per_source:
-                self._board.count_source(_source(peer), -1)
+            if source:
+                self._board.count_source(source, -1)
             if self._paused is not None:
                 self._paused.cancel()
                 self._resume()
@@ -291,7 +292,10 @@ def _peer(family: int, address: tuple[Any, ...]) -> Peer:
 
 
 def _source(peer: Peer) -> bytes:
-    """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one."""
+    """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one.
+
+    Empty for a unix socket's client, who has no address and is not limited.
+    """
     address = peer.address or b""
     return address if len(address) == 4 else address[:8]
 
