@@ -11,6 +11,7 @@ import os
 from _socket import AF_UNIX, SOCK_NONBLOCK, socket
 from resource import RLIMIT_NOFILE, getrlimit
 
+from muonsocks.net import pipes
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Waitable
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
-_RESERVE = 16  # descriptors that are left for pipes, look-ups and second attempts
+_RESERVE = 16  # descriptors that are left for look-ups and second attempts
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
 # passes on errors that were pending on the new socket. The next one may be well.
@@ -118,7 +119,8 @@ class Worker:
         self._served = 0  # in all workers, at the last shortage
         self._draining = False
         self._drained = Waitable()
-        self._fits = _descriptors_left() // capacity.each
+        left = _descriptors_left()
+        self._fits = max((left - pipes.limit(left // 4)) // capacity.each, 1)
 
     # Life cycle
 
@@ -308,4 +310,4 @@ def _descriptors_left() -> int:
     """How many descriptors this process may still open for connections."""
     with os.scandir("/proc/self/fd") as entries:
         used = sum(1 for _ in entries) - 1
-    return max(_limit() - used - _RESERVE, 2)
+    return max(_limit() - used - _RESERVE, 0)
