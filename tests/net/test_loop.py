@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from select import EPOLLIN, EPOLLOUT
+from select import EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Any
 
 import pytest
@@ -85,6 +85,42 @@ def test_handler_that_is_gone_is_not_called(loop: Loop) -> None:
         loop.unregister(ours.fileno())
         ours.close()
         theirs.close()
+
+
+def test_an_event_is_not_for_a_later_owner_of_the_descriptor(loop: Loop) -> None:
+    """Two events come at once; the first handler closes what the second is about, and opens
+    something else, which gets the same number.
+    """
+    pairs = [socket.socketpair() for _ in range(2)]
+    fds = [ours.fileno() for ours, _ in pairs]
+    others = [socket.socketpair() for _ in range(2)]
+    seen: list[tuple[str, int]] = []
+
+    def handler(number: int) -> Callable[[int], None]:
+        def handle(events: int) -> None:
+            seen.append(("first", events))
+            fd = fds[1 - number]
+            loop.unregister(fd)
+            os.dup2(others[0][0].fileno(), fd)
+            loop.register(fd, lambda events: seen.append(("second", events)))
+
+        return handle
+
+    async def main() -> None:
+        for number, fd in enumerate(fds):
+            pairs[number][1].close()  # a hang-up
+            loop.register(fd, handler(number))
+        await loop.sleep(0.01)
+        others[0][1].send(b"x")
+        await loop.sleep(0.01)
+
+    loop.run(main())
+    for fd in fds:
+        loop.unregister(fd)
+    for sock in [*pairs[0], *pairs[1], *others[0], *others[1]]:
+        sock.close()
+    assert [who for who, _ in seen] == ["first", "second", "second"]
+    assert not any(events & EPOLLHUP for who, events in seen if who == "second")
 
 
 # Time

@@ -88,6 +88,7 @@ class Loop:
     __slots__ = (
         "_cancelled",
         "_epoll",
+        "_new",
         "_soon",
         "_threads",
         "_timer_number",
@@ -102,6 +103,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
+        self._new: set[int] = set()  # descriptors registered in this round
         self._soon: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_number = 0
@@ -130,6 +132,7 @@ class Loop:
         except PermissionError:
             return False
         self.handlers[fd] = handler
+        self._new.add(fd)
         return True
 
     def register_listener(self, fd: int, handler: Callable[[int], None]) -> None:
@@ -242,9 +245,12 @@ class Loop:
             raise interruption
         if soon:
             self._soon = []
+        new = self._new
+        new.clear()
         for fd, happened in events:
             handler = handlers.get(fd)
-            if handler is not None:
+            # An event for what was registered since is one of an earlier owner of the number.
+            if handler is not None and fd not in new:
                 handler(happened)
         for callback in soon:
             callback()
