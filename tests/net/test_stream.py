@@ -298,6 +298,20 @@ def test_abort_does_not_wait_for_ever(loop: Loop) -> None:
     assert how == "reset"
 
 
+def test_abort_does_not_wait_for_who_is_gone(loop: Loop) -> None:
+    """What is left in the queue of a connection that was reset is never acknowledged."""
+    ours, theirs = tcp_pair(small_buffers=True)
+    stream, end = Ours(ours.fileno(), ours.fileno(), ours).stream(loop), End.of(theirs)
+
+    async def story() -> None:
+        End(copy := os.dup(stream.reader)).stuff(bytes(4 << 20), 0)
+        os.close(copy)
+        end.reset()
+        await stream.abort(1000 * PATIENCE)
+
+    run(loop, story, stream)
+
+
 @pytest.mark.parametrize("kind", ["unix", "pipes"])
 def test_abort_where_there_is_no_reset(loop: Loop, kind: str) -> None:
     stream, end = made(loop, kind)

@@ -11,6 +11,7 @@ from _socket import (
     SO_LINGER,
     SO_OOBINLINE,
     SOL_SOCKET,
+    TCP_INFO,
     TCP_NODELAY,
     socket,
 )
@@ -28,6 +29,7 @@ from muonsocks.net.task import Task, Waitable
 MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 
 HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
+_TCP_CLOSE = 7  # of tcpi_state, the first byte of struct tcp_info
 _SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
@@ -209,7 +211,7 @@ class Stream(Waitable):
         if sock is not None and is_tcp(sock):
             try:
                 patience = 0.002
-                while seconds > 0 and _unacknowledged(self.writer):
+                while seconds > 0 and _unacknowledged(sock):
                     await self.loop.sleep(patience)
                     seconds -= patience
                     patience = min(2 * patience, 0.1)
@@ -277,7 +279,12 @@ def prepare_tcp(sock: socket) -> None:
             raise
 
 
-def _unacknowledged(fd: int) -> int:
+def _unacknowledged(sock: socket) -> int:
+    """Count the bytes that a TCP peer may still acknowledge: none once the connection is gone,
+    though what was left in its queue is counted for ever.
+    """
+    if sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0] == _TCP_CLOSE:
+        return 0
     count = bytearray(4)
-    ioctl(fd, _SIOCOUTQ, count)
+    ioctl(sock.fileno(), _SIOCOUTQ, count)
     return int.from_bytes(count, byteorder)
