@@ -1,5 +1,6 @@
 """Privileges that were given up, looked at from outside: /proc/PID of processes that did it."""
 
+import ctypes
 import os
 import pwd
 import subprocess
@@ -18,6 +19,7 @@ from muonsocks.net.privileges import Identity, give_up
 
 LIB = Path(__file__).resolve().parents[2] / "lib"
 NOBODY = Identity(65534, 65534)
+_CLONE_NEWUSER = 0x10000000
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 
@@ -381,13 +383,32 @@ def test_ordinary_user_has_no_other_directory(identity: Identity | None) -> None
         assert child.link("root") == "/"
 
 
+def enter_user_namespace() -> None:
+    """Be root where there are ten users; a process outside of there says which they are."""
+    reader, writer = os.pipe()
+    us, mapper = os.getpid(), os.fork()
+    if mapper == 0:
+        os.read(reader, 1)
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{us}/{kind}_map").write_text("0 0 10")
+        os._exit(0)
+    assert ctypes.CDLL(None).unshare(_CLONE_NEWUSER) == 0
+    os.write(writer, b"!")
+    assert os.waitpid(mapper, 0)[1] == 0
+    os.close(reader)
+    os.close(writer)
+
+
 @root_only()
-def test_user_that_a_user_namespace_does_not_have() -> None:
-    """Root there may be anybody that there is, and nobody else."""
-    command = ["unshare", "--user", "--map-root-user", "/usr/bin/python3", "-ISc", SCRIPT, str(LIB)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
-    assert "-u takes root's privileges" in done.stderr or "cannot be changed to" in done.stderr
+def test_user_that_is_not_in_this_namespace() -> None:
+    with Child(NOBODY, prepare=enter_user_namespace) as child:
+        problem = "the user cannot be changed to 65534:65534: Invalid argument"
+        assert child.said == f"OSError: {problem}"
+    with Child(Identity(3, 4), prepare=enter_user_namespace) as child:
+        assert child.said == "done"
+        assert child.status["Uid"].split() == ["3"] * 4
+        assert child.status["Gid"].split() == ["4"] * 4
+        child.is_powerless()
 
 
 @root_only()
