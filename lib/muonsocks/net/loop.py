@@ -25,7 +25,7 @@ from muonsocks.net.task import Task, Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any, TypeVar
 
     from muonsocks.net.threads import Threads
@@ -231,10 +231,12 @@ class Loop:
 
     def _round(self) -> None:
         """Wait for events or the next timer, then call what is due."""
-        soon, handlers = self._soon, self.handlers
+        soon: Sequence[Callable[[], None]] = self._soon
+        handlers = self.handlers
         if soon:
             events = self._epoll.poll(0)
         else:
+            soon = ()  # what the handlers add is for the next round
             events = self._epoll.poll(self._patience())
         self.now = now = monotonic()
         if self.interruption is not None:
