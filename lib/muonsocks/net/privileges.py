@@ -14,6 +14,9 @@ from muonsocks.errors import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _PR_SET_NO_NEW_PRIVS = 38  # prctl(2)
 # capset(2): the header is the layout's version and this thread, the data three sets of 64 bits.
@@ -146,7 +149,7 @@ def _verify(identity: Identity | None, became: bool, status: int) -> None:
         raise _way_back("a program that is executed could get privileges")
 
 
-def _must_fail(otherwise: str, call: Callable[[object], None], argument: object) -> None:
+def _must_fail(otherwise: str, call: Callable[[T], None], argument: T) -> None:
     try:
         call(argument)
     except OSError:
