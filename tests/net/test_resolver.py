@@ -16,7 +16,7 @@ from places import in_child, in_own_network, root_only
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import NameNotResolved, UsageError
-from muonsocks.net import resolver_process
+from muonsocks.net import resolver, resolver_process
 from muonsocks.net.dial import Dialler
 from muonsocks.net.loop import Loop
 from muonsocks.net.names import addresses_of
@@ -213,7 +213,10 @@ def test_killed(server: Server, gate: Gate) -> None:
         with pytest.raises(OSError) as later:
             await server.resolver.lookup("fast")
         assert later.value.errno == errno.EIO
-        server.resolver.close()  # harmless
+        assert not server.resolver._pending
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resolver, "_end", pytest.fail)  # of process 0, which is a whole group
+            server.resolver.close()
 
     server.loop.run(main())
     assert told == [("slow", OSError, errno.EIO)] * count
@@ -304,12 +307,12 @@ def test_answer_that_makes_no_sense(answer: bytes) -> None:
     """It is not trusted any more, and not alive."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid, deaths, loop = someone(), list[str](), Loop()
-    resolver = Resolver(loop, pid, ours, deaths.append)
+    it = Resolver(loop, pid, ours, deaths.append)
 
     async def main() -> None:
         loop.call_soon(lambda: theirs.send(answer) if answer else theirs.close())
         with pytest.raises(OSError) as told:
-            await resolver.lookup("name")
+            await it.lookup("name")
         assert told.value.errno == errno.EIO
 
     loop.run(main())
@@ -386,6 +389,7 @@ def test_handlers_of_the_server_do_not_run_there(gate: Gate) -> None:
         )
         server = Server()
         assert ran == [1]
+        assert "SigBlk:\t0000000000000000" in Path(f"/proc/{server.pid}/status").read_text()
         server.ask("fast1111")
         assert server.loop.run(server.over.take()) == ("fast1111", [(b"1111", 0)])
         wake_for_signals(server.loop)
@@ -441,8 +445,10 @@ def test_no_process_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "fork", fork)
     loop, mask = Loop(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    with pytest.raises(BlockingIOError):
+    before = descriptors()
+    with pytest.raises(BlockingIOError) as told:
         Resolver.start(loop, None, pytest.fail)
+    assert descriptors() == before, f"{told.tb} still has some open"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
     loop.close()
 

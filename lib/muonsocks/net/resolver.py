@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from _signal import SIG_BLOCK, SIG_SETMASK, SIGKILL, pthread_sigmask, valid_signals
-from _socket import AF_UNIX, MSG_NOSIGNAL, SOCK_SEQPACKET, socket, socketpair
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 
 from muonsocks.errors import NameNotResolved, UsageError
 from muonsocks.net import resolver_process
@@ -105,7 +105,7 @@ class Resolver:
         lookup = _Lookup()
         number = self._last = self._last + 1
         try:
-            self._socket.send(number.to_bytes(8, "big") + name, MSG_NOSIGNAL)
+            self._socket.send(number.to_bytes(8, "big") + name)
         except OSError as error:
             self._turns.give_back()
             if isinstance(error, ConnectionError):

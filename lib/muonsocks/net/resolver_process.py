@@ -27,7 +27,7 @@ from _signal import (
     signal,
     valid_signals,
 )
-from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, socket
+from _socket import MSG_DONTWAIT, socket
 
 from muonsocks.errors import NameNotResolved, UsageError
 from muonsocks.net.loop import Loop
@@ -122,7 +122,7 @@ def run(sock: socket, identity: Identity | None, mask: Iterable[int]) -> NoRetur
     except ConnectionError:
         os._exit(0)  # of the socket: nobody is there to be answered
     except BaseException as error:
-        sock.send(failure(ITSELF, error), MSG_DONTWAIT | MSG_NOSIGNAL)
+        sock.send(failure(ITSELF, error), MSG_DONTWAIT)
     finally:
         os._exit(1)  # even if nobody takes what was to be said
 
@@ -181,7 +181,7 @@ class _Helper:
         self._send(answer)
 
     def _send(self, answer: bytes) -> None:
-        self._socket.send(answer, MSG_NOSIGNAL)
+        self._socket.send(answer)
 
 
 async def _for_ever() -> None:
