@@ -655,6 +655,21 @@ def test_scope_of_a_link_local_address() -> None:
     assert candidate.sockaddr == ("fe80::1", 80, 0, 1)
 
 
+@root_only()
+def test_link_local_address_that_names_its_interface() -> None:
+    """It is a name to us, which getaddrinfo knows: without its scope there is no way there."""
+
+    def run() -> None:
+        sh("ip addr add fe80::1/64 dev lo nodad")
+        with socket.socket(socket.AF_INET6) as listener:
+            listener.bind(("fe80::1", 0, 0, socket.if_nametoindex("lo")))
+            listener.listen()
+            there = Endpoint("fe80::1%lo", listener.getsockname()[1])
+            assert Call(Dialler(), there).address == "fe80::1"
+
+    in_own_network(run)
+
+
 def test_another_way_to_look_up(network: Network) -> None:
     """Of what it gives, families and scopes are heeded; what it raises passes."""
     network.listener(V4)

@@ -310,7 +310,14 @@ def test_no_thread_can_be_started(loop: Loop, monkeypatch: pytest.MonkeyPatch) -
 def test_no_cycles(loop: Loop) -> None:
     """What a call raised holds no way back to itself."""
 
+    late, go_on = threading.Event(), threading.Semaphore(0)
+
     def fail() -> None:
+        raise LookupError
+
+    def fail_late() -> None:
+        go_on.acquire(timeout=PATIENCE)
+        late.set()
         raise LookupError
 
     async def main() -> None:
@@ -319,6 +326,14 @@ def test_no_cycles(loop: Loop) -> None:
                 await loop.in_thread(fail)
             except LookupError:
                 pass
+            try:
+                with loop.deadline(0.001):
+                    await loop.in_thread(fail_late)
+            except TimeoutError:
+                pass
+            go_on.release()
+            late.wait(PATIENCE)
+            late.clear()
             await loop.in_thread(str)
 
     with no_garbage():

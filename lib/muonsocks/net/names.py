@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _socket import EAI_AGAIN, IPPROTO_TCP, SOCK_STREAM, gaierror, getaddrinfo
 
-from muonsocks.address import parse_address, unmapped
+from muonsocks.address import parse_address
 from muonsocks.errors import NameNotResolved
 
 MOST_ADDRESSES = 64  # of one name that are of use
@@ -30,5 +30,5 @@ def addresses_of(host: str) -> list[tuple[bytes, int]]:
         packed = parse_address(str(sockaddr[0]).partition("%")[0])
         if packed is not None:
             scope = sockaddr[3] if len(sockaddr) == 4 else 0
-            addresses.append((unmapped(packed), int(scope)))
+            addresses.append((packed, int(scope)))
     return addresses
