@@ -301,7 +301,7 @@ class Session:
         assert users is not None, "credentials are asked for only if there are users"
         self.user = credentials.user
         if users.hashed:
-            return await self._client.loop.in_thread(users.accept, credentials)
+            return await self._client.loop.compute(users.accept, credentials)
         return users.accept(credentials)
 
     async def _remember(self) -> None:

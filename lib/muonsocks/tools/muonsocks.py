@@ -57,6 +57,7 @@ from __future__ import annotations
 
 import errno
 import os
+import site
 from _socket import socket
 from fcntl import F_GETFL, fcntl
 
@@ -85,10 +86,6 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str], log: Log) -> int:
     """Serve until told to stop."""
-    if not arguments:
-        import site
-
-        site.main()  # options.parse does this for docopt only; here systemd-python is to be found
     given = options.parse(__doc__, arguments, log)
     if given is None:
         return DONE
