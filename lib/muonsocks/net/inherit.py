@@ -84,8 +84,11 @@ class Stdio:
             os.set_blocking(fd, False)
 
     def restore(self) -> None:
-        """Leave the descriptors blocking if they were: other processes may have them too."""
-        for fd in self._found_blocking:
+        """Leave the descriptors blocking if they were: other processes may have them too.
+
+        But not those that are the stream's no more, because they were handed over.
+        """
+        for fd in self.stream.borrowed:
             try:
                 os.set_blocking(fd, True)
             except OSError:

@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
 
 
@@ -142,7 +143,9 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 def policy(options: Options) -> Policy:
     """Make the policy of a session from all options that the tool has."""
-    return Policy(access(options), rules(options), dialler(options), limits(options))
+    return Policy(
+        access(options), rules(options), dialler(options), limits(options), resident(options)
+    )
 
 
 def access(options: Options) -> Access:
@@ -213,6 +216,22 @@ def limits(options: Options) -> Limits:
         options.seconds("--idle-timeout", 900),
         options.seconds("--half-close-timeout", 120),
     )
+
+
+def resident(options: Options) -> str:
+    """Make which relay connections are handed over to: --relay or $SOCKS_RELAY; "" for none."""
+    path = options.text("--relay")
+    name = "--relay"
+    if path is None:
+        path, name = os.environ.get("SOCKS_RELAY", ""), "SOCKS_RELAY"
+    return unix_path(path, name) if path else ""
+
+
+def unix_path(path: str, what: str) -> str:
+    """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
+    if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+        raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
+    return path
 
 
 def _read(path: str) -> bytes:
