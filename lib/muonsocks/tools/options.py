@@ -221,10 +221,14 @@ def limits(options: Options) -> Limits:
 def resident(options: Options) -> str:
     """Make which relay connections are handed over to: --relay or $SOCKS_RELAY; "" for none."""
     path = options.text("--relay")
-    name = "--relay"
-    if path is None:
-        path, name = os.environ.get("SOCKS_RELAY", ""), "SOCKS_RELAY"
-    return unix_path(path, name) if path else ""
+    if path is not None:
+        return unix_path(path, "--relay") if path else ""
+    path = os.environ.get("SOCKS_RELAY")
+    if not path:
+        return ""
+    # What is in a unit for all to use may not be there, and that must cost nothing.
+    is_there = path.startswith("@") or os.path.exists(path)
+    return unix_path(path, "SOCKS_RELAY") if is_there else ""
 
 
 def unix_path(path: str, what: str) -> str:
