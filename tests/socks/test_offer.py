@@ -124,6 +124,8 @@ UNFIT = {
     "a user in the clear": changed("616c696365", "alice"),
     "a user in capitals": changed("616c696365", "616C696365"),
     "a user with spaces": changed("616c696365", "61 6c"),
+    "no user": changed("616c696365", ""),
+    "something amid a user": changed("616c696365", "61\t\t6c"),
     "half a byte of a user": changed("616c696365", "616"),
     "a long user": changed("616c696365", "61" * 256),
     "a negative reply": changed("reply 0", "reply -1"),
@@ -182,7 +184,7 @@ def test_a_damaged_offer(noise: bytes, place: int, gone: int) -> None:
     ids=str,
 )
 def test_what_cannot_be_said(fact: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="its|limit"):
+    with pytest.raises(ValueError, match=r"its|limit"):
         Offer(**FACTS | fact)
 
 

@@ -22,6 +22,7 @@ from _socket import (
     SCM_RIGHTS,
     SHUT_RD,
     SO_ACCEPTCONN,
+    SO_PROTOCOL,
     SOCK_NONBLOCK,
     SOCK_SEQPACKET,
     SOCK_STREAM,
@@ -44,10 +45,8 @@ _INT = 4  # bytes of a descriptor in a control message
 _BACKLOG = 4096  # as many as the kernel lets wait, net.core.somaxconn
 _FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 _IPPROTO_MPTCP = 262  # mptcp(7)
-_STREAM_PROTOCOLS = {
-    AF_INET: (IPPROTO_TCP, _IPPROTO_MPTCP),
-    AF_INET6: (IPPROTO_TCP, _IPPROTO_MPTCP),
-}
+_TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
+_STREAM_PROTOCOLS = {AF_UNIX: (0,), AF_INET: _TCP, AF_INET6: _TCP}
 
 
 def send(sock: socket, data: bytes, fds: Sequence[int] = ()) -> int:
@@ -129,7 +128,8 @@ def is_connection(sock: socket) -> bool:
     """Say whether this is one end of a stream, TCP (or MPTCP) or unix, and no listener."""
     if sock.type != SOCK_STREAM or sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
         return False
-    return sock.family == AF_UNIX or sock.proto in _STREAM_PROTOCOLS.get(sock.family, ())
+    protocol = sock.getsockopt(SOL_SOCKET, SO_PROTOCOL)  # sock.proto is what it was made with
+    return protocol in _STREAM_PROTOCOLS.get(sock.family, ())
 
 
 def listen(path: str) -> socket:
@@ -197,7 +197,9 @@ class Passage(Stream):
         """Take over a connected SOCK_SEQPACKET socket; it is closed if that cannot be."""
         try:
             sock.setblocking(False)
-            return cls(loop, sock.fileno(), socket=sock)
+            made = cls(loop, sock.fileno(), socket=sock)
+            made.ready |= WRITABLE  # trying tells, and it hardly ever is not
+            return made
         except BaseException:
             sock.close()
             raise

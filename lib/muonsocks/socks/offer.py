@@ -137,10 +137,11 @@ def _is_word(text: str) -> bool:
 
 
 def _bytes(text: str) -> bytes:
-    value = b"" if text == "-" else bytes.fromhex(text)
-    if value.hex() != text and text != "-":
+    if text == "-":
+        return b""
+    if len(text) % 2 or not text or text.strip("0123456789abcdef"):
         raise ValueError("its user is not in lower-case hexadecimal")
-    return value
+    return bytes.fromhex(text)
 
 
 def _number(text: str) -> int:
