@@ -223,6 +223,8 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
             log.error(f"a connection failed: {error}")
 
     def accept_some(listener: socket, _: int = 0) -> None:
+        if listener.fileno() not in loop.handlers:
+            return  # put off already
         for _ in range(64):
             try:
                 sock = accept(listener)
