@@ -110,12 +110,15 @@ def resident(place: Path, *options: str, limit: int = 1024, status: int = 0) -> 
 
 
 def await_listener(path: str) -> None:
-    """Wait until somebody listens; to look is to make a connection that says nothing."""
+    """Wait until somebody serves there; to look is to make a connection that offers nothing."""
     deadline = time.monotonic() + SECONDS
     with socket.socket(socket.AF_UNIX, MESSAGES) as probe:
+        probe.settimeout(SECONDS)
         while probe.connect_ex(path):
             assert time.monotonic() < deadline
             time.sleep(0.005)
+        probe.shutdown(socket.SHUT_WR)
+        assert probe.recv(1) == b""
 
 
 @pytest.fixture

@@ -202,8 +202,9 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
         listeners = listeners_from_systemd(os.environ)
     else:
         listeners = [listen(options.unix_path(address, "--listen"))]
-    _, limit = getrlimit(RLIMIT_NOFILE)
-    setrlimit(RLIMIT_NOFILE, (limit, limit))
+    soft, limit = getrlimit(RLIMIT_NOFILE)
+    if soft != limit:
+        setrlimit(RLIMIT_NOFILE, (limit, limit))
     most = max(1, (limit - _OTHER_DESCRIPTORS) // 3)  # a connection, and the way it comes by
     loop = Loop()
     wake_for_signals(loop)
