@@ -90,7 +90,7 @@ def resident(place: Path, *options: str, limit: int = 1024, status: int = 0) -> 
         process = subprocess.Popen(
             [RELAY, f"--listen={path}", "-v", *options],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=log,  # as under systemd, where both are the journal: that is no client
             stderr=log,
             env=environment(),
             preexec_fn=set_limit,

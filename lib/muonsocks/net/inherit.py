@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def keep_stderr_from_peer() -> bool:
+def keep_stderr_from_peer(peer: tuple[int, ...] = (0, 1)) -> bool:
     """Point fd 2 at /dev/null if it is where the peer is, as under inetd. Say whether it was.
 
     An fd 2 that is closed is opened on /dev/null too, or a socket of ours could become it.
@@ -28,7 +28,7 @@ def keep_stderr_from_peer() -> bool:
         return False
     if S_ISCHR(stderr.st_mode):
         return False  # a terminal, or /dev/null: shared, and nobody's peer
-    for fd in (0, 1):
+    for fd in peer:
         try:
             status = os.fstat(fd)
         except OSError:
