@@ -22,6 +22,13 @@ from muonsocks.net.passing import Passage
 MOST = 253  # descriptors in one message, unix(7): SCM_MAX_FD
 
 
+# What is closed by being forgotten only was not closed.
+pytestmark = [
+    pytest.mark.filterwarnings("error::ResourceWarning"),
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
 @pytest.fixture(autouse=True)
 def leaks_nothing() -> Iterator[None]:
     with nothing_left_behind():

@@ -41,6 +41,12 @@ from muonsocks.socks.offer import FULL, GO, TAKEN, Offer
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Access, Limits, Policy, Session
 
+# What is closed by being forgotten only was not closed.
+pytestmark = [
+    pytest.mark.filterwarnings("error::ResourceWarning"),
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 @pytest.fixture(autouse=True)
 def leaks_nothing() -> Iterator[None]:
@@ -699,10 +705,15 @@ def test_only_sockets_are_offered(perform: Perform) -> None:
         ours, theirs = KINDS["pipes"].make(Path())
         pipes = ours.stream(stage.loop)
         for pair in ((pipes, stage.our_far), (stage.ours, pipes)):
-            with pytest.raises(NotTaken, match="only sockets"):
+            with pytest.raises(NotTaken, match="only stream sockets"):
                 await hand_over(stage.path, stage.offer(), *pair)
         pipes.close()
         theirs.close()
+        messages, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        no_stream = Ours(messages.fileno(), messages.fileno(), messages).stream(stage.loop)
+        with other, pytest.raises(NotTaken, match="only stream sockets"):
+            await hand_over(stage.path, stage.offer(), no_stream, stage.our_far)
+        no_stream.close()
         stage.unlisten(listener)
 
     perform(story)

@@ -364,7 +364,7 @@ def resident_kilobytes(pid: int) -> int:
 def test_only_a_socket_is_handed_over(relay: Resident, over: str) -> None:
     with listener() as far, serving(*LOCAL, f"--relay={relay.path}", over=over) as program:
         with begin(program, far) as conn:
-            program.await_log("not handed over: only sockets can be")
+            program.await_log("not handed over: only stream sockets can be")
             program.client.send(b"question")
             assert read_all(conn, 8) == b"question"
         program.client.close()
@@ -516,6 +516,8 @@ def test_the_default_is_in_the_environment(relay: Resident) -> None:
                 assert program.status == 0
             exchange(program, conn)
         assert ("closed" in program.log) is not handed_over
+        asked = bool(options) and options != ["--relay="]
+        assert ("not handed over" in program.log) is (asked and not handed_over)
 
 
 def test_terminated_while_it_waits(tmp_path: Path) -> None:

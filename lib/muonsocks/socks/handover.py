@@ -57,7 +57,7 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
     """
     for stream in (client, far):
         if stream.socket is None or not is_connection(stream.socket):
-            raise NotTaken("only sockets can be handed over")
+            raise NotTaken("only stream sockets can be handed over")
     try:
         passage = Passage.to(client.loop, path)
     except OSError as error:
