@@ -22,7 +22,7 @@ from select import EPOLLOUT
 from muonsocks.address import Endpoint, format_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.net.loop import WRITABLE, Loop, Timer
-from muonsocks.net.stream import Stream, prepare_tcp
+from muonsocks.net.stream import Stream, prepare_tcp, unix_address
 from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
@@ -345,8 +345,8 @@ def most_telling(numbers: Iterable[int]) -> int:
 
 
 async def dial_unix(loop: Loop, path: str, timeout: float) -> Stream:
-    """Connect to a unix socket; a leading @ means the abstract namespace. OSError or DialError."""
-    address = "\0" + path[1:] if path.startswith("@") else path
+    """Connect to a unix socket. OSError or DialError."""
+    address = unix_address(path)
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
     try:
         patience = 0.01

@@ -257,6 +257,11 @@ def is_tcp(sock: socket) -> bool:
     return sock.family in _TCP
 
 
+def unix_address(path: str) -> str:
+    """Give the address of a unix socket; a leading @ means the abstract namespace, unix(7)."""
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
 def prepare_tcp(sock: socket) -> None:
     """Set what every TCP socket of ours has: no delay, and urgent data left in its place."""
     sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from muonsocks.socks.auth_once import AuthOnce
 
+_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
 
 
@@ -149,7 +150,13 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 def policy(options: Options, owner: tuple[int, int] | None = None) -> Policy:
     """Make the policy of a session from all options that the tool has; `owner` is for `access`."""
-    return Policy(access(options, owner), rules(options), dialler(options), limits(options))
+    return Policy(
+        access(options, owner),
+        rules(options),
+        dialler(options),
+        limits(options),
+        resident(options),
+    )
 
 
 def access(options: Options, owner: tuple[int, int] | None = None) -> Access:
@@ -249,6 +256,26 @@ def limits(options: Options) -> Limits:
         options.seconds("--idle-timeout", 900),
         options.seconds("--half-close-timeout", 120),
     )
+
+
+def resident(options: Options) -> str:
+    """Make which relay connections are handed over to: --relay or $SOCKS_RELAY; "" for none."""
+    path = options.text("--relay")
+    if path is not None:
+        return unix_path(path, "--relay") if path else ""
+    path = os.environ.get("SOCKS_RELAY")
+    if not path:
+        return ""
+    # What is in a unit for all to use may not be there, and that must cost nothing.
+    is_there = path.startswith("@") or os.path.exists(path)
+    return unix_path(path, "SOCKS_RELAY") if is_there else ""
+
+
+def unix_path(path: str, what: str) -> str:
+    """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
+    if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+        raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
+    return path
 
 
 def _read(path: str) -> bytes:

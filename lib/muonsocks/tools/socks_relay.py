@@ -5,10 +5,13 @@ to the client on standard input and output, and relay until both are done.
 With HOST PORT or unix:PATH it goes there instead, whatever the request and the rules
 say. Without a request it is a plain forwarder to there, and the client gets no reply.
 
+With --listen it is the resident relay that other programs hand their connections over to.
+
 Usage:
   socks-relay [options] [HOST PORT]
   socks-relay [options] unix:PATH
   socks-relay [options] --refuse=REASON
+  socks-relay [options] --listen=SOCKET
 
 Where a client may go:
   --rules=FILE                allow and deny lines, see muonsocks.rules(5)
@@ -24,6 +27,12 @@ How the far end is reached:
   -b, --bind-address=ADDR     from this address
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
+
+Who relays:
+  --relay=SOCKET              a resident relay, if there is one at this unix socket
+                              and it has room (without it: $SOCKS_RELAY)
+  --listen=SOCKET             this process, for all that connect to this unix socket;
+                              "systemd" for the sockets that systemd has passed
 
 How long it may take, in seconds:
   --connect-timeout=SECS      for each address [default: 10]
@@ -44,7 +53,7 @@ import os
 
 from muonsocks.address import Endpoint, is_name
 from muonsocks.errors import UsageError
-from muonsocks.log import Log
+from muonsocks.log import Log, quoted
 from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
 from muonsocks.net.relay import Ended
@@ -53,14 +62,13 @@ from muonsocks.socks.negotiation import Server
 from muonsocks.socks.request import Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
-from muonsocks.tools import DONE, REFUSED_BY_RULE, options
+from muonsocks.tools import DONE, REFUSED_BY_RULE, Terminated, options
 from muonsocks.tools.environment import owed_server, port_number, request_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Awaitable, Callable
-
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 
 _REASONS = {
     "general-failure": ReplyCode.GENERAL_FAILURE,
@@ -81,6 +89,9 @@ def main(arguments: list[str], log: Log) -> int:
         given = options.parse(__doc__, arguments, log)
         if given is None:
             return DONE
+        listen = given.text("--listen")
+        if listen is not None:
+            return _reside(listen, given, log)
         errand = _Errand(given, server)
     except (UsageError, OSError):
         if server is not None:
@@ -103,7 +114,11 @@ class _Errand:
     def __init__(self, given: options.Options, server: Server | None) -> None:
         self._server = server
         self.policy = Policy(
-            Access(), options.rules(given), options.dialler(given), options.limits(given)
+            Access(),
+            options.rules(given),
+            options.dialler(given),
+            options.limits(given),
+            options.resident(given),
         )
         self._refusal = _refusal(given.text("--refuse"))
         self._path, self._elsewhere = _destination(given.arguments)
@@ -117,7 +132,7 @@ class _Errand:
             destination = self._elsewhere or Endpoint("0.0.0.0", 0)
             self._request, self._user = Request(Command.CONNECT, destination), b""
 
-    async def run(self, session: Session) -> Ended:
+    async def run(self, session: Session) -> Ended | None:
         """Do it."""
         session.user = self._user
         session.target = str(self._request.destination)
@@ -128,7 +143,7 @@ class _Errand:
         reach: Callable[[], Awaitable[Stream]] | None = None
         if self._path:
             if self._server is None:
-                session.target = f"unix:{self._path}"
+                session.target = f"unix:{quoted(self._path)}"
             timeout = self.policy.dialler.connect_timeout
             reach = lambda: dial_unix(session.loop, self._path, timeout)  # noqa: E731
         elif elsewhere := self._elsewhere:
@@ -154,16 +169,93 @@ def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
     if not arguments:
         return "", None
     if len(arguments) == 1 and arguments[0].startswith("unix:"):
-        path = arguments[0].removeprefix("unix:")
-        if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
-            raise UsageError(f"{arguments[0]!r} is no path of a socket", "1 to 107 bytes fit")
-        return path, None
+        return options.unix_path(arguments[0].removeprefix("unix:"), "unix:"), None
     if len(arguments) != 2:
         raise UsageError("the destination does not fit", "give HOST PORT or unix:PATH")
     host = arguments[0]
     if not host.isascii() or not is_name(host.encode()):
         raise UsageError(f"{host!r} is neither a name nor an address")
     return "", Endpoint(host, port_number(arguments[1], "PORT"))
+
+
+_NOT_FOR_ALL = (
+    *("-4", "-6", "--bind-address", "--bind-interface", "--mark"),
+    *("--rules", "--allow-local", "--relay"),
+)
+_OTHER_DESCRIPTORS = 128  # beside those of connections: the loop's, and pipes
+
+
+def _reside(address: str, given: options.Options, log: Log) -> int:
+    """Relay for all that connect, until a signal comes."""
+    from functools import partial
+    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+    from muonsocks.net.loop import Loop
+    from muonsocks.net.passing import accept, listen, listeners_from_systemd
+    from muonsocks.net.signals import wake_for_signals
+    from muonsocks.net.task import Task, Waitable
+    from muonsocks.socks.handover import serve
+
+    if any(given.flag(name) for name in _NOT_FOR_ALL):
+        raise UsageError("--listen goes with -v and -q only", "the rest comes with the connections")
+    if address == "systemd":
+        listeners = listeners_from_systemd(os.environ)
+    else:
+        listeners = [listen(options.unix_path(address, "--listen"))]
+    soft, limit = getrlimit(RLIMIT_NOFILE)
+    if soft != limit:
+        setrlimit(RLIMIT_NOFILE, (limit, limit))
+    most = max(1, (limit - _OTHER_DESCRIPTORS) // 3)  # a connection, and the way it comes by
+    loop = Loop()
+    wake_for_signals(loop)
+    tasks: set[Task] = set()
+
+    async def serve_one(sock: socket) -> None:
+        task = loop.current
+        assert task is not None
+        tasks.add(task)
+        try:
+            await serve(loop, sock, log, lambda: len(tasks) <= most)
+        finally:
+            tasks.discard(task)
+
+    def fail(error: BaseException) -> None:
+        if isinstance(error, Exception):  # Terminated is none: the connection has said so
+            log.error(f"a connection failed: {error}")
+
+    def accept_some(listener: socket, _: int = 0) -> None:
+        if listener.fileno() not in loop.handlers:
+            return  # put off already
+        for _ in range(64):
+            try:
+                sock = accept(listener)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue
+            except OSError as error:  # out of descriptors, or memory: those that come can wait
+                log.warning(f"no connection is accepted for now: {error.strerror}")
+                loop.unregister(listener.fileno())
+                loop.call_later(1, partial(watch, listener))
+                return
+            loop.spawn(serve_one(sock), fail)
+        loop.call_soon(partial(accept_some, listener))
+
+    def watch(listener: socket) -> None:
+        loop.register(listener.fileno(), partial(accept_some, listener))
+
+    async def until_terminated() -> None:
+        for listener in listeners:
+            listener.setblocking(False)
+            watch(listener)
+        try:
+            await Waitable()
+        finally:
+            for task in list(tasks):
+                task.interrupt(Terminated())
+
+    loop.run(until_terminated())
+    return DONE
 
 
 def _answer_failure(server: Server, log: Log) -> None:
