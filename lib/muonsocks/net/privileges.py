@@ -64,13 +64,15 @@ class Identity:
         return os.getresuid() == (self.uid,) * 3
 
 
-def give_up(identity: Identity | None, root: str | None) -> None:
+def give_up(
+    identity: Identity | None, root: str | None, kept_directory: int | None = None
+) -> None:
     """Become a user, inside the directory `root`, and make sure that there is no way back.
 
     None leaves the one or the other as it is; with both, nothing happens. To become who one is
     changes neither user nor groups, but any capabilities are given up. It is done for the calling
     thread, which must be the only one. What was to be imported, opened or read outside of `root`
-    must have been.
+    must have been. `kept_directory` is a descriptor that is to stay open though it leads out of it.
 
     Raises UsageError if this process has not the right, or would keep too many; OSError if the
     system does not let it, or a way back is left: then the process must end.
@@ -84,7 +86,7 @@ def give_up(identity: Identity | None, root: str | None) -> None:
         if _status(status, "Threads") != 1:
             raise RuntimeError("privileges are given up before there are threads")
         if root is not None:
-            _enter(root)
+            _enter(root, kept_directory)
         becomes = identity is not None and not identity.is_ours
         if identity is not None and becomes:
             _become(identity)
@@ -96,13 +98,13 @@ def give_up(identity: Identity | None, root: str | None) -> None:
         os.close(status)
 
 
-def _enter(root: str) -> None:
+def _enter(root: str, kept_directory: int | None) -> None:
     for name in os.listdir("/proc/self/fd"):
         try:
             is_directory = S_ISDIR(os.fstat(int(name)).st_mode)
         except OSError:
             continue  # the descriptor that the list was read from
-        if is_directory:
+        if is_directory and int(name) != kept_directory:
             problem = f"descriptor {name} is a directory, and would be a way out of -C"
             raise UsageError(problem, f"close it where this is started: {name}<&-")
     try:

@@ -150,13 +150,7 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 def policy(options: Options, owner: tuple[int, int] | None = None) -> Policy:
     """Make the policy of a session from all options that the tool has; `owner` is for `access`."""
-    return Policy(
-        access(options, owner),
-        rules(options),
-        dialler(options),
-        limits(options),
-        resident(options),
-    )
+    return Policy(access(options, owner), rules(options), dialler(options), limits(options))
 
 
 def access(options: Options, owner: tuple[int, int] | None = None) -> Access:
@@ -164,28 +158,33 @@ def access(options: Options, owner: tuple[int, int] | None = None) -> Access:
 
     `owner` is the user and group that the program is going to have, if they are others than now.
     """
+    known = users(options)
+    trusted = parse_networks(options.text("--trust") or "")
+    if not options.flag("--auth-once"):
+        return Access(known, trusted)
+    if known is None:
+        raise UsageError("-1 is for when there are users", "use --users FILE or -U and -P too")
+    return Access(known, trusted, auth_once(options, owner))
+
+
+def users(options: Options) -> Users | None:
+    """Make the users: -U and -P, --users or the credential `users`; None without any of them."""
     name, password = options.text("--auth-user"), options.text("--auth-password")
     path = options.text("--users")
     if (name is None) != (password is None):
         raise UsageError("-U and -P go together", "or use --users FILE")
-    users: Users | None = None
     if name is not None and password is not None:
         _hide_argument(password)
         if path is not None:
             raise UsageError("-U and --users exclude each other", "put all users into the file")
-        users = single_user(name, password)
-    elif path is not None:
-        users = parse_users(_read(path), path)
-    elif directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        return single_user(name, password)
+    if path is not None:
+        return parse_users(_read(path), path)
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         path = f"{directory}/users"
         if os.path.lexists(path) or not os.access(directory, os.X_OK):
-            users = parse_users(_read(path), path)
-    trusted = parse_networks(options.text("--trust") or "")
-    if not options.flag("--auth-once"):
-        return Access(users, trusted)
-    if users is None:
-        raise UsageError("-1 is for when there are users", "use --users FILE or -U and -P too")
-    return Access(users, trusted, auth_once(options, owner))
+            return parse_users(_read(path), path)
+    return None
 
 
 def auth_once(options: Options, owner: tuple[int, int] | None = None) -> AuthOnce:

@@ -60,6 +60,7 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     options.expect_no_arguments(given)
     policy = options.policy(given)
+    policy.resident = options.resident(given)
     stdio = Stdio()
     try:
         peer = peer_of(stdio.socket, os.environ)
