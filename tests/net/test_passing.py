@@ -17,6 +17,7 @@ from places import descriptor_limit, in_child
 from muonsocks.errors import RemoteProtocolError, UsageError
 from muonsocks.net import passing
 from muonsocks.net.loop import Loop
+from muonsocks.net.listen import listen_at
 from muonsocks.net.passing import Passage
 
 MOST = 253  # descriptors in one message, unix(7): SCM_MAX_FD
@@ -325,13 +326,13 @@ def test_a_peer_that_leaves_with_something_unread() -> None:
 def test_connects(tmp_path: Path) -> None:
     async def story(loop: Loop) -> None:
         for path in (str(tmp_path / "socket"), f"@muonsocks-test-{os.getpid()}"):
-            with closing(passing.listen(path)) as listener:
+            with closing(listen_at(path)) as listener:
                 passage = Passage.to(loop, path)
-                with closing(passing.accept(listener)) as accepted:
+                with closing(socket.socket(fileno=listener._accept()[0])) as accepted:
                     await passage.send_message(b"word")
                     assert accepted.recv(100) == b"word"
                 with pytest.raises(BlockingIOError):
-                    passing.accept(listener)
+                    listener._accept()
                 passage.close()
 
     run(story)
@@ -347,7 +348,7 @@ def test_nobody_to_connect_to(tmp_path: Path) -> None:
     async def story(loop: Loop) -> None:
         path = tmp_path / "socket"
         assert refusal(loop, path) == errno.ENOENT
-        passing.listen(str(path)).close()
+        listen_at(str(path)).close()
         assert refusal(loop, path) == errno.ECONNREFUSED
         path.unlink()
         with socket.socket(socket.AF_UNIX) as other_kind:
@@ -392,82 +393,3 @@ def test_the_last_message() -> None:
             other.close()
 
     run(story)
-
-
-# Listening
-
-
-def test_a_socket_file_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    passing.listen(path).close()
-    with closing(passing.listen(path)) as listener, socket.socket(socket.AF_UNIX, 5) as client:
-        client.connect(path)
-        passing.accept(listener).close()
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
-def test_one_that_somebody_serves_is_left(tmp_path: Path, kind: int) -> None:
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX, kind) as other:
-        other.bind(path)
-        other.listen()
-        before = os.lstat(path).st_ino
-        with pytest.raises(OSError) as raised:
-            passing.listen(path)
-        assert (raised.value.errno, raised.value.filename) == (errno.EADDRINUSE, path)
-        assert os.lstat(path).st_ino == before
-
-
-def test_an_abstract_name_that_is_taken() -> None:
-    name = f"@muonsocks-test-{os.getpid()}"
-    with closing(passing.listen(name)), pytest.raises(OSError) as raised:
-        passing.listen(name)
-    assert raised.value.errno == errno.EADDRINUSE
-
-
-def test_any_other_file_is_left(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("precious")
-    with pytest.raises(OSError) as raised:
-        passing.listen(str(path))
-    assert raised.value.errno == errno.EADDRINUSE
-    assert path.read_text() == "precious"
-
-
-def passed_by_systemd(count: str, pid: int | None = None) -> dict[str, str]:
-    return {"LISTEN_PID": str(pid or os.getpid()), "LISTEN_FDS": count}
-
-
-def test_listeners_from_systemd(tmp_path: Path) -> None:
-    made = [closing(passing.listen(str(tmp_path / name))) for name in "01"]
-    with made[0] as one, made[1] as other:
-
-        def check() -> None:
-            for fd in (3, 4):
-                os.set_inheritable(fd, True)
-            found = passing.listeners_from_systemd(passed_by_systemd("2"))
-            assert [sock.fileno() for sock in found] == [3, 4]
-            assert [sock.getsockname() for sock in found] == [str(tmp_path / n) for n in "01"]
-            assert not any(os.get_inheritable(fd) for fd in (3, 4))
-
-        in_child(check, fd3=one.fileno(), fd4=other.fileno())
-
-
-@pytest.mark.parametrize(
-    "environ", [{}, passed_by_systemd("0"), passed_by_systemd("x"), passed_by_systemd("1", pid=1)]
-)
-def test_no_listener_from_systemd(environ: dict[str, str]) -> None:
-    before = descriptors()
-    with pytest.raises(UsageError, match="no socket"):
-        passing.listeners_from_systemd(environ)
-    assert descriptors() == before
-
-
-def test_a_listener_of_another_kind_from_systemd() -> None:
-    with made_listening(socket.socket()) as listener:
-
-        def check() -> None:
-            with pytest.raises(UsageError, match="ListenSequentialPacket="):
-                passing.listeners_from_systemd(passed_by_systemd("1"))
-
-        in_child(check, fd3=listener.fileno())

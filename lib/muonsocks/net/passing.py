@@ -29,21 +29,18 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
-from os import close, getpid, lstat, set_inheritable, strerror, unlink
-from stat import S_ISSOCK
+from os import close, strerror
 from sys import byteorder
 
-from muonsocks.errors import RemoteProtocolError, UsageError
+from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.stream import Stream, unix_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 _INT = 4  # bytes of a descriptor in a control message
-_BACKLOG = 4096  # as many as the kernel lets wait, net.core.somaxconn
-_FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 _IPPROTO_MPTCP = 262  # mptcp(7)
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _STREAM_PROTOCOLS = {AF_UNIX: (0,), AF_INET: _TCP, AF_INET6: _TCP}
@@ -130,61 +127,6 @@ def is_connection(sock: socket) -> bool:
         return False
     protocol = sock.getsockopt(SOL_SOCKET, SO_PROTOCOL)  # sock.proto is what it was made with
     return protocol in _STREAM_PROTOCOLS.get(sock.family, ())
-
-
-def listen(path: str) -> socket:
-    """Listen for connections of messages at `path`; a socket file that nobody serves is replaced.
-
-    OSError as bind(2): EADDRINUSE if somebody does listen there.
-    """
-    sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
-    try:
-        address = unix_address(path)
-        try:
-            sock.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(path):
-                raise OSError(error.errno, error.strerror, path) from None
-            unlink(path)
-            sock.bind(address)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _is_stale(path: str) -> bool:
-    """Say whether there is a socket file that nobody listens at; never of an abstract name."""
-    if path.startswith("@"):
-        return False
-    with_stream = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
-    try:
-        return S_ISSOCK(lstat(path).st_mode) and with_stream.connect_ex(path) == errno.ECONNREFUSED
-    finally:
-        with_stream.close()
-
-
-def listeners_from_systemd(environ: Mapping[str, str]) -> list[socket]:
-    """Take over the sockets of messages that systemd has passed, sd_listen_fds(3).
-
-    UsageError if there is none, or one of another kind.
-    """
-    count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(getpid()) or not count.isdecimal() or count == "0":
-        raise UsageError("systemd has passed no socket", "start it by its socket unit")
-    found = [socket(fileno=_FIRST_PASSED + number) for number in range(int(count))]
-    for sock in found:
-        if sock.type != SOCK_SEQPACKET or not sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
-            raise UsageError("systemd has passed another socket", "use ListenSequentialPacket=")
-        set_inheritable(sock.fileno(), False)
-    return found
-
-
-def accept(listener: socket) -> socket:
-    """Accept one connection. BlockingIOError if there is none; OSError as accept(2)."""
-    fd, _ = listener._accept()  # type: ignore[attr-defined]
-    return socket(fileno=fd)
 
 
 class Passage(Stream):

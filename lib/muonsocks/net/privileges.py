@@ -64,9 +64,7 @@ class Identity:
         return os.getresuid() == (self.uid,) * 3
 
 
-def give_up(
-    identity: Identity | None, root: str | None, kept_directory: int | None = None
-) -> None:
+def give_up(identity: Identity | None, root: str | None, kept_directory: int | None = None) -> None:
     """Become a user, inside the directory `root`, and make sure that there is no way back.
 
     None leaves the one or the other as it is; with both, nothing happens. To become who one is

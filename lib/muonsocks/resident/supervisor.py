@@ -44,6 +44,7 @@ from muonsocks.resident.worker import Capacity, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn, Protocol
 
     from muonsocks.log import Log

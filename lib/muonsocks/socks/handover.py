@@ -20,7 +20,7 @@ from __future__ import annotations
 from _socket import SO_LINGER, SOL_SOCKET
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.log import Log
+from muonsocks.log import Log, in_words
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.passing import Passage, is_connection, send, stream_sockets
@@ -79,27 +79,26 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
 # The relay
 
 
-async def serve(loop: Loop, sock: socket, log: Log, has_room: Callable[[], bool]) -> None:
+async def serve(loop: Loop, sock: socket, log: Log, has_room: Callable[[], bool]) -> int:
     """Serve a tool that has connected, from its offer to the end of the connection it hands over.
 
     `sock` is closed on the way. `has_room` is asked whether one more can be relayed. A bad offer
-    is logged and refused; what goes wrong later is raised, as `Session.logged` does.
+    is logged and refused; what goes wrong later is given and raised as by `Session.run`.
     """
     passage = Passage.over(loop, sock)
     try:
         adopted = await _adopt(passage, log, has_room)
     except TimeoutError:
         log.warning("refused an offer: it has not come")
-        return
+        return 0
     except ConnectionError:
-        return  # the tool is gone, or keeps what it has
+        return 0  # the tool is gone, or keeps what it has
     except (RemoteProtocolError, OSError) as error:
         log.warning(f"refused an offer: {getattr(error, 'strerror', None) or error}")
-        return
+        return 0
     finally:
         passage.close()
-    if adopted is not None:
-        await adopted.run()
+    return 0 if adopted is None else await adopted.run()
 
 
 async def _adopt(passage: Passage, log: Log, has_room: Callable[[], bool]) -> Adopted | None:
@@ -159,19 +158,17 @@ class Adopted(Session):
         self._far = far
         self._offer = offer
 
-    async def run(self) -> None:
-        """Relay, and log the end. Both streams are closed."""
-        self._log.debug(f"taken {self._facts()} address={self._offer.address}")
-
-        async def story() -> Ended:
-            try:
-                for stream in (self._client, self._far):
-                    _settle(stream.socket)
-                return await self.join(self._far, self._offer.early)
-            finally:
-                self._far.close()
-
-        await self.logged(story)
+    async def _story(self) -> Ended:
+        """Relay. Both streams are closed at the end."""
+        facts = self._facts()
+        facts["address"] = self._offer.address
+        self._log.debug(f"taken {in_words(facts)}", facts)
+        try:
+            for stream in (self._client, self._far):
+                _settle(stream.socket)
+            return await self.join(self._far, self._offer.early)
+        finally:
+            self._far.close()
 
 
 def _settle(sock: socket | None) -> None:

@@ -142,10 +142,10 @@ class Socks:
         self._log = log
         user, self._root = given.text("--user"), given.text("--chroot")
         self._identity = None if user is None else Identity.of(user)
-        becomes = self._identity
-        if becomes is not None and becomes.is_ours:
-            becomes = None
-        self._policy = options.policy(given, becomes and (becomes.uid, becomes.gid))
+        owner = None
+        if self._identity is not None and not self._identity.is_ours:
+            owner = self._identity.uid, self._identity.gid
+        self._policy = options.policy(given, owner)
         if self._policy.dialler.mark and self._identity is not None:
             raise UsageError("-m takes a privilege that -u gives up", "leave one of them out")
 

@@ -33,6 +33,9 @@ Who relays:
                               and it has room (without it: $SOCKS_RELAY)
   --listen=SOCKET             this process, for all that connect to this unix socket;
                               "systemd" for the sockets that systemd has passed
+  --workers=NUMBER            with --listen: processes; by default one for each CPU
+  --drain-timeout=SECS        with --listen: time to finish when it is told to stop
+                              [default: 30]
 
 How long it may take, in seconds:
   --connect-timeout=SECS      for each address [default: 10]
@@ -62,13 +65,16 @@ from muonsocks.socks.negotiation import Server
 from muonsocks.socks.request import Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
-from muonsocks.tools import DONE, REFUSED_BY_RULE, Terminated, options
+from muonsocks.tools import DONE, REFUSED_BY_RULE, SYSTEM_FAILED, options
 from muonsocks.tools.environment import owed_server, port_number, request_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Awaitable, Callable
+
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
 
 _REASONS = {
     "general-failure": ReplyCode.GENERAL_FAILURE,
@@ -182,80 +188,67 @@ _NOT_FOR_ALL = (
     *("-4", "-6", "--bind-address", "--bind-interface", "--mark"),
     *("--rules", "--allow-local", "--relay"),
 )
-_OTHER_DESCRIPTORS = 128  # beside those of connections: the loop's, and pipes
+_DESCRIPTORS = 3  # of a connection: both ends, and the way it comes by
+_OTHER_DESCRIPTORS = 128  # the loop's, and pipes
 
 
 def _reside(address: str, given: options.Options, log: Log) -> int:
-    """Relay for all that connect, until a signal comes."""
-    from functools import partial
-    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+    """Relay for all that connect, until told to stop."""
+    from _socket import SOCK_SEQPACKET
 
-    from muonsocks.net.loop import Loop
-    from muonsocks.net.passing import accept, listen, listeners_from_systemd
-    from muonsocks.net.signals import wake_for_signals
-    from muonsocks.net.task import Task, Waitable
-    from muonsocks.socks.handover import serve
+    from muonsocks.net.listen import inherited, listen_at
+    from muonsocks.resident.notify import Notifier
+    from muonsocks.resident.supervisor import Plan, Supervisor
+    from muonsocks.resident.worker import Capacity
 
     if any(given.flag(name) for name in _NOT_FOR_ALL):
-        raise UsageError("--listen goes with -v and -q only", "the rest comes with the connections")
-    if address == "systemd":
-        listeners = listeners_from_systemd(os.environ)
-    else:
-        listeners = [listen(options.unix_path(address, "--listen"))]
-    soft, limit = getrlimit(RLIMIT_NOFILE)
-    if soft != limit:
-        setrlimit(RLIMIT_NOFILE, (limit, limit))
-    most = max(1, (limit - _OTHER_DESCRIPTORS) // 3)  # a connection, and the way it comes by
-    loop = Loop()
-    wake_for_signals(loop)
-    tasks: set[Task] = set()
+        raise UsageError("--listen goes with few options", "the rest comes with the connections")
+    log.use_journal_fields()
+    if address != "systemd":
+        listeners = [listen_at(options.unix_path(address, "--listen"))]
+    elif not (listeners := inherited(SOCK_SEQPACKET)):
+        raise UsageError("systemd has passed no socket", "start it by its socket unit")
+    plan = Plan(
+        given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
+        Capacity(0, each=_DESCRIPTORS),
+        given.seconds("--drain-timeout", 30),
+    )
+    supervisor = Supervisor(_Adopter(log), listeners, plan, Notifier(), log)
+    return DONE if supervisor.run() else SYSTEM_FAILED
 
-    async def serve_one(sock: socket) -> None:
-        task = loop.current
-        assert task is not None
-        tasks.add(task)
+
+class _Adopter:
+    """Serves the tools that hand connections over to a resident relay."""
+
+    __slots__ = ("_log", "_most", "_open")
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._open = 0
+        self._most = 0
+
+    def reread(self) -> None:
+        """There is nothing to read."""
+
+    def take(self, configuration: None) -> None:
+        """There is nothing to take."""
+
+    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+        """See how many connections there is room for."""
+        from resource import RLIMIT_NOFILE, getrlimit
+
+        # Fewer than it takes for the worker to accept no more: who asks is to get an answer.
+        self._most = max(1, (getrlimit(RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS) // _DESCRIPTORS)
+
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+        """Take one connection over, and relay it."""
+        from muonsocks.socks.handover import serve
+
+        self._open += 1
         try:
-            await serve(loop, sock, log, lambda: len(tasks) <= most)
+            return await serve(loop, sock, self._log, lambda: self._open <= self._most)
         finally:
-            tasks.discard(task)
-
-    def fail(error: BaseException) -> None:
-        if isinstance(error, Exception):  # Terminated is none: the connection has said so
-            log.error(f"a connection failed: {error}")
-
-    def accept_some(listener: socket, _: int = 0) -> None:
-        if listener.fileno() not in loop.handlers:
-            return  # put off already
-        for _ in range(64):
-            try:
-                sock = accept(listener)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue
-            except OSError as error:  # out of descriptors, or memory: those that come can wait
-                log.warning(f"no connection is accepted for now: {error.strerror}")
-                loop.unregister(listener.fileno())
-                loop.call_later(1, partial(watch, listener))
-                return
-            loop.spawn(serve_one(sock), fail)
-        loop.call_soon(partial(accept_some, listener))
-
-    def watch(listener: socket) -> None:
-        loop.register(listener.fileno(), partial(accept_some, listener))
-
-    async def until_terminated() -> None:
-        for listener in listeners:
-            listener.setblocking(False)
-            watch(listener)
-        try:
-            await Waitable()
-        finally:
-            for task in list(tasks):
-                task.interrupt(Terminated())
-
-    loop.run(until_terminated())
-    return DONE
+            self._open -= 1
 
 
 def _answer_failure(server: Server, log: Log) -> None:
