@@ -197,7 +197,7 @@ class Supervisor:
         for child in self._children.values():
             child.orders.post(CUT_NOW if again else DRAIN)
         if not again:
-            self._notifier.stopping()
+            self._notifier.stopping(self._plan.drain + 2 * _GRACE)
             for listener in self._listeners:
                 listener.close()
             self._loop.call_later(self._plan.drain + _GRACE, self._kill_children)
