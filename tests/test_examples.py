@@ -100,7 +100,10 @@ WITH_USERS = [
     shown("socks-inetd.1", "-w 192.0.2.0/24"),
 ]
 CURL_WITH_PASSWORD = shown("socks-inetd.1", "alice:secret")
-INETD_LINE = shown("muonsocks.7", "nowait")
+INETD_LINE = shown("muonsocks.7", "nowait.2000 nobody")
+STATE_FOR_UNIT = shown("muonsocks.7", "StateDirectory")
+STATE_FOR_INETD = shown("muonsocks.7", "useradd")
+INETD_LINE_WITH_STATE = shown("muonsocks.7", "nowait.2000 muonsocks")
 XINETD = shown("README.md", "xinetd")
 ENABLE = shown("muonsocks.7", "systemctl enable")
 JOURNAL = shown("muonsocks.7", "journalctl")
@@ -440,6 +443,31 @@ def test_inetd(machine: Machine) -> None:
         await_log(machine, r"client=127\.0\.0\.1:[0-9]+ .* end=closed", "journalctl -o cat")
 
 
+def one_password_is_enough(machine: Machine) -> None:
+    """For all at the address that has shown it, and for no other."""
+    for proxy, answer in (
+        ("--socks5-hostname 127.0.0.1:1080", "auth"),
+        ("-x socks5h://alice:secret@127.0.0.1", WWW),
+        ("--socks5-hostname 127.0.0.1:1080", WWW),
+        ("-x socks4a://127.0.0.1", WWW),
+        ("--interface 127.0.0.2 --socks5-hostname 127.0.0.1:1080", "auth"),
+    ):
+        assert answer in fetch(machine, "http://www.example.com/", proxy).lower()
+
+
+@needs("inetd")
+def test_inetd_and_who_has_authenticated_once(machine: Machine) -> None:
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
+    paste(machine, STATE_FOR_INETD)
+    machine.put("/etc/inetd.conf", INETD_LINE_WITH_STATE)
+    try:
+        with serving(machine, "inetd -i", "1080"):
+            one_password_is_enough(machine)
+        assert machine.run("ls /var/lib/muonsocks/auth-once").stdout == "127.0.0.1\n"
+    finally:
+        machine.run("rm -r /var/lib/muonsocks && userdel muonsocks")
+
+
 @needs("xinetd")
 def test_xinetd(machine: Machine) -> None:
     machine.run("mkdir -p /etc/xinetd.d")
@@ -482,6 +510,18 @@ def test_unit_with_options_and_users(machine: Machine) -> None:
         assert "(2)" in fetch(machine, "telnet://www.example.com:25/", alice)
         assert "auth" in fetch(machine, "http://www.example.com/")
     assert machine.run("stat -c %a /etc/muonsocks/users").stdout == "600\n"
+
+
+def test_unit_and_who_has_authenticated_once(machine: Machine) -> None:
+    machine.put("/etc/default/muonsocks", "MUONSOCKS_OPTIONS=-1\n")
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
+    paste(machine, HAND_ON_USERS)
+    paste(machine, STATE_FOR_UNIT)
+    with unit(machine):
+        one_password_is_enough(machine)
+    with unit(machine):
+        assert fetch(machine, "http://www.example.com/") == WWW
+    assert machine.run("ls /var/lib/muonsocks/auth-once").stdout == "127.0.0.1\n"
 
 
 def test_unit_with_a_policy(machine: Machine) -> None:

@@ -35,7 +35,7 @@ PURE = {
     "muonsocks.socketbox",
     "muonsocks.socketbox.rules",
 }
-IMPURE_IN_SOCKS = {"muonsocks.socks.session"}
+IMPURE_IN_SOCKS = {"muonsocks.socks.auth_once", "muonsocks.socks.session"}
 # Functions of their arguments and of nothing else: no clock, no descriptor, no environment.
 PURE_STDLIB = {
     "__future__",

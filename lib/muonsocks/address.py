@@ -11,6 +11,10 @@ from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from muonsocks.errors import UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -53,6 +57,18 @@ class Endpoint:
         self = cls.__new__(cls)
         self.packed = unmapped(packed)
         self.host = format_address(self.packed)
+        self.port = port
+        return self
+
+    @classmethod
+    def of_socket(cls, name: tuple[Any, ...]) -> Endpoint:
+        """Make an endpoint of what getsockname(2) and the like give for a TCP socket."""
+        host, port = name[:2]
+        if ":" in host:
+            return cls(host.partition("%")[0], port)
+        self = cls.__new__(cls)  # the system writes it as we would
+        self.packed = inet_pton(AF_INET, host)
+        self.host = host
         self.port = port
         return self
 

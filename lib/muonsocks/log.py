@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from select import POLLOUT, poll
-from time import gmtime, strftime
+from stat import S_ISREG
+from time import gmtime, strftime, time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,18 @@ _IN_JOURNAL = {"in": "BYTES_IN", "out": "BYTES_OUT"}  # other fields are only ma
 class Log:
     """Where the lines of one program go, and which."""
 
-    __slots__ = ("_journal", "_never_waits", "_poll", "_program", "_sendv", "level", "to_syslog")
+    __slots__ = (
+        "_blocks",
+        "_head",
+        "_journal",
+        "_never_waits",
+        "_poll",
+        "_program",
+        "_sendv",
+        "_when",
+        "level",
+        "to_syslog",
+    )
 
     def __init__(self, program: str, to_syslog: bool = False) -> None:
         self._program = program
@@ -36,6 +48,8 @@ class Log:
         self._sendv: Callable[..., object] | None = None  # the journal's own protocol
         self._never_waits = False  # libsystemd's socket
         self._poll = poll()
+        self._blocks = _may_block()
+        self._when, self._head = (0, 0), ""  # a second and a process, and what their lines begin with
         self.level = INFO
         if to_syslog:
             import syslog
@@ -86,7 +100,11 @@ class Log:
         if self._journal:
             head = f"<{level}>"
         else:
-            head = f"{strftime('%Y-%m-%dT%H:%M:%SZ', gmtime())} {self._program}[{os.getpid()}]: "
+            when = int(time()), os.getpid()
+            if when != self._when:
+                moment = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(when[0]))
+                self._when, self._head = when, f"{moment} {self._program}[{when[1]}]: "
+            head = self._head
         self._print(head + message)
 
     def fatal(self, message: str) -> None:
@@ -121,11 +139,12 @@ class Log:
         return True
 
     def _print(self, text: str) -> None:
-        line = _line(text) + b"\n"
+        line = text.encode("utf-8", "backslashreplace")[:_LONGEST].replace(b"\n", b" ") + b"\n"
         try:
-            self._poll.register(2, POLLOUT)
-            if not self._poll.poll(0):
-                return  # nobody reads the log: better to lose a line than to hang with it
+            if self._blocks:
+                self._poll.register(2, POLLOUT)
+                if not self._poll.poll(0):
+                    return  # nobody reads the log: better to lose a line than to hang with it
             os.write(2, line)
         except OSError:
             # A log that is closed or full must not end the connection, and there is nobody to tell.
@@ -134,6 +153,15 @@ class Log:
 
 def _line(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")[:_LONGEST].replace(b"\n", b" ")
+
+
+def _may_block() -> bool:
+    """Say whether writing to standard error may have to wait for somebody."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return True
+    return not S_ISREG(status.st_mode) and status.st_rdev != os.makedev(1, 3)  # null(4)
 
 
 def in_words(fields: dict[str, str]) -> str:

@@ -50,6 +50,7 @@ PATIENCE = 100  # seconds, over what a run should take; 9000 connections may be 
 SETTINGS = {
     "tcp_congestion_control": "reno",  # under bbr loopback is slow and tells nothing
     "tcp_tw_reuse": "1",
+    "tcp_max_tw_buckets": "4096",  # in mode rate all connections end there: ports must not run out
     "ip_local_port_range": "10000 65535",
 }
 FULL = {"rate": [1, 16, 64, 256], "trips": [1, 16, 64], "down": [1, 4, 16], "up": [1, 4, 16]}

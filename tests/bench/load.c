@@ -14,7 +14,8 @@
    sent; the pattern of a stream has a prime period, so that what is lost, doubled or out of order
    is seen. One error ends the run.
 
-   Both ends close with a reset (SO_LINGER 0): nothing is left in TIME_WAIT to run out of ports.
+   In mode rate both ends close as programs do, the client first. In the others they reset (SO_LINGER
+   0), and nothing is left behind for the next measurement.
 
    Prints a line of JSON: count and seconds of the measured time, total of all the time, error.
    Exit status: 0, 1 after an error, 100 for wrong usage. */
@@ -107,10 +108,11 @@ static void watch(int poller, int operation, int fd, uint32_t events, uint64_t d
         fail("epoll_ctl: %s", strerror(errno));
 }
 
-static void close_with_reset(int fd)
+static void hang_up(int fd)
 {
     struct linger linger = {.l_onoff = 1, .l_linger = 0};
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    if (mode != RATE || shared->stop)
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
     close(fd);
 }
 
@@ -155,7 +157,7 @@ static void echo(int fd)
     if (n > 0 && send(fd, chunk, n, MSG_NOSIGNAL) != n && errno != ECONNRESET && errno != EPIPE)
         fail("target: the echo does not fit: %s", strerror(errno));
     else if (n == 0 || (n < 0 && !again()))
-        close_with_reset(fd);
+        hang_up(fd);
 }
 
 static void serve(int worker)
@@ -183,10 +185,10 @@ static void serve(int worker)
                 }
             } else if (mode == DOWN) {
                 if (stream_out(fd, &position[fd]) < 0)
-                    close_with_reset(fd);
+                    hang_up(fd);
             } else if (mode == UP) {
                 if (stream_in(fd, &position[fd], &shared->targets[worker]) <= 0)
-                    close_with_reset(fd);
+                    hang_up(fd);
             } else
                 echo(fd);
         }
@@ -242,7 +244,7 @@ static void open_client(struct client *c)
 
 static void close_client(struct client *c)
 {
-    close_with_reset(c->fd);
+    hang_up(c->fd);
     c->stage = CLOSED;
 }
 

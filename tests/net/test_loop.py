@@ -160,7 +160,7 @@ def test_cancelled_timer_does_not_fire(loop: Loop) -> None:
 
     loop.run(main())
     assert fired == ["third"]
-    assert loop._cancelled == 0
+    assert loop.cancelled == 0
     assert not loop._timers
 
 
@@ -196,7 +196,7 @@ def test_compaction_in_the_middle_of_a_round(loop: Loop) -> None:
 
     loop.run(main())
     assert fired == [0, 1, 2]
-    assert loop._cancelled == [timer.callback for _, _, timer in loop._timers].count(None)
+    assert loop.cancelled == [timer.callback for _, _, timer in loop._timers].count(None)
 
 
 def test_compaction_keeps_the_order(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

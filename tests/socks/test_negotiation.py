@@ -74,25 +74,26 @@ def test_no_server_for_an_unknown_version(version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offered", "without", "with_password"),
+    ("offered", "without", "possible", "required"),
     [
-        ("", 0xFF, 0xFF),
-        ("00", 0, 0xFF),
-        ("02", 0xFF, 2),
-        ("00 02", 0, 2),
-        ("02 00", 0, 2),
-        ("00 00 00", 0, 0xFF),
-        ("02 02", 0xFF, 2),
-        ("01 80 03 02 00 ff", 0, 2),
-        ("01", 0xFF, 0xFF),
-        ("ff", 0xFF, 0xFF),
+        ("", 0xFF, 0xFF, 0xFF),
+        ("00", 0, 0, 0xFF),
+        ("02", 0xFF, 2, 2),
+        ("00 02", 0, 0, 2),
+        ("02 00", 0, 0, 2),
+        ("00 00 00", 0, 0, 0xFF),
+        ("02 02", 0xFF, 2, 2),
+        ("01 80 03 02 00 ff", 0, 0, 2),
+        ("01", 0xFF, 0xFF, 0xFF),
+        ("ff", 0xFF, 0xFF, 0xFF),
     ],
 )
-def test_choose_method(offered: str, without: int, with_password: int) -> None:
+def test_choose_method(offered: str, without: int, possible: int, required: int) -> None:
     """Any order, any number of times; what we choose was offered, or nothing will do."""
     methods = bytes.fromhex(offered)
-    assert choose_method(methods, password_required=False) == without
-    assert choose_method(methods, password_required=True) == with_password
+    assert choose_method(methods, password_required=False, password_possible=False) == without
+    assert choose_method(methods, password_required=False, password_possible=True) == possible
+    assert choose_method(methods, password_required=True, password_possible=True) == required
 
 
 @pytest.mark.parametrize(

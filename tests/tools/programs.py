@@ -173,11 +173,17 @@ def _sockets(client: socket.socket, served: socket.socket) -> Ends:
     return Client(client.fileno(), client.fileno(), client), fd, os.dup(fd)
 
 
-def _tcp(host: str = "127.0.0.1") -> Ends:
+def _tcp(host: str = "127.0.0.1", source: str = "") -> Ends:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as front:
-        client = socket.create_connection(front.getsockname()[:2])
+        here = (source, 0) if source else None
+        client = socket.create_connection(front.getsockname()[:2], source_address=here)
         return _sockets(client, front.accept()[0])
+
+
+def tcp_from(source: str) -> Callable[[], Ends]:
+    """A client at an address of the loopback network."""
+    return lambda: _tcp(source=source)
 
 
 def _tcp6() -> Ends:
@@ -294,17 +300,18 @@ def environment(**variables: str | bytes) -> dict[bytes, bytes]:
 @contextlib.contextmanager
 def serving(
     *command: str | bytes,
-    over: str = "unix",
+    over: str | Callable[[], Ends] = "unix",
     environ: dict[bytes, bytes] | None = None,
     log_to_client: bool = False,
     keep: list[int] | None = None,
     **popen: Any,
 ) -> Iterator[Program]:
-    """Run a program for one client. `keep` is given duplicates of the program's fds 0 and 1.
+    """Run a program for one client, over one of KINDS or over what `over` makes.
 
+    `keep` is given duplicates of the program's fds 0 and 1.
     In the end the client leaves, if it has not done so, and the program has to end by itself.
     """
-    client, stdin, stdout = KINDS[over]()
+    client, stdin, stdout = (KINDS[over] if isinstance(over, str) else over)()
     with tempfile.TemporaryFile() as log:
         environ = environment() if environ is None else environ
         if environ.get(b"JOURNAL_STREAM") == b"log":  # the log will be the journal

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -249,6 +251,22 @@ def test_trusted_networks(over: str, networks: str) -> None:
         assert program.client.read(2) == (b"\5\0" if trusted else b"\5\2")
 
 
+@pytest.mark.parametrize(("over", "networks"), TRUSTED)
+def test_only_trusted_networks(over: str, networks: str) -> None:
+    """Without users nobody else has a way in."""
+    trusted = TRUSTED[over, networks]
+    answers = {b"\5\2\2\0": b"\5\0" if trusted else b"\5\xff", socks4("127.0.0.1", 80): REJECTED}
+    for sent, answer in answers.items():
+        with serving(INETD, "-w", networks, over=over) as program:
+            program.client.send(sent)
+            if program.client.socket is not None:
+                program.client.end()
+            assert program.client.read(len(answer)) == answer
+            program.client.close()
+            assert program.status == (trusted and answer == REJECTED)
+        assert (program.end == "client-refused") is not trusted
+
+
 def test_a_trusted_client_needs_no_password_in_socks4() -> None:
     with listener() as far, serving(*LOCAL, "-Ua", "-Pb", "-w127.0.0.1", over="tcp") as program:
         program.client.send(socks4(*far.getsockname()))
@@ -272,7 +290,12 @@ USAGE: dict[str, tuple[list[str | bytes], str]] = {
     "empty password": (["-U", "me", "-P", ""], "1 to 255 bytes"),
     "long password": (["-U", "me", "-P", "x" * 256], "1 to 255 bytes"),
     "two sets of users": (["-Ume", "-Px", "--users=/dev/null"], "exclude each other"),
-    "trust without users": (["-w", "127.0.0.1"], "-w is for when there are users"),
+    "once without users": (["-1"], "-1 is for when there are users; use --users"),
+    "once with trust alone": (["-1", "-w127.0.0.1"], "-1 is for when there are users"),
+    "empty state": (["-1", "-Ume", "-Px", "--state="], "--state is empty; name a directory"),
+    "state nowhere": (["-1Ume", "-Px", "--state=/no/such"], "make it, or give another directory"),
+    "state in the open": (["-1Ume", "-Px", "--state=/tmp"], "/tmp is open to others"),
+    "once for no time": (["-1", "-Ume", "-Px", "--auth-once-ttl=0"], "is not a time"),
     "no network": (["-Ume", "-Px", "-w", "home"], "write ADDRESS or ADDRESS/BITS"),
     "host bits": (["-Ume", "-Px", "-w", "10.1.2.3/8"], "did you mean 10.0.0.0/8?"),
     "prefix": (["-Ume", "-Px", "-w", "10.0.0.0/33"], "write 0 to 32"),
@@ -369,6 +392,53 @@ def test_an_empty_argument_is_not_left_out(option: str) -> None:
     """As from a shell variable that is not set."""
     ended = run(INETD, *([option] if "=" in option else [option, ""]), stdin=GREETING)
     assert (ended.status, ended.output) == (100, b"")
+
+
+# Where addresses that have authenticated are kept
+
+NOBODY = "65534"
+ONCE = [INETD, "-1", "-Ume", "-Psecret"]
+STATES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "option": (["--state={}/option"], {"STATE_DIRECTORY": "{}/state"}),
+    "state": ([], {"STATE_DIRECTORY": "{}/state:{}/2nd", "RUNTIME_DIRECTORY": "{}/runtime"}),
+    "runtime": ([], {"RUNTIME_DIRECTORY": "{}/runtime:{}/2nd", "XDG_RUNTIME_DIR": "{}"}),
+    "muonsocks": ([], {"STATE_DIRECTORY": "", "XDG_RUNTIME_DIR": "{}"}),
+}
+
+
+@pytest.mark.parametrize("expected", STATES)
+def test_the_state_directory(expected: str) -> None:
+    """The option, then what systemd has made (the first of several), then the user's own."""
+    arguments, variables = STATES[expected]
+    with tempfile.TemporaryDirectory() as place:
+        command = ONCE
+        if os.geteuid() == 0:
+            shutil.chown(place, int(NOBODY), int(NOBODY))
+            command = ["setpriv", "--reuid", NOBODY, "--clear-groups", *ONCE]
+        command = command + [argument.format(place) for argument in arguments]
+        environ = {name: text.format(place, place) for name, text in variables.items()}
+        ended = run(*command, stdin=GREETING, env=environment(**environ))
+        assert (ended.status, ended.output) == (0, b"\5\xff"), ended.log
+        assert [str(found) for found in Path(place).rglob("*")] == [
+            f"{place}/{expected}",
+            f"{place}/{expected}/auth-once",
+        ]
+
+
+def test_nowhere_to_keep_state() -> None:
+    command = ONCE if os.geteuid() else ["setpriv", "--reuid", NOBODY, "--clear-groups", *ONCE]
+    ended = run(*command, stdin=GREETING)
+    assert (ended.status, ended.output) == (100, b"")
+    assert "nothing says where -1 is to keep addresses; give a directory, --state=DIR" in ended.log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has one that nobody has to name")
+def test_the_state_directory_of_root(tmp_path: Path) -> None:
+    script = 'mount --bind "$0" /run && exec "$@"'
+    environ = environment(XDG_RUNTIME_DIR="/run/user")
+    ended = run("unshare", "-m", "sh", "-c", script, tmp_path, *ONCE, stdin=GREETING, env=environ)
+    assert (ended.status, ended.output) == (0, b"\5\xff"), ended.log
+    assert (tmp_path / "muonsocks" / "auth-once").is_dir()
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -20,6 +20,7 @@ from _socket import (
     getaddrinfo,
     socket,
 )
+from select import EPOLLOUT
 
 from muonsocks.address import Endpoint, format_address, parse_address, unmapped
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
@@ -36,6 +37,7 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destinatio
 _STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
 _MOST_CANDIDATES = 64  # addresses of one name that are tried
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+_CONNECTED = (0, errno.EISCONN)
 
 # Of several failures, the one that says most about the destination is the one to report: first
 # what the destination itself said, then what the way there did, then what went wrong here.
@@ -51,18 +53,20 @@ _TELLING = (
 class Candidate:
     """One address to be tried."""
 
-    __slots__ = ("family", "packed", "sockaddr")
+    __slots__ = ("family", "host", "name", "packed", "sockaddr")
 
     def __init__(self, packed: bytes, port: int, scope: int = 0) -> None:
         self.packed = packed
-        host = format_address(packed)
+        self.host = host = format_address(packed)
         self.sockaddr: tuple[Any, ...]
         if len(packed) == 4:
             self.family = AF_INET
             self.sockaddr = (host, port)
+            self.name = f"{host}:{port}"
         else:
             self.family = AF_INET6
             self.sockaddr = (host, port, 0, scope)
+            self.name = f"[{host}]:{port}"
 
 
 def permit_all(_: bytes) -> bool:
@@ -108,9 +112,18 @@ class Dialler:
         """
         failures: list[tuple[str, int]] = []
         candidates: list[Candidate] = []
+        if destination.packed is not None:
+            candidate = self._literal(destination, permit)
+            try:
+                attempt = _Attempt(loop, self, candidate)
+            except OSError as error:
+                raise _dial_error([(candidate.host, error.errno or 0)]) from None
+            if attempt.is_connected:
+                return attempt.stream()
+            return await self._race(loop, [], failures, attempt)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
-                candidates = await self._candidates(loop, destination)
+                candidates = await self._look_up(loop, destination)
                 permitted = [one for one in candidates if permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
@@ -122,14 +135,18 @@ class Dialler:
                 raise NameNotResolved(f"{destination.host}: no answer in time") from None
             raise _dial_error(failures) from None
 
-    async def _candidates(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
-        """Give the addresses of a destination in the order to try them, of the right families."""
+    def _literal(self, destination: Endpoint, permit: Callable[[bytes], bool]) -> Candidate:
         packed = destination.packed
-        if packed is not None:
-            if self._has_family(packed):
-                return [Candidate(packed, destination.port)]
+        assert packed is not None
+        if not self._has_family(packed):
             reason = f"this way out has no place for {destination.host}"
             raise DialError(errno.EAFNOSUPPORT, reason, [])
+        if not permit(packed):
+            raise RefusedByRule(f"{destination} is not permitted")
+        return Candidate(packed, destination.port)
+
+    async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
+        """Give the addresses of a name in the order to try them, of the right families."""
         found = await resolve(loop, destination)
         candidates = [one for one in found if self._has_family(one.packed)]
         if not candidates:
@@ -143,7 +160,11 @@ class Dialler:
         return self.family is None or (self.family == 4) == (length == 4)
 
     async def _race(
-        self, loop: Loop, candidates: list[Candidate], failures: list[tuple[str, int]]
+        self,
+        loop: Loop,
+        candidates: list[Candidate],
+        failures: list[tuple[str, int]],
+        *under_way: _Attempt,
     ) -> Stream:
         """Start an attempt every 250 ms, or when one has failed; the first to connect wins.
 
@@ -151,17 +172,22 @@ class Dialler:
         """
         mailbox = Mailbox()
         waiting = candidates[::-1]
-        racing: set[_Attempt] = set()
+        racing = set(under_way)
+        for attempt in racing:
+            attempt.mailbox = mailbox
         stagger: Timer | None = None
         try:
             while waiting or racing:
                 if waiting and stagger is None:
                     candidate = waiting.pop()
                     try:
-                        attempt = _Attempt(loop, self, candidate, mailbox)
+                        attempt = _Attempt(loop, self, candidate)
                     except OSError as error:
-                        failures.append((format_address(candidate.packed), error.errno or 0))
+                        failures.append((candidate.host, error.errno or 0))
                         continue
+                    if attempt.is_connected:
+                        return attempt.stream()
+                    attempt.mailbox = mailbox
                     racing.add(attempt)
                     if waiting:
                         stagger = loop.call_later(_STAGGER, lambda: mailbox.post(None))
@@ -179,7 +205,7 @@ class Dialler:
                 if not result:
                     return happened.stream()
                 happened.close()
-                failures.append((format_address(happened.candidate.packed), result))
+                failures.append((happened.candidate.host, result))
                 if stagger is not None:
                     stagger.cancel()
                     stagger = None
@@ -188,7 +214,7 @@ class Dialler:
                 stagger.cancel()
             for attempt in racing:
                 attempt.close()
-                failures.append((format_address(attempt.candidate.packed), errno.ETIMEDOUT))
+                failures.append((attempt.candidate.host, errno.ETIMEDOUT))
         raise _dial_error(failures)
 
     def open_socket(self, family: int) -> socket:
@@ -212,34 +238,50 @@ class Dialler:
 class _Attempt:
     """One connection attempt; posts itself when something has happened to it."""
 
-    __slots__ = ("_mailbox", "_ready", "_sock", "_timed_out", "_timer", "candidate", "loop")
+    __slots__ = (
+        "_ready",
+        "_sock",
+        "_timed_out",
+        "_timer",
+        "candidate",
+        "is_connected",
+        "loop",
+        "mailbox",
+    )
 
-    def __init__(
-        self, loop: Loop, dialler: Dialler, candidate: Candidate, mailbox: Mailbox
-    ) -> None:
+    mailbox: Mailbox
+
+    def __init__(self, loop: Loop, dialler: Dialler, candidate: Candidate) -> None:
         self.loop = loop
         self.candidate = candidate
-        self._mailbox = mailbox
         self._ready = 0
         self._timed_out = False
+        self._timer: Timer | None = None
         self._sock = sock = dialler.open_socket(candidate.family)
         try:
             number = sock.connect_ex(candidate.sockaddr)
-            if number and number != errno.EINPROGRESS:
+            if number == errno.EINPROGRESS:
+                number = sock.connect_ex(candidate.sockaddr)  # on this host nothing takes time
+            self.is_connected = number in _CONNECTED
+            if not self.is_connected and number not in _STILL_CONNECTING:
                 raise OSError(number, os.strerror(number))
             loop.register(sock.fileno(), self._on_event)
         except OSError:
             sock.close()
             raise
-        self._timer = loop.call_later(dialler.connect_timeout, self._on_timeout)
+        if self.is_connected:
+            self._ready = EPOLLOUT
+        else:
+            patience = min(dialler.connect_timeout, dialler.dial_timeout)
+            self._timer = loop.call_later(patience, self._on_timeout)
 
     def _on_event(self, events: int) -> None:
         self._ready |= events
-        self._mailbox.post(self)
+        self.mailbox.post(self)
 
     def _on_timeout(self) -> None:
         self._timed_out = True
-        self._mailbox.post(self)
+        self.mailbox.post(self)
 
     def result(self) -> int:
         """Give 0 when it is connected, the errno of its failure, or EALREADY."""
@@ -249,16 +291,18 @@ class _Attempt:
             return errno.EALREADY
         # To ask again is to be sure: an event may have been meant for an earlier owner of the fd.
         number = self._sock.connect_ex(self.candidate.sockaddr)
-        return 0 if number == errno.EISCONN else number
+        return 0 if number in _CONNECTED else number
 
     def stream(self) -> Stream:
         """Make a stream of a socket that is connected."""
-        self._timer.cancel()
-        return Stream.connected(self.loop, self._sock, self._ready)
+        if self._timer is not None:
+            self._timer.cancel()
+        return Stream.connected(self.loop, self._sock, self._ready, self.candidate.name)
 
     def close(self) -> None:
         """Give up."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self.loop.unregister(self._sock.fileno())
         self._sock.close()
 

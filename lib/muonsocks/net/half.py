@@ -74,13 +74,12 @@ class Half:
 
     def attach(self, loop: Loop) -> None:
         """Take over the events of the source, and of a sink that is a descriptor of its own."""
-        source, sink = self.source, self.sink
-        if source.reader in loop.handlers:
-            loop.handlers[source.reader] = (
-                self._on_both if source.writer == source.reader else self._on_source
-            )
-        if sink.writer != sink.reader and sink.writer in loop.handlers:
-            loop.handlers[sink.writer] = self._on_sink
+        handlers, read_fd, write_fd = loop.handlers, self.read_fd, self._write_fd
+        if read_fd in handlers:
+            is_one = self.source.writer == read_fd
+            handlers[read_fd] = self._on_both if is_one else self._on_source
+        if write_fd != self.sink.reader and write_fd in handlers:
+            handlers[write_fd] = self._on_sink
 
     def begin(self) -> None:
         """Move what is there already."""
@@ -90,9 +89,8 @@ class Half:
             self.pull(self.source.ready)
 
     def detach(self) -> None:
-        """Give the source back, and drop what was not delivered. The relay holds no cycle then."""
+        """Drop what was not delivered. The relay holds no cycle then."""
         self.over = True
-        self.source.take_back()
         if self.pending is not None:
             self._drop_pending()
         del self._relay, self.opposite
@@ -136,6 +134,7 @@ class Half:
         if self._bulk and self._splices:
             self._pump()
             return
+        drains = self._drains and not events & MORE
         for _ in range(_ROUNDS):
             try:
                 count = readv(self.read_fd, _BUFFERS)
@@ -145,7 +144,7 @@ class Half:
                 self._source_failed(error)
                 return
             if not count:
-                self._source_ended(failed=self.tainted)
+                self._source_ended(self.tainted)
                 return
             try:
                 written = write(self._write_fd, _VIEW[:count])
@@ -159,10 +158,11 @@ class Half:
                 self.pending = bytes(_VIEW[written:count])
                 self._flush_when_ready()
                 return
-            if count == _SIZE and self._splices:
+            if count < _SIZE:
+                if drains:
+                    return
+            elif self._splices:
                 self._pump()
-                return
-            if self._drains and count < _SIZE and not events & MORE:
                 return
         relay.loop.call_soon(self._again)
 
@@ -278,14 +278,15 @@ class Half:
             self._close_sink()
 
     def _source_failed(self, error: OSError) -> None:
-        self._source_ended(failed=True)
         # Nothing can be given to a stream that has failed.
         if self.source.writer == self.source.reader:
             self.opposite._abandon()
+        self._source_ended(failed=True)
 
     def _close_sink(self) -> None:
         self.over = True
-        if not self.source_error:
+        # The last one to end need not say so: both streams are about to be closed.
+        if not self.source_error and not self.opposite.over:
             self.sink.end_output()
         self._relay.half_over()
 
@@ -294,9 +295,9 @@ class Half:
         opposite = self.opposite
         if self.sink.writer == self.sink.reader and number != errno.EPIPE:
             opposite.tainted = True
-        self._abandon()
         if not opposite.over:
             self._relay.loop.call_soon(opposite._again)
+        self._abandon()
 
     def _abandon(self) -> None:
         if not self.over:

@@ -6,7 +6,7 @@ import os
 from _socket import AF_UNIX, socket
 from stat import S_ISCHR, S_ISSOCK
 
-from muonsocks.address import Endpoint
+from muonsocks.address import Endpoint, parse_address
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
@@ -14,6 +14,7 @@ from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 
 def keep_stderr_from_peer() -> bool:
@@ -109,6 +110,15 @@ class Peer:
         endpoint = Endpoint(host.partition("%")[0], port)
         return None if endpoint.packed is None else cls(str(endpoint), endpoint.packed)
 
+    @classmethod
+    def of_socket(cls, name: tuple[Any, ...]) -> Peer:
+        """Make the peer of what accept(2) or getpeername(2) gives for a TCP socket."""
+        host, port = name[:2]
+        if ":" in host:
+            endpoint = Endpoint.of_socket(name)
+            return cls(str(endpoint), endpoint.packed)
+        return cls(f"{host}:{port}", parse_address(host))
+
 
 def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
     """Say who the client is: by systemd's REMOTE_ADDR, UCSPI's $PROTO, or the socket itself."""
@@ -134,4 +144,4 @@ def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:
         name = stdio_socket.getpeername()
     except OSError:
         return Peer("gone")  # ENOTCONN: reset before we looked
-    return Peer.at(name[0], name[1]) or Peer("unknown")
+    return Peer.of_socket(name)

@@ -38,64 +38,70 @@ READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
 
 
+_MANY = 1000  # cancelled timers that may wait for their time to come
 _LONGEST_WAIT = 86400.0  # s; epoll counts milliseconds in an int
 
 
 class Timer:
     """A call that is due at a time. Cancelling it costs nothing; the loop forgets it later."""
 
-    __slots__ = ("_loop", "callback")
+    __slots__ = ("callback", "loop")
 
     def __init__(self, loop: Loop, callback: Callable[[], None]) -> None:
-        self._loop = loop
+        self.loop = loop
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
         """Let the call not happen. Harmless when it has happened."""
         if self.callback is not None:
             self.callback = None
-            self._loop.timer_was_cancelled()
+            loop = self.loop
+            loop.cancelled += 1
+            if loop.cancelled > loop.most_cancelled:
+                loop.forget_cancelled_timers()
 
 
-class Deadline:
+class Deadline(Timer):
     """`with loop.deadline(seconds):` raises TimeoutError where the task waits when time is up."""
 
-    __slots__ = ("_loop", "_seconds", "_timer", "passed")
+    __slots__ = ("_seconds", "_task", "passed")
 
     def __init__(self, loop: Loop, seconds: float) -> None:
-        self._loop = loop
+        self.loop = loop
+        self.callback = self._expire
         self._seconds = seconds
         self.passed = False
 
     def __enter__(self) -> Deadline:
-        task = self._loop.current
+        task = self.loop.current
         assert task is not None, "a deadline is for a task"
-
-        def expire() -> None:
-            self.passed = True
-            task.interrupt(TimeoutError(errno.ETIMEDOUT, "the time limit has passed"))
-
-        self._timer = self._loop.call_later(self._seconds, expire)
+        self._task = task
+        self.loop.start_timer(self, self._seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+        self.cancel()
+
+    def _expire(self) -> None:
+        self.passed = True
+        self._task.interrupt(TimeoutError(errno.ETIMEDOUT, "the time limit has passed"))
 
 
 class Loop:
     """One epoll, its handlers, timers and tasks. `now` is this round's monotonic time in s."""
 
     __slots__ = (
-        "_cancelled",
         "_epoll",
         "_soon",
         "_threads",
         "_timer_number",
         "_timers",
+        "cancelled",
         "current",
         "handlers",
         "interruption",
         "is_running",
+        "most_cancelled",
         "now",
     )
 
@@ -105,7 +111,8 @@ class Loop:
         self._soon: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_number = 0
-        self._cancelled = 0
+        self.cancelled = 0
+        self.most_cancelled = _MANY
         self._threads: Threads | None = None
         self.current: Task | None = None
         self.interruption: BaseException | None = None  # what a signal handler wants raised
@@ -150,9 +157,13 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once after so many seconds, unless the timer is cancelled."""
         timer = Timer(self, callback)
+        self.start_timer(timer, seconds)
+        return timer
+
+    def start_timer(self, timer: Timer, seconds: float) -> None:
+        """Let a new timer be due after so many seconds."""
         self._timer_number += 1
         heappush(self._timers, (monotonic() + seconds, self._timer_number, timer))
-        return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the next round, after the events that are there by then."""
@@ -171,13 +182,12 @@ class Loop:
         finally:
             timer.cancel()
 
-    def timer_was_cancelled(self) -> None:
-        """Drop cancelled timers once most of them are, so that they cannot pile up."""
-        self._cancelled += 1
-        if self._cancelled > 1000 and self._cancelled * 2 > len(self._timers):
-            self._timers = [item for item in self._timers if item[2].callback is not None]
-            heapify(self._timers)
-            self._cancelled = 0
+    def forget_cancelled_timers(self) -> None:
+        """Drop cancelled timers when they are many, and about half of all: they must not pile up."""
+        self._timers = [item for item in self._timers if item[2].callback is not None]
+        heapify(self._timers)
+        self.cancelled = 0
+        self.most_cancelled = max(_MANY, len(self._timers))
 
     # Tasks and threads
 
@@ -231,17 +241,25 @@ class Loop:
 
     def _round(self) -> None:
         """Wait for events or the next timer, then call what is due."""
-        soon, handlers = self._soon, self.handlers
+        soon, timers = self._soon, self._timers
+        patience = -1.0
         if soon:
-            events = self._epoll.poll(0)
-        else:
-            events = self._epoll.poll(self._patience())
+            patience = 0.0
+        elif timers:
+            while timers and timers[0][2].callback is None:
+                heappop(timers)
+                self.cancelled -= 1
+            if timers:
+                patience = timers[0][0] - monotonic()
+                patience = _LONGEST_WAIT if patience > _LONGEST_WAIT else max(0.0, patience)
+        events = self._epoll.poll(patience)
         self.now = now = monotonic()
         if self.interruption is not None:
             interruption, self.interruption = self.interruption, None
             raise interruption
         if soon:
             self._soon = []
+        handlers = self.handlers
         for fd, happened in events:
             handler = handlers.get(fd)
             if handler is not None:
@@ -253,17 +271,7 @@ class Loop:
             timer = heappop(timers)[2]
             callback_due, timer.callback = timer.callback, None
             if callback_due is None:
-                self._cancelled -= 1
+                self.cancelled -= 1
             else:
                 callback_due()
             timers = self._timers
-
-    def _patience(self) -> float:
-        """How long to wait for events, in seconds; -1 for ever. No shorter than the next timer."""
-        while self._timers and self._timers[0][2].callback is None:
-            heappop(self._timers)
-            self._cancelled -= 1
-        if not self._timers:
-            return -1
-        left = self._timers[0][0] - monotonic()
-        return min(max(0.0, left), _LONGEST_WAIT)

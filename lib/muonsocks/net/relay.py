@@ -27,6 +27,9 @@ class Ended:
         self.owed_resets = owed_resets
 
 
+_CLOSED = Ended("closed", ())
+
+
 class Relay(Waitable):
     """Two streams being joined. `up.count` and `down.count` are bytes that reached each sink."""
 
@@ -45,23 +48,30 @@ class Relay(Waitable):
             self.up.pending = early
 
     async def run(self, idle_timeout: float, half_close_timeout: float) -> Ended:
-        """Copy until it is over. The streams are left open, and are the caller's to close."""
+        """Copy until it is over. The streams are left open, and are the caller's to close.
+
+        That must be done at once, and nothing else, where both have "closed".
+        """
         loop, up, down = self.loop, self.up, self.down
+        client, far = up.source, down.source
         self.active = loop.now
         self._idle_limit = (idle_timeout, half_close_timeout)
         self._timer = loop.call_later(min(self._idle_limit), self._check_idle)
         try:
-            for half in (up, down):
-                half.attach(loop)
-            for half in (up, down):
-                half.begin()
+            up.attach(loop)
+            down.attach(loop)
+            up.begin()
+            down.begin()
             if not self.reason:
                 await self
-            return Ended(self.reason, self._owed_resets())
+            return _CLOSED if self.reason == "closed" else Ended(self.reason, self._owed_resets())
         finally:
             self._timer.cancel()
-            for half in (up, down):
-                half.detach()
+            if self.reason != "closed":
+                client.take_back()
+                far.take_back()
+            up.detach()
+            down.detach()
 
     def _owed_resets(self) -> tuple[Stream, ...]:
         halves = (self.up, self.down)
@@ -70,20 +80,22 @@ class Relay(Waitable):
         return tuple(half.sink for half in halves if half.source_error)
 
     def half_over(self) -> None:
-        """Note that a direction is over; when both are, so is the relay."""
-        if self.up.over and self.down.over:
-            if self.up.source_error or self.down.source_error:
-                self.finish("reset")
-            else:
-                whole = self.up.ended and self.down.ended
-                self.finish("closed" if whole else "broken-pipe")
+        """Note that a direction is over; when both are, so is the relay.
 
-    def finish(self, reason: str) -> None:
-        """End it, for `reason`."""
+        That is the last thing a half may do: when this returns, the session may have ended too.
+        """
+        up, down = self.up, self.down
+        if up.over and down.over:
+            if up.source_error or down.source_error:
+                self._finish("reset")
+            else:
+                self._finish("closed" if up.ended and down.ended else "broken-pipe")
+
+    def _finish(self, reason: str) -> None:
         if not self.reason:
             self.reason = reason
             self.up.over = self.down.over = True
-            self.loop.call_soon(self.wake)  # not from within a half that is at work
+            self.wake()
 
     def _check_idle(self) -> None:
         """End a relay in which nothing has moved for too long, or look again when it may be so."""
@@ -91,7 +103,7 @@ class Relay(Waitable):
         limit = self._idle_limit[half_closed]
         left = self.active + limit - self.loop.now
         if left <= 0:
-            self.finish("half-close-timeout" if half_closed else "idle-timeout")
+            self._finish("half-close-timeout" if half_closed else "idle-timeout")
         else:
             # The limit may become the shorter one at any time.
             self._timer = self.loop.call_later(min(left, *self._idle_limit), self._check_idle)

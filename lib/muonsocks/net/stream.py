@@ -28,6 +28,7 @@ from muonsocks.net.task import Task, Waitable
 MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 
 HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
+_TCP = (AF_INET, AF_INET6)
 _SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
@@ -38,28 +39,6 @@ class PeerGone(Exception):
 
     def __init__(self) -> None:
         super().__init__("it has gone before it got an answer")
-
-
-class Watch:
-    """Watches a socket for its peer hanging up while its task waits for something else.
-
-    The end of what it sends is no hang-up; nor is a pipe's, whose other one may still be read.
-    """
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def __enter__(self) -> None:
-        stream = self._stream
-        if stream.socket is not None:
-            if stream.ready & HANG_UP:
-                raise PeerGone
-            stream._watcher = stream.loop.current
-
-    def __exit__(self, *_: object) -> None:
-        self._stream._watcher = None
 
 
 class Stream(Waitable):
@@ -76,6 +55,7 @@ class Stream(Waitable):
         "borrowed",
         "drains",
         "loop",
+        "name",
         "reader",
         "ready",
         "socket",
@@ -94,33 +74,31 @@ class Stream(Waitable):
 
         `is_known` says that the loop has the socket already, for an earlier owner.
         """
-        super().__init__()
+        self.task = self._watcher = None
         self.loop = loop
-        self.reader = reader
-        self.writer = reader if writer < 0 else writer
+        self.reader = self.writer = reader
         self.socket = socket
+        self.name = "-"  # where it leads, for the log
         self.borrowed: tuple[int, ...] = ()  # of the descriptors: to be blocking again when closed
         # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
-        self.drains = socket is not None and is_tcp(socket)
-        self.ready = 0
-        self._wanted = 0
-        self._watcher: Task | None = None
-        self.always_ready = 0
+        self.drains = socket is not None and socket.family in _TCP
+        self.ready = self.always_ready = self._wanted = 0
         if is_known:
             loop.handlers[reader] = self._on_event
         elif not loop.register(reader, self._on_event):
-            self.always_ready |= EPOLLIN
-        if self.writer == reader:
-            self.always_ready |= EPOLLOUT if self.always_ready else 0
-        elif not loop.register(self.writer, self._on_event):
-            self.always_ready |= EPOLLOUT
+            self.always_ready = EPOLLIN if writer >= 0 else EPOLLIN | EPOLLOUT
+        if writer >= 0:
+            self.writer = writer
+            if not loop.register(writer, self._on_event):
+                self.always_ready |= EPOLLOUT
         self.ready |= self.always_ready
 
     @classmethod
-    def connected(cls, loop: Loop, sock: socket, ready: int) -> Stream:
+    def connected(cls, loop: Loop, sock: socket, ready: int, name: str) -> Stream:
         """Take over a TCP socket that the loop knows already, with the events seen so far."""
         self = cls(loop, sock.fileno(), socket=sock, is_known=True)
         self.ready = ready
+        self.name = name
         return self
 
     def take_back(self) -> None:
@@ -138,9 +116,19 @@ class Stream(Waitable):
         elif events & HANG_UP and self._watcher is not None:
             self._watcher.interrupt(PeerGone())
 
-    def watched(self) -> Watch:
-        """`with stream.watched():` raises PeerGone in the task, once, if the peer hangs up."""
-        return Watch(self)
+    def watch(self) -> None:
+        """Raise PeerGone in the current task, once, if the peer hangs up before `unwatch`.
+
+        The end of what it sends is no hang-up; nor is a pipe's, whose other one may still be read.
+        """
+        if self.socket is not None:
+            if self.ready & HANG_UP:
+                raise PeerGone
+            self._watcher = self.loop.current
+
+    def unwatch(self) -> None:
+        """Let the peer do what it likes again."""
+        self._watcher = None
 
     async def receive(self, limit: int) -> bytes:
         """Read up to `limit` bytes once there are any; b"" at the end. OSError as read(2)."""
@@ -155,6 +143,16 @@ class Stream(Waitable):
                 continue
             if len(data) < limit and self.drains and not self.ready & MORE:
                 self.ready &= ~EPOLLIN
+            return data
+
+    def send_now(self, data: bytes) -> bytes:
+        """Write what can be written at once, and give the rest. OSError as write(2)."""
+        if not self.ready & WRITABLE:
+            return data
+        try:
+            return data[write(self.writer, data) :]
+        except BlockingIOError:
+            self.ready &= ~WRITABLE | self.always_ready
             return data
 
     async def send(self, data: bytes) -> None:
@@ -230,18 +228,7 @@ class Stream(Waitable):
         """Say which address of ours a TCP connection has; zeros for any other stream."""
         if self.socket is None or not is_tcp(self.socket):
             return Endpoint("0.0.0.0", 0)
-        host, port = self.socket.getsockname()[:2]
-        return Endpoint(host.partition("%")[0], port)
-
-    def remote_name(self) -> str:
-        """Say where the stream leads, for a log line."""
-        if self.socket is None or not is_tcp(self.socket):
-            return "-"
-        try:
-            host, port = self.socket.getpeername()[:2]
-        except OSError:
-            return "gone"  # ENOTCONN: reset already
-        return str(Endpoint(host.partition("%")[0], port))
+        return Endpoint.of_socket(self.socket.getsockname())
 
     def close(self) -> None:
         """Give the descriptors back to the system. Harmless when it has been done."""
@@ -264,7 +251,7 @@ class Stream(Waitable):
 
 def is_tcp(sock: socket) -> bool:
     """Say whether a socket is TCP (or MPTCP), not a unix socket."""
-    return sock.family in (AF_INET, AF_INET6)
+    return sock.family in _TCP
 
 
 def prepare_tcp(sock: socket) -> None:

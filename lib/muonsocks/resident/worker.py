@@ -190,7 +190,7 @@ class Worker:
         os.set_blocking(fd, False)
         kind = listener.type | SOCK_NONBLOCK
         sock = socket(listener.family, kind, listener.proto, fd)
-        peer = Peer("unix") if listener.family == AF_UNIX else Peer.at(address[0], address[1])
+        peer = Peer("unix") if listener.family == AF_UNIX else Peer.of_socket(address)
         if self._capacity.per_source and not self._admit(peer):
             board.add(OPEN, -1)
             board.add(REFUSED, 1)

@@ -30,10 +30,17 @@ def server_owing_reply(version: str) -> Server | None:
     return socks4.Server("answer") if version in ("4", "4a") else None
 
 
-def choose_method(offered: bytes, password_required: bool) -> int:
-    """Choose among the methods of an offer, in whatever order it has them (RFC 1928 section 3)."""
-    method = Method.PASSWORD if password_required else Method.NONE
-    return method if method in offered else Method.NO_ACCEPTABLE
+def choose_method(offered: bytes, password_required: bool, password_possible: bool) -> int:
+    """Choose among the methods of an offer, in whatever order it has them (RFC 1928 section 3).
+
+    A password may be possible, since there are users, where this client needs none; then one that
+    offers nothing else may show it.
+    """
+    if not password_required and Method.NONE in offered:
+        return Method.NONE
+    if password_possible and Method.PASSWORD in offered:
+        return Method.PASSWORD
+    return Method.NO_ACCEPTABLE
 
 
 def refusal_without_password(user: bytes) -> int:

@@ -39,32 +39,61 @@ from muonsocks.socks.users import Users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from muonsocks.address import Endpoint, Network
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
+    from muonsocks.net.task import Waitable
+    from muonsocks.socks.auth_once import AuthOnce
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 _LINGER = 2.0  # s that a client is given to read what it was told last
+_REMEMBERING = 2.0  # s that a client waits at most while its address is written down
+_IN_NO_NETWORK = "the client is in no trusted network"
 
 
 class Access:
-    """Who may come in: everybody if `users` is None, else those, and the `trusted` networks."""
+    """Who may come in: the `trusted` networks, and others with the password of one of the `users`.
 
-    __slots__ = ("trusted", "users")
+    With `auth_once` an address that has shown a password needs none for some time. Everybody may
+    come in if there are neither networks nor users.
+    """
 
-    def __init__(self, users: Users | None = None, trusted: tuple[Network, ...] = ()) -> None:
+    __slots__ = ("auth_once", "has_complained", "trusted", "users")
+
+    def __init__(
+        self,
+        users: Users | None = None,
+        trusted: tuple[Network, ...] = (),
+        auth_once: AuthOnce | None = None,
+    ) -> None:
         self.users = users
         self.trusted = trusted
+        self.auth_once = auth_once
+        self.has_complained = False  # that addresses cannot be remembered: once is enough
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is anybody who may not come in."""
+        return self.users is not None or bool(self.trusted)
+
+    def trusts(self, peer: Peer) -> bool:
+        """Say whether this peer is in one of the trusted networks."""
+        address = peer.address
+        return address is not None and any(address in network for network in self.trusted)
+
+    def bars(self, peer: Peer) -> bool:
+        """Say whether this peer may not come in, whatever it shows: there are only networks."""
+        return self.users is None and bool(self.trusted) and not self.trusts(peer)
 
     def needs_password(self, peer: Peer) -> bool:
-        """Say whether this peer must show a password."""
-        if self.users is None:
+        """Say whether this peer must show a password. OSError if auth_once fails to tell."""
+        if self.users is None or self.trusts(peer):
             return False
-        address = peer.address
-        return address is None or not any(address in network for network in self.trusted)
+        known = self.auth_once
+        return known is None or peer.address is None or not known.knows(peer.address)
 
 
 class Limits:
@@ -102,8 +131,7 @@ class Finished(Exception):
 class Session:
     """One client's connection and what is known of it.
 
-    After `run`, `refused_by_rule` tells how it went, and `short_of` is the errno of what this host
-    ran out of, or 0.
+    After `run`, `refused_by_rule` tells how it went.
     """
 
     __slots__ = (
@@ -113,9 +141,9 @@ class Session:
         "_policy",
         "_relay",
         "_reply",
+        "_short_of",
         "_started",
         "refused_by_rule",
-        "short_of",
         "target",
         "user",
     )
@@ -131,23 +159,25 @@ class Session:
         self._relay: Relay | None = None
         self.user = b""
         self.refused_by_rule = False
-        self.short_of = 0
+        self._short_of = 0
 
     @property
     def loop(self) -> Loop:
         """The loop that the client's stream is in."""
         return self._client.loop
 
-    async def run(self) -> None:
-        """Serve the client, and write its log lines. The client's stream is closed."""
+    def run(self) -> Coroutine[Waitable, None, int]:
+        """Serve the client, and write its log lines. The client's stream is closed.
 
-        async def story() -> Ended:
-            server, request = await self.negotiate()
-            return await self.fulfil(server, request, server.trailing)
+        Gives the errno of what this host ran out of, if that is why it ended, or 0.
+        """
+        return self.logged(self._story)
 
-        await self.logged(story)
+    async def _story(self) -> Ended:
+        server, request = await self.negotiate()
+        return await self.fulfil(server, request, server.trailing)
 
-    async def logged(self, story: Callable[[], Awaitable[Ended | None]]) -> None:
+    async def logged(self, story: Callable[[], Awaitable[Ended | None]]) -> int:
         """Run a part of a session, log how it ended and close the client's stream.
 
         A story that gives None has not ended: another program goes on with the client.
@@ -173,6 +203,7 @@ class Session:
             if end:
                 self._log_closed(end, detail)
                 self._client.close()
+        return self._short_of
 
     # The first half: what the client wants
 
@@ -182,7 +213,7 @@ class Session:
         With `exact` not one byte behind the request is read, so that another program can go on.
         """
         try:
-            with self._client.loop.deadline(self._policy.limits.handshake):
+            with self.loop.deadline(self._policy.limits.handshake):
                 return await self._negotiate(exact)
         except TimeoutError:
             raise Finished("handshake-timeout") from None
@@ -193,44 +224,77 @@ class Session:
 
     async def _negotiate(self, exact: bool) -> tuple[Server, Request]:
         client = self._client
-        needs_password = self._policy.access.needs_password(self._peer)
-        data = await self._receive(FIRST_READ if exact else _READ)
-        server = server_for(data)
-        server.receive(data)
-        while True:
-            event = server.next_event()
-            if event is None:
-                server.receive(await self._receive(server.wants if exact else _READ))
-            elif isinstance(event, MethodOffer):
-                method = choose_method(event.methods, needs_password)
-                answer = server.send(MethodChoice(method))
-                if method == Method.NO_ACCEPTABLE:
-                    await self._say_goodbye(answer)
-                    wanted = "a password" if needs_password else "no authentication"
-                    raise Finished("no-acceptable-method", f"{wanted} was not offered")
-                await client.send(answer)
-            elif isinstance(event, Credentials):
-                accepted = await self._accept(event)
-                answer = server.send(CredentialsVerdict(accepted))
-                if not accepted:
-                    await self._say_goodbye(answer)
-                    raise Finished("authentication-failed")
-                await client.send(answer)
-            elif isinstance(event, Request):
-                self.target = str(event.destination)
-                if server.version != "5":
-                    if needs_password or self._policy.access.users is None:
-                        self.user = event.user  # where there are users, one is who has shown it
-                    if needs_password:
-                        await self.refuse(server, refusal_without_password(event.user))
-                        raise Finished("authentication-failed", "SOCKS4 has no passwords")
-                return server, event
+        data = await client.receive(FIRST_READ if exact else _READ)
+        server = server_for(data) if data else None
+        while server is not None and data:
+            server.receive(data)
+            while (event := server.next_event()) is not None:
+                if isinstance(event, Request):
+                    self.target = str(event.destination)
+                    if server.version != "5":
+                        await self._admit_without_password(server, event.user)
+                    return server, event
+                if isinstance(event, MethodOffer):
+                    method = self._method(event.methods)
+                    answer = server.send(MethodChoice(method))
+                    if method == Method.NO_ACCEPTABLE:
+                        await self._turn_away(answer)
+                else:
+                    assert isinstance(event, Credentials)
+                    answer = await self._judge(server, event)
+                if left := client.send_now(answer):
+                    await client.send(left)
+            data = await client.receive(server.wants if exact else _READ)
+        raise Finished("client-left")
 
-    async def _receive(self, limit: int) -> bytes:
-        data = await self._client.receive(limit)
-        if not data:
-            raise Finished("client-left")
-        return data
+    def _method(self, offered: bytes) -> int:
+        """Choose among the methods that a client offers."""
+        access = self._policy.access
+        if not access.is_limited:
+            return choose_method(offered, False, False)
+        if access.bars(self._peer):
+            return Method.NO_ACCEPTABLE
+        return choose_method(offered, self._needs_password(), access.users is not None)
+
+    async def _turn_away(self, answer: bytes) -> None:
+        """Tell a client that none of its methods will do."""
+        await self._say_goodbye(answer)
+        access = self._policy.access
+        if access.bars(self._peer):
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        wanted = "no authentication" if access.users is None else "a password"
+        raise Finished("no-acceptable-method", f"{wanted} was not offered")
+
+    async def _judge(self, server: Server, credentials: Credentials) -> bytes:
+        """Give the answer to a user's name and password, if they are right."""
+        accepted = await self._accept(credentials)
+        if accepted:
+            await self._remember()
+        answer = server.send(CredentialsVerdict(accepted))
+        if not accepted:
+            await self._say_goodbye(answer)
+            raise Finished("authentication-failed")
+        return answer
+
+    async def _admit_without_password(self, server: Server, user: bytes) -> None:
+        """Refuse a SOCKS4 client, which claims to be `user`, if it may not just come in."""
+        access = self._policy.access
+        needs_password = self._needs_password()
+        if needs_password or access.users is None:
+            self.user = user  # where there are users, one is who has shown it
+        if access.bars(self._peer):
+            await self.refuse(server, ReplyCode.NOT_ALLOWED)
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        if needs_password:
+            await self.refuse(server, refusal_without_password(user))
+            raise Finished("authentication-failed", "SOCKS4 has no passwords")
+
+    def _needs_password(self) -> bool:
+        try:
+            return self._policy.access.needs_password(self._peer)
+        except OSError as error:
+            self._complain(error)
+            return True
 
     async def _accept(self, credentials: Credentials) -> bool:
         users = self._policy.access.users
@@ -239,6 +303,30 @@ class Session:
         if users.hashed:
             return await self._client.loop.in_thread(users.accept, credentials)
         return users.accept(credentials)
+
+    async def _remember(self) -> None:
+        """Let the client's address in without a password from now on, if that is wanted.
+
+        It is no fault of the client if that cannot be.
+        """
+        known, address = self._policy.access.auth_once, self._peer.address
+        if known is None or address is None:
+            return
+        limit = self.loop.deadline(_REMEMBERING)
+        try:
+            with limit:
+                await self.loop.in_thread(known.remember, address)
+        except OSError as error:
+            if isinstance(error, TimeoutError) and not limit.passed:
+                raise  # it was the handshake's time that has passed
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        access = self._policy.access
+        if not access.has_complained:
+            access.has_complained = True
+            reason = error.strerror or str(error)
+            self._log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
 
     # The second half: what the client gets
 
@@ -259,8 +347,8 @@ class Session:
             await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
             raise Finished("command-not-supported", f"command {request.command}")
         try:
-            with self._client.watched():
-                far = await (reach() if reach is not None else self._dial(request.destination))
+            self._client.watch()
+            far = await (reach() if reach is not None else self._dial(request.destination))
         except PeerGone as error:
             raise Finished("client-lost", str(error)) from None
         except RefusedByRule as error:
@@ -274,38 +362,43 @@ class Session:
             if error.errno in _SHORTAGES:
                 raise
             if error.errno == errno.EADDRNOTAVAIL:
-                self.short_of = error.errno  # of ports, as far as one can tell
+                self._short_of = error.errno  # of ports, as far as one can tell
             end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
             raise Finished(end, error.strerror or str(error)) from None
+        finally:
+            self._client.unwatch()
         try:
             if server is not None:
-                await self._reply_success(server, far)
+                self._reply = ReplyCode.SUCCEEDED
+                answer = server.send(Reply(ReplyCode.SUCCEEDED, far.local_endpoint()))
+                if left := self._client.send_now(answer):
+                    await self._finish_reply(left)
             return await self.relay(far, early)
         finally:
             far.close()
 
-    async def _reply_success(self, server: Server, far: Stream) -> None:
-        self._reply = ReplyCode.SUCCEEDED
-        success = Reply(ReplyCode.SUCCEEDED, far.local_endpoint())
+    async def _finish_reply(self, left: bytes) -> None:
         try:
             with self.loop.deadline(self._policy.limits.handshake):
-                await self._client.send(server.send(success))
+                await self._client.send(left)
         except TimeoutError:
             raise Finished("client-lost", "the reply is not read") from None
 
     async def _dial(self, destination: Endpoint) -> Stream:
-        rules = self._policy.rules
+        dialler, rules = self._policy.dialler, self._policy.rules
         refusal = rules.refusal(destination, destination.packed)
+        if refusal:
+            raise RefusedByRule(refusal)
+        if destination.packed is not None:
+            return await dialler.dial(self.loop, destination)
 
         def permit(address: bytes) -> bool:
             nonlocal refusal
             refusal = rules.refusal(destination, address)
             return not refusal
 
-        if refusal:
-            raise RefusedByRule(refusal)
         try:
-            return await self._policy.dialler.dial(self._client.loop, destination, permit)
+            return await dialler.dial(self.loop, destination, permit)
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
@@ -314,7 +407,7 @@ class Session:
         client, limits = self._client, self._policy.limits
         if self._log.level >= INFO:
             facts = self._facts()
-            facts["address"] = far.remote_name()
+            facts["address"] = far.name
             self._log.info(f"connected {in_words(facts)}", facts)
         self._relay = relay = Relay(client, far, early)
         try:

@@ -51,8 +51,8 @@ def _encode_endpoint(endpoint: Endpoint) -> bytes:
     """Write ATYP, address and port, RFC 1928 sections 4 and 5."""
     packed = endpoint.packed
     if packed is not None:
-        kind = bytes((_IPV4 if len(packed) == 4 else _IPV6,))
-        return kind + packed + port_bytes(endpoint)
+        kind = b"\1" if len(packed) == 4 else b"\4"
+        return kind + packed + endpoint.port.to_bytes(2, "big")
     name = name_bytes(endpoint)
     return bytes((_NAME, len(name))) + name + port_bytes(endpoint)
 
@@ -81,13 +81,16 @@ class _Machine(Machine):
             return 7 + buffer[4] if len(buffer) > 4 else 7
         return 6 + _ADDRESS_LENGTH.get(buffer[3], -2)
 
-    def _take_endpoint(self, message: bytes) -> Endpoint | None:
+    def _endpoint_in(self, message: bytes) -> Endpoint | None:
         """Read ATYP, address and port off a whole message; None for what cannot be a name."""
         port = int.from_bytes(message[-2:], "big")
         if message[3] != _NAME:
             return Endpoint.at(message[4:-2], port)
         name = message[5:-2]
         return Endpoint(name.decode("ascii"), port) if is_name(name) else None
+
+
+_STATE_AFTER = {Method.NONE: "request", Method.PASSWORD: "credentials"}
 
 
 class Server(_Machine):
@@ -103,8 +106,7 @@ class Server(_Machine):
 
     @property
     def wants(self) -> int:
-        length = self._length()
-        return max(0, length - len(self._buffer))
+        return max(0, self._length() - len(self._buffer))
 
     def _length(self) -> int:
         """How long the client's message is at least; 0 when it is our turn."""
@@ -121,6 +123,8 @@ class Server(_Machine):
         return 0
 
     def next_event(self) -> Event | None:
+        if not self._buffer:
+            return None
         if self.state == "offer":
             return self._next_offer()
         if self.state == "request":
@@ -130,40 +134,49 @@ class Server(_Machine):
         return None
 
     def _next_offer(self) -> MethodOffer | None:
-        self._expect_version(VERSION, "the greeting")
-        if self.wants:
+        buffer = self._buffer
+        if buffer[0] != VERSION:
+            raise self._fail(f"the greeting has version {buffer[0]}, not {VERSION}")
+        end = 2 + buffer[1] if len(buffer) > 1 else 2
+        if len(buffer) < end:
             return None
-        methods = self._take(self._length())[2:]
         self.state = "choose"
-        return MethodOffer(methods)
+        self._buffer = buffer[end:]
+        return MethodOffer(buffer[2:end])
 
     def _next_credentials(self) -> Credentials | None:
         refusal = bytes((_PASSWORD_VERSION, 1))
         self._expect_version(_PASSWORD_VERSION, "the user and password message", refusal)
-        if self.wants:
+        length = self._length()
+        if len(self._buffer) < length:
             return None
-        message = self._take(self._length())
+        message = self._take(length)
         user_end = 2 + message[1]
         self.state = "judge"
         return Credentials(message[2:user_end], message[user_end + 1 :])
 
     def _next_request(self) -> Request | None:
-        code = ReplyCode.GENERAL_FAILURE
-        self._expect_version(VERSION, "the request", encode_reply(code), code)
-        if len(self._buffer) > 3 and self._buffer[3] not in (_IPV4, _NAME, _IPV6):
-            code = ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED
-            problem = f"the request has address type {self._buffer[3]}"
-            raise self._fail(problem, encode_reply(code), code)
-        if self.wants:
+        buffer = self._buffer
+        if buffer[0] != VERSION:
+            problem = f"the request has version {buffer[0]}, not {VERSION}"
+            raise self._refusal(problem, ReplyCode.GENERAL_FAILURE)
+        if len(buffer) > 3 and buffer[3] not in (_IPV4, _NAME, _IPV6):
+            problem = f"the request has address type {buffer[3]}"
+            raise self._refusal(problem, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED)
+        end = self._message_length()
+        if len(buffer) < end:
             return None
-        message = self._take(self._length())
-        destination = self._take_endpoint(message)
+        message = buffer[:end]
+        self._buffer = buffer[end:]
+        destination = self._endpoint_in(message)
         if destination is None:
-            code = ReplyCode.HOST_UNREACHABLE
-            raise self._fail("the request has no valid name", encode_reply(code), code)
+            raise self._refusal("the request has no valid name", ReplyCode.HOST_UNREACHABLE)
         self.state = "answer"
         self._command = message[1]
         return Request(message[1], destination)
+
+    def _refusal(self, message: str, code: int) -> RemoteProtocolError:
+        return self._fail(message, encode_reply(code), code)
 
     def send(self, event: Event) -> bytes:
         if isinstance(event, Reply) and self.state == "answer":
@@ -176,9 +189,7 @@ class Server(_Machine):
                 self.state = "relay"
             return answer
         if isinstance(event, MethodChoice) and self.state == "choose":
-            self.state = {Method.NONE: "request", Method.PASSWORD: "credentials"}.get(
-                event.method, "closed"
-            )
+            self.state = _STATE_AFTER.get(event.method, "closed")
             return bytes((VERSION, event.method))
         if isinstance(event, CredentialsVerdict) and self.state == "judge":
             self.state = "request" if event.accepted else "closed"
@@ -263,7 +274,7 @@ class Client(_Machine):
             return None
         message = self._take(self._length())
         code = message[1]
-        bound = self._take_endpoint(message)
+        bound = self._endpoint_in(message)
         if bound is None:
             # Some servers say an empty name with a failure; with a success it leaves us blind.
             if code == ReplyCode.SUCCEEDED:

@@ -76,6 +76,9 @@ from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Rules
     from muonsocks.socks.users import Users
 
@@ -148,11 +151,10 @@ class Socks:
     def settle(self, loop: Loop) -> None:
         """Give up privileges."""
 
-    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
         """Serve one client."""
-        session = Session(Stream(loop, sock.fileno(), socket=sock), peer, self._policy, self._log)
-        await session.run()
-        return session.short_of
+        client = Stream(loop, sock.fileno(), socket=sock)
+        return Session(client, peer, self._policy, self._log).run()
 
 
 def _listeners(given: options.Options, service: Socks, log: Log) -> list[socket]:

@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from muonsocks.socks.auth_once import AuthOnce
+
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
 
 
@@ -145,13 +147,16 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 # What options make
 
 
-def policy(options: Options) -> Policy:
-    """Make the policy of a session from all options that the tool has."""
-    return Policy(access(options), rules(options), dialler(options), limits(options))
+def policy(options: Options, owner: tuple[int, int] | None = None) -> Policy:
+    """Make the policy of a session from all options that the tool has; `owner` is for `access`."""
+    return Policy(access(options, owner), rules(options), dialler(options), limits(options))
 
 
-def access(options: Options) -> Access:
-    """Make who may come in: -U and -P, --users or the credential `users`; -w."""
+def access(options: Options, owner: tuple[int, int] | None = None) -> Access:
+    """Make who may come in: -U and -P, --users or the credential `users`; -w; -1.
+
+    `owner` is the user and group that the program is going to have, if they are others than now.
+    """
     name, password = options.text("--auth-user"), options.text("--auth-password")
     path = options.text("--users")
     if (name is None) != (password is None):
@@ -169,9 +174,35 @@ def access(options: Options) -> Access:
         if os.path.lexists(path) or not os.access(directory, os.X_OK):
             users = parse_users(_read(path), path)
     trusted = parse_networks(options.text("--trust") or "")
-    if trusted and users is None:
-        raise UsageError("-w is for when there are users", "use --users FILE or -U and -P too")
-    return Access(users, trusted)
+    if not options.flag("--auth-once"):
+        return Access(users, trusted)
+    if users is None:
+        raise UsageError("-1 is for when there are users", "use --users FILE or -U and -P too")
+    return Access(users, trusted, auth_once(options, owner))
+
+
+def auth_once(options: Options, owner: tuple[int, int] | None = None) -> AuthOnce:
+    """Make where the addresses are that have authenticated: --state and --auth-once-ttl."""
+    from muonsocks.socks.auth_once import AuthOnce
+
+    return AuthOnce.at(state_directory(options), options.seconds("--auth-once-ttl", 86400), owner)
+
+
+def state_directory(options: Options) -> str:
+    """Name the directory for what outlives a connection: --state, or what is usual for it here."""
+    path = options.text("--state")
+    if path is not None:
+        if not path:
+            raise UsageError("--state is empty", "name a directory, or leave the option out")
+        return path
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):  # systemd.exec(5): a colon between two
+        if first := os.environ.get(name, "").partition(":")[0]:
+            return first
+    if os.geteuid() == 0:
+        return "/run/muonsocks"
+    if directory := os.environ.get("XDG_RUNTIME_DIR"):
+        return f"{directory}/muonsocks"
+    raise UsageError("nothing says where -1 is to keep addresses", "give a directory, --state=DIR")
 
 
 def rules(options: Options) -> Rules:

@@ -8,7 +8,11 @@ Who may come in:
   -U, --auth-user=NAME        the only user; needs -P
   -P, --auth-password=TEXT    its password (better: --users)
   --users=FILE                users, a line NAME:PASSWORD each
-  -w, --trust=NETS            networks that need no password, a comma between
+  -w, --trust=NETS            networks that need no password, a comma between;
+                              without users, the only ones that may come in
+  -1, --auth-once             no password from an address that has shown one
+  --auth-once-ttl=SECS        for how long, in seconds [default: 86400]
+  --state=DIR                 where such addresses are kept
 
 Where a client may go:
   --rules=FILE                allow and deny lines, see muonsocks.rules(5)
