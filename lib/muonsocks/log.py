@@ -49,7 +49,10 @@ class Log:
         self._never_waits = False  # libsystemd's socket
         self._poll = poll()
         self._blocks = _may_block()
-        self._when, self._head = (0, 0), ""  # a second and a process, and what their lines begin with
+        self._when, self._head = (
+            (0, 0),
+            "",
+        )  # a second and a process, and what their lines begin with
         self.level = INFO
         if to_syslog:
             import syslog

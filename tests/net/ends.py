@@ -316,7 +316,7 @@ class Lines(Log):
         self.lines: list[str] = []
         self.level = INFO
 
-    def write(self, level: int, message: str) -> None:
+    def write(self, level: int, message: str, fields: dict[str, str] | None = None) -> None:
         if level <= self.level:
             self.lines.append(message)
 

@@ -69,7 +69,7 @@ def relayed(
 
         loop.run(as_a_server(loop, session.logged(story)))
         assert not loop.handlers
-        assert not any(timer.callback for _, _, timer in loop._timers)
+        assert not any(timer.callback for _, _, timer in loop.timers)
         loop.close()
 
     thread = Thread(run)

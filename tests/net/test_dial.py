@@ -135,7 +135,7 @@ class Call:
 
         loop.run(main())
         assert len(loop.handlers) == (loop._threads is not None)
-        assert not any(timer.callback for _, _, timer in loop._timers)
+        assert not any(timer.callback for _, _, timer in loop.timers)
         loop.close()
 
     def failed(self, kind: type, number: int | None = None) -> list[tuple[str, int]]:
@@ -197,6 +197,7 @@ def test_stream_is_ready_for_use(network: Network) -> None:
         assert stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
         peer, address = listener.accept()
         assert stream.local_endpoint() == Endpoint(*address)
+        assert stream.name == f"{V4}:{network.port}"
         await stream.send(b"up")
         assert peer.recv(10) == b"up"
         loop.call_later(0.001, lambda: peer.send(b"down"))
@@ -778,7 +779,7 @@ def test_interrupted_race(network: Network, monkeypatch: pytest.MonkeyPatch) -> 
     loop = Loop()
     loop.run(main(loop))
     assert ended == [KeyboardInterrupt]
-    assert not any(timer.callback for _, _, timer in loop._timers)
+    assert not any(timer.callback for _, _, timer in loop.timers)
     loop.close()
 
 

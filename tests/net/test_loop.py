@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from select import EPOLLIN, EPOLLOUT
+from select import EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Any
 
 import pytest
@@ -87,6 +87,42 @@ def test_handler_that_is_gone_is_not_called(loop: Loop) -> None:
         theirs.close()
 
 
+def test_an_event_is_not_for_a_later_owner_of_the_descriptor(loop: Loop) -> None:
+    """Two events come at once; the first handler closes what the second is about, and opens
+    something else, which gets the same number.
+    """
+    pairs = [socket.socketpair() for _ in range(2)]
+    fds = [ours.fileno() for ours, _ in pairs]
+    others = [socket.socketpair() for _ in range(2)]
+    seen: list[tuple[str, int]] = []
+
+    def handler(number: int) -> Callable[[int], None]:
+        def handle(events: int) -> None:
+            seen.append(("first", events))
+            fd = fds[1 - number]
+            loop.unregister(fd)
+            os.dup2(others[0][0].fileno(), fd)
+            loop.register(fd, lambda events: seen.append(("second", events)))
+
+        return handle
+
+    async def main() -> None:
+        for number, fd in enumerate(fds):
+            pairs[number][1].close()  # a hang-up
+            loop.register(fd, handler(number))
+        await loop.sleep(0.01)
+        others[0][1].send(b"x")
+        await loop.sleep(0.01)
+
+    loop.run(main())
+    for fd in fds:
+        loop.unregister(fd)
+    for sock in [*pairs[0], *pairs[1], *others[0], *others[1]]:
+        sock.close()
+    assert [who for who, _ in seen] == ["first", "second", "second"]
+    assert not any(events & EPOLLHUP for who, events in seen if who == "second")
+
+
 # Time
 
 
@@ -161,7 +197,7 @@ def test_cancelled_timer_does_not_fire(loop: Loop) -> None:
     loop.run(main())
     assert fired == ["third"]
     assert loop.cancelled == 0
-    assert not loop._timers
+    assert not loop.timers
 
 
 def test_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
@@ -171,11 +207,11 @@ def test_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
         keep = loop.call_later(0.001, collector(fired, "kept"))
         for _ in range(10_000):
             loop.call_later(60, pytest.fail).cancel()
-        assert len(loop._timers) < 2100
+        assert len(loop.timers) < 2100
         kept = [loop.call_later(60, pytest.fail) for _ in range(3000)]
         for timer in kept:
             timer.cancel()
-        assert len(loop._timers) < 2100
+        assert len(loop.timers) < 2100
         await loop.sleep(0.01)
         assert keep.callback is None
 
@@ -196,7 +232,7 @@ def test_compaction_in_the_middle_of_a_round(loop: Loop) -> None:
 
     loop.run(main())
     assert fired == [0, 1, 2]
-    assert loop.cancelled == [timer.callback for _, _, timer in loop._timers].count(None)
+    assert loop.cancelled == [timer.callback for _, _, timer in loop.timers].count(None)
 
 
 def test_compaction_keeps_the_order(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

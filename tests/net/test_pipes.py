@@ -111,3 +111,17 @@ def test_user_with_too_many_pipes_has_none() -> None:
         assert descriptors() == before
 
     in_child(as_nobody)
+
+
+def test_few_descriptors_allow_few_pipes() -> None:
+    assert pipes.limit(7) == 6
+    try:
+        taken = [take() for _ in range(3)]
+        assert pipes.take() is None
+        for pipe in taken:
+            pipe.release()
+    finally:
+        assert pipes.limit(1 << 20) == 2 * pipes._MOST
+    taken = [take() for _ in range(4)]
+    for pipe in taken:
+        pipe.release()

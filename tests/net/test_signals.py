@@ -2,12 +2,14 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from places import in_child
 
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals, deliver
+from muonsocks.net.task import Mailbox
 
 
 class _Told(BaseException):
@@ -86,4 +88,84 @@ def test_an_error_delivered_at_the_very_end_is_not_lost() -> None:
     with pytest.raises(_Told):
         loop.run(work())
     signal.set_wakeup_fd(-1)
+    loop.close()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_actions_are_called_in_the_loop(handlers: None) -> None:
+    """Each for its signal, in their order, and not where the signal happens to arrive."""
+    loop, seen, is_told = Loop(), [], Mailbox()
+
+    def action(name: str) -> Callable[[], None]:
+        def act() -> None:
+            seen.append(name)
+            is_told.post(name)
+
+        return act
+
+    async def work() -> None:
+        for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGUSR2):
+            signal.raise_signal(number)
+        assert seen == []
+        with loop.deadline(10):
+            for _ in range(3):
+                await is_told.take()
+
+    Signals(loop, {signal.SIGUSR1: action("one"), signal.SIGUSR2: action("two")})
+    loop.run(work())
+    assert seen == ["two", "one", "two"]
+    loop.close()
+
+
+def test_an_action_may_fork_and_the_child_have_signals_of_its_own(handlers: None) -> None:
+    """What the child does to its signals and its loop is nothing to the parent's."""
+    loop, seen = Loop(), Mailbox()
+    signals = Signals(loop, {signal.SIGUSR1: lambda: seen.post("ours")})
+
+    def be_child() -> None:
+        loop.close()
+        signals.close()
+        own, told = Loop(), Mailbox()
+        Signals(own, {signal.SIGUSR1: lambda: told.post("theirs")})
+        signal.raise_signal(signal.SIGUSR1)
+
+        async def wait() -> str:
+            with own.deadline(10):
+                return str(await told.take())
+
+        assert own.run(wait()) == "theirs"
+
+    async def work() -> str:
+        in_child(be_child)
+        await loop.sleep(0.01)
+        assert not seen._items  # the child's signal was not ours
+        signal.raise_signal(signal.SIGUSR1)
+        with loop.deadline(10):
+            return str(await seen.take())
+
+    assert loop.run(work()) == "ours"
+    signals.close()
+    loop.close()
+
+
+def test_signals_that_nobody_has_an_action_for(handlers: None) -> None:
+    """They end the wait, no more."""
+    loop = Loop()
+    Signals(loop, {})
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        await loop.sleep(0.01)
+
+    loop.run(work())
     loop.close()

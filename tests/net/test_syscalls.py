@@ -106,7 +106,7 @@ def test_relay(
             peer.on_event()  # takes what is still there
             peer.close()
         assert not loop.handlers
-        assert not any(timer.callback for _, _, timer in loop._timers)
+        assert not any(timer.callback for _, _, timer in loop.timers)
         loop.close()
 
         what = f"{kind} at call {nth} ({fault.struck})"
@@ -200,7 +200,7 @@ def test_session(monkeypatch: pytest.MonkeyPatch, exact: bool, size: int, kind: 
         listener.close()
         what = f"{kind} at call {nth} ({fault.struck}): {log.lines}"
         assert not loop.handlers, what
-        assert not any(timer.callback for _, _, timer in loop._timers), what
+        assert not any(timer.callback for _, _, timer in loop.timers), what
         loop.close()
         outcome = Outcome.of("\n".join(log.lines))
         assert len(fars) < 2, what

@@ -19,10 +19,11 @@ from _socket import (
     socket,
 )
 
-from muonsocks.address import Endpoint, format_address, is_own_side, parse_address
+from muonsocks.address import Endpoint, format_address, parse_address
 from muonsocks.errors import UsageError
 from muonsocks.net.stream import is_tcp, prepare_tcp
 
+_LOOPBACK_6 = bytes(15) + b"\1"
 _BACKLOG = 4096  # connections that wait to be accepted; net.core.somaxconn may make it fewer
 
 
@@ -55,8 +56,11 @@ def inherited(kind: int = SOCK_STREAM) -> list[socket]:
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    from systemd.daemon import listen_fds
-
+    try:
+        from systemd.daemon import listen_fds
+    except ImportError:
+        hint = "install the package python3-systemd"
+        raise UsageError("sockets of systemd need systemd-python", hint) from None
     sockets = []
     for fd in listen_fds():
         os.set_inheritable(fd, False)
@@ -65,7 +69,11 @@ def inherited(kind: int = SOCK_STREAM) -> list[socket]:
             listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
         except OSError:
             listens = 0
-        if not listens or sock.getsockopt(SOL_SOCKET, SO_TYPE) != kind:
+        if (
+            not listens
+            or sock.getsockopt(SOL_SOCKET, SO_TYPE) != kind
+            or sock.family not in (AF_INET, AF_INET6, AF_UNIX)
+        ):
             unit = "ListenStream=" if kind == SOCK_STREAM else "ListenSequentialPacket="
             raise UsageError(f"descriptor {fd} is no socket to accept from", f"use {unit}")
         sock.setblocking(False)
@@ -88,4 +96,4 @@ def is_for_this_host(listener: socket) -> bool:
     if listener.family == AF_UNIX:
         return True
     address = parse_address(listener.getsockname()[0].partition("%")[0])
-    return address is not None and any(address) and is_own_side(address)
+    return address is not None and (address[:1] == b"\x7f" or address == _LOOPBACK_6)

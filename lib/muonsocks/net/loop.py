@@ -57,7 +57,7 @@ class Timer:
             self.callback = None
             loop = self.loop
             loop.cancelled += 1
-            if loop.cancelled > loop.most_cancelled:
+            if loop.cancelled > _MANY and loop.cancelled * 2 > len(loop.timers):
                 loop.forget_cancelled_timers()
 
 
@@ -92,27 +92,27 @@ class Loop:
 
     __slots__ = (
         "_epoll",
+        "_new",
         "_soon",
         "_threads",
         "_timer_number",
-        "_timers",
         "cancelled",
         "current",
         "handlers",
         "interruption",
         "is_running",
-        "most_cancelled",
         "now",
+        "timers",
     )
 
     def __init__(self) -> None:
         self._epoll = epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
+        self._new: set[int] = set()  # descriptors registered in this round
         self._soon: list[Callable[[], None]] = []
-        self._timers: list[tuple[float, int, Timer]] = []
+        self.timers: list[tuple[float, int, Timer]] = []
         self._timer_number = 0
         self.cancelled = 0
-        self.most_cancelled = _MANY
         self._threads: Threads | None = None
         self.current: Task | None = None
         self.interruption: BaseException | None = None  # what a signal handler wants raised
@@ -137,6 +137,7 @@ class Loop:
         except PermissionError:
             return False
         self.handlers[fd] = handler
+        self._new.add(fd)
         return True
 
     def register_listener(self, fd: int, handler: Callable[[int], None]) -> None:
@@ -163,7 +164,7 @@ class Loop:
     def start_timer(self, timer: Timer, seconds: float) -> None:
         """Let a new timer be due after so many seconds."""
         self._timer_number += 1
-        heappush(self._timers, (monotonic() + seconds, self._timer_number, timer))
+        heappush(self.timers, (monotonic() + seconds, self._timer_number, timer))
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the next round, after the events that are there by then."""
@@ -183,11 +184,10 @@ class Loop:
             timer.cancel()
 
     def forget_cancelled_timers(self) -> None:
-        """Drop cancelled timers when they are many, and about half of all: they must not pile up."""
-        self._timers = [item for item in self._timers if item[2].callback is not None]
-        heapify(self._timers)
+        """Drop cancelled timers once they are many, and most of all: they must not pile up."""
+        self.timers = [item for item in self.timers if item[2].callback is not None]
+        heapify(self.timers)
         self.cancelled = 0
-        self.most_cancelled = max(_MANY, len(self._timers))
 
     # Tasks and threads
 
@@ -241,7 +241,7 @@ class Loop:
 
     def _round(self) -> None:
         """Wait for events or the next timer, then call what is due."""
-        soon, timers = self._soon, self._timers
+        soon, timers = self._soon, self.timers
         patience = -1.0
         if soon:
             patience = 0.0
@@ -259,14 +259,19 @@ class Loop:
             raise interruption
         if soon:
             self._soon = []
+        else:
+            soon = []
         handlers = self.handlers
+        new = self._new
+        new.clear()
         for fd, happened in events:
             handler = handlers.get(fd)
-            if handler is not None:
+            # An event for what was registered since is one of an earlier owner of the number.
+            if handler is not None and fd not in new:
                 handler(happened)
         for callback in soon:
             callback()
-        timers = self._timers
+        timers = self.timers
         while timers and timers[0][0] <= now:
             timer = heappop(timers)[2]
             callback_due, timer.callback = timer.callback, None
@@ -274,4 +279,4 @@ class Loop:
                 self.cancelled -= 1
             else:
                 callback_due()
-            timers = self._timers
+            timers = self.timers

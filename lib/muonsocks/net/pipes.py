@@ -11,6 +11,14 @@ _MOST = 32  # pipes at a time in one process: an ordinary user may have 64 MiB o
 
 _pool: list[Pipe] = []
 _in_use = 0
+_allowed = _MOST
+
+
+def limit(descriptors: int) -> int:
+    """Let pipes take no more than so many descriptors, and give how many they may take now."""
+    global _allowed
+    _allowed = min(_MOST, descriptors // 2)
+    return 2 * _allowed
 
 
 class Pipe:
@@ -49,7 +57,7 @@ def take() -> Pipe | None:
     if _pool:
         _in_use += 1
         return _pool.pop()
-    if _in_use >= _MOST:
+    if _in_use >= _allowed:
         return None
     try:
         reader, writer = pipe2(O_NONBLOCK | O_CLOEXEC)

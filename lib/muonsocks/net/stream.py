@@ -11,6 +11,7 @@ from _socket import (
     SO_LINGER,
     SO_OOBINLINE,
     SOL_SOCKET,
+    TCP_INFO,
     TCP_NODELAY,
     socket,
 )
@@ -21,7 +22,7 @@ from sys import byteorder
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.task import Task, Waitable
+from muonsocks.net.task import Waitable
 
 # With one of these a short read does not mean that all has been read: the end, the error or
 # (urgent data stops a read in the middle, tcp(7)) the rest comes without another event.
@@ -29,6 +30,7 @@ MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 
 HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 _TCP = (AF_INET, AF_INET6)
+_TCP_CLOSE = 7  # of tcpi_state, the first byte of struct tcp_info
 _SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
@@ -207,7 +209,7 @@ class Stream(Waitable):
         if sock is not None and is_tcp(sock):
             try:
                 patience = 0.002
-                while seconds > 0 and _unacknowledged(self.writer):
+                while seconds > 0 and _unacknowledged(sock):
                     await self.loop.sleep(patience)
                     seconds -= patience
                     patience = min(2 * patience, 0.1)
@@ -264,7 +266,12 @@ def prepare_tcp(sock: socket) -> None:
             raise
 
 
-def _unacknowledged(fd: int) -> int:
+def _unacknowledged(sock: socket) -> int:
+    """Count the bytes that a TCP peer may still acknowledge: none once the connection is gone,
+    though what was left in its queue is counted for ever.
+    """
+    if sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0] == _TCP_CLOSE:
+        return 0
     count = bytearray(4)
-    ioctl(fd, _SIOCOUTQ, count)
+    ioctl(sock.fileno(), _SIOCOUTQ, count)
     return int.from_bytes(count, byteorder)

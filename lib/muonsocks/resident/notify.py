@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
+from muonsocks.errors import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +23,11 @@ class Notifier:
         self._notify: Callable[[str], object] | None = None
         self.watchdog = 0.0  # s between two signs of life that systemd waits for at most; 0: none
         if os.environ.get("NOTIFY_SOCKET"):
-            from systemd.daemon import notify
-
+            try:
+                from systemd.daemon import notify
+            except ImportError:
+                hint = "install the package python3-systemd"
+                raise UsageError("$NOTIFY_SOCKET needs systemd-python", hint) from None
             self._notify = notify
             # As sd_watchdog_enabled(3), which systemd-python does not have.
             interval = os.environ.get("WATCHDOG_USEC", "")
@@ -35,16 +40,30 @@ class Notifier:
         return self._notify is not None
 
     def _tell(self, state: str) -> None:
-        if self._notify is not None:
+        if self._notify is None:
+            return
+        try:
             self._notify(state)
+        except OSError:
+            return  # as sd_notify(3) wants it: a service goes on when nobody listens
+
+    def close(self) -> None:
+        """Let a child have no part in this: who reads the descriptor waits for its last holder."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._notify = None
 
     def ready(self) -> None:
         """Say that clients can come now."""
         self._tell("READY=1")
         if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.write(fd, b"\n")
-            os.close(fd)
+            try:
+                os.write(self._fd, b"\n")
+            except OSError:
+                pass  # EPIPE: nobody waits for it any more
+            os.close(self._fd)
+            self._fd = None
 
     def status(self, text: str) -> None:
         """Say how it goes, in a line for systemctl status."""

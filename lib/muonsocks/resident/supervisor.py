@@ -15,15 +15,18 @@ import _pickle
 import gc
 import os
 from _signal import (
+    SIG_BLOCK,
     SIG_DFL,
     SIG_IGN,
+    SIG_UNBLOCK,
     SIGABRT,
     SIGCHLD,
-    SIGCONT,
     SIGHUP,
     SIGINT,
     SIGKILL,
     SIGTERM,
+    getsignal,
+    pthread_sigmask,
     signal,
 )
 from _socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, socket, socketpair
@@ -41,7 +44,7 @@ from muonsocks.resident.worker import Capacity, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn, Protocol
+    from typing import Any, NoReturn, Protocol
 
     from muonsocks.log import Log
     from muonsocks.net.task import Task
@@ -50,12 +53,12 @@ if TYPE_CHECKING:
     class Service(worker.Service, Protocol):
         """What a resident program does: how it is configured, and what it does for each client."""
 
-        def reread(self) -> object:
+        def reread(self) -> Any:
             """Read again what may change, in the supervisor. What is given is what `take` gets in
             the workers; it can be pickled. UsageError or OSError leave everything as it was.
             """
 
-        def take(self, configuration: object) -> None:
+        def take(self, configuration: Any) -> None:
             """Go on with what `reread` has given."""
 
         def settle(self, loop: Loop) -> None:
@@ -63,6 +66,8 @@ if TYPE_CHECKING:
 
 
 READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+_HANDLED = (SIGTERM, SIGINT, SIGHUP, SIGCHLD)
+_HAS_SAID_WHY = 111  # exit status of a worker
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
@@ -84,7 +89,7 @@ class Plan:
 class _Child:
     """A worker as its supervisor sees it."""
 
-    __slots__ = ("channel", "number", "orders", "pid", "ready", "started", "task")
+    __slots__ = ("channel", "has_hung", "number", "orders", "pid", "ready", "started", "task")
 
     task: Task
 
@@ -94,6 +99,7 @@ class _Child:
         self.channel = channel
         self.orders = Mailbox()
         self.ready = False
+        self.has_hung = False
         self.started = monotonic()
 
 
@@ -106,8 +112,10 @@ class Supervisor:
 
     __slots__ = (
         "_board",
+        "_checked",
         "_children",
         "_delays",
+        "_failed",
         "_happened",
         "_is_up",
         "_listeners",
@@ -131,20 +139,22 @@ class Supervisor:
         self._board = Board(plan.workers)
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
+        self._failed = False  # a worker could not even start
+        self._checked = 0.0  # when it was last seen to that workers are alive
         self._is_up = False  # all workers have been ready
         self._stops = False
         self._happened = Mailbox()  # has what is to be called
         self._loop = Loop()
         post = self._happened.post
-        self._signals = Signals(
-            self._loop,
-            {
-                SIGTERM: lambda: post(self._stop),
-                SIGINT: lambda: post(self._stop),
-                SIGHUP: lambda: post(self._reload),
-                SIGCHLD: lambda: post(self._bury_children),
-            },
-        )
+        actions = {
+            SIGTERM: lambda: post(self._stop),
+            SIGINT: lambda: post(self._stop),
+            SIGHUP: lambda: post(self._reload),
+            SIGCHLD: lambda: post(self._bury_children),
+        }
+        if getsignal(SIGINT) == SIG_IGN:
+            del actions[SIGINT]  # as a shell starts what runs in the background of a script
+        self._signals = Signals(self._loop, actions)
 
     def run(self) -> bool:
         """Serve until a signal says stop. False if a worker could not even start."""
@@ -154,23 +164,27 @@ class Supervisor:
         return self._loop.run(self._story())
 
     async def _story(self) -> bool:
-        for number in range(self._plan.workers):
-            self._start(number)
+        self._start(0)  # alone: what keeps one from its work is then said once
         if self._notifier.watchdog:
             self._check_workers()
         while self._children or not self._stops:
             action = await self._happened.take()
             action()
-        if self._is_up:
+        if not self._failed:
             cut = self._board.total(CUT)
             self._log.info(f"stopped, connections that were cut: {cut}")
-        return self._is_up
+        return not self._failed
 
     # What happens
 
     def _note_ready(self) -> None:
         """Say that clients can come, once all workers are ready for the first time."""
-        if not self._is_up and all(child.ready for child in self._children.values()):
+        if self._is_up or self._stops or not all(one.ready for one in self._children.values()):
+            return
+        if len(self._children) < self._plan.workers:
+            for number in range(1, self._plan.workers):
+                self._start(number)
+        else:
             self._is_up = True
             self._notifier.ready()
             if self._notifier.to_systemd:
@@ -178,6 +192,8 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Read again what may change, or keep it all as it was."""
+        if self._stops:
+            return
         self._notifier.reloading()
         try:
             configuration = self._service.reread()
@@ -189,18 +205,19 @@ class Supervisor:
             for child in self._children.values():
                 child.orders.post(TAKE + len(order).to_bytes(4, "big") + order)
             self._log.info("reloaded")
-        self._notifier.ready()
+        if self._is_up:
+            self._notifier.ready()
 
     def _stop(self) -> None:
         """Let the workers finish; when asked again, end them now."""
         again, self._stops = self._stops, True
         for child in self._children.values():
             child.orders.post(CUT_NOW if again else DRAIN)
+        self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
             self._notifier.stopping(self._plan.drain + 2 * _GRACE)
             for listener in self._listeners:
                 listener.close()
-            self._loop.call_later(self._plan.drain + _GRACE, self._kill_children)
 
     def _kill_children(self) -> None:
         for child in self._children.values():
@@ -218,26 +235,35 @@ class Supervisor:
                 child.task.interrupt(_Gone())
             child.channel.close()
             lost = self._board.clear(child.number)
-            if status:
-                how = f"killed by signal {os.WTERMSIG(status)}"
-                if os.WIFEXITED(status):
-                    how = f"ended with status {os.WEXITSTATUS(status)}"
-                self._log.error(f"worker {pid} was {how}; connections lost with it: {lost}")
+            code = os.waitstatus_to_exitcode(status)
+            if code and (child.ready or code != _HAS_SAID_WHY):
+                how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
+                self._log.error(f"worker {pid} {how}; connections lost with it: {lost}")
             if not self._is_up and not self._stops:
-                self._stop()  # it would not be otherwise the next time
+                self._failed = True  # it would not be otherwise the next time
+                self._stop()
             elif not self._stops:
                 self._replace(child)
 
     def _replace(self, child: _Child) -> None:
         """Start another worker: at once, unless they do not live long."""
-        number = child.number
         if monotonic() - child.started >= _SHORT_LIFE:
-            self._delays[number] = 0.0
-            self._start(number)
+            self._delays[child.number] = 0.0
+            self._start_again(child.number)
         else:
-            self._delays[number] = min(max(2 * self._delays[number], 0.1), _LONGEST_DELAY)
-            post = self._happened.post
-            self._loop.call_later(self._delays[number], lambda: post(lambda: self._start(number)))
+            self._start_later(child.number)
+
+    def _start_later(self, number: int) -> None:
+        self._delays[number] = min(max(2 * self._delays[number], 0.1), _LONGEST_DELAY)
+        post = self._happened.post
+        self._loop.call_later(self._delays[number], lambda: post(lambda: self._start_again(number)))
+
+    def _start_again(self, number: int) -> None:
+        try:
+            self._start(number)
+        except OSError as error:
+            self._log.error(f"no worker can be started, tried again later: {error.strerror}")
+            self._start_later(number)
 
     # Signs of life
 
@@ -251,12 +277,17 @@ class Supervisor:
 
     def _check_workers(self) -> None:
         """Give a worker up that shows no sign of life, and systemd one of ours."""
+        last, self._checked = self._checked, monotonic()
+        was_stopped = self._checked - last > 2 * self._interval  # and so were they, perhaps
         for child in self._children.values():
             silence = self._board.silence(child.number)
-            if child.ready and silence > _LATE * self._interval:
+            if child.ready and silence > _LATE * self._interval and not was_stopped:
+                if child.has_hung:
+                    os.kill(child.pid, SIGKILL)  # a process that is stopped heeds nothing less
+                    continue
+                child.has_hung = True
                 self._log.error(f"worker {child.pid} has hung for {silence:.0f} s and is killed")
                 os.kill(child.pid, SIGABRT)
-                os.kill(child.pid, SIGCONT)  # one that is stopped would not see it
         self._notifier.alive()
         self._loop.call_later(self._interval, self._check_workers)
 
@@ -272,10 +303,14 @@ class Supervisor:
             return
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
         self._board.clear(number)
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            self._be_worker(number, theirs)
+        pthread_sigmask(SIG_BLOCK, _HANDLED)  # or a child could tell us of a signal it got
+        try:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                self._be_worker(number, theirs)
+        finally:
+            pthread_sigmask(SIG_UNBLOCK, _HANDLED)
         theirs.close()
         child = _Child(number, pid, Stream(self._loop, ours.fileno(), socket=ours))
         self._children[pid] = child
@@ -296,15 +331,17 @@ class Supervisor:
 
     def _be_worker(self, number: int, channel: socket) -> NoReturn:
         """Serve, in the child process."""
-        status = 111
+        status = _HAS_SAID_WHY
         try:
             self._loop.close()
             self._signals.close()
+            self._notifier.close()
             for child in self._children.values():
                 child.channel.close()
             for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
                 signal(ignored, SIG_IGN)
             signal(SIGCHLD, SIG_DFL)
+            pthread_sigmask(SIG_UNBLOCK, _HANDLED)
             loop = Loop()
             Signals(loop)
             self._board.take_column(number)
@@ -338,15 +375,17 @@ class Supervisor:
 
     async def _obey(self, channel: Stream, worker: Worker, drain: Mailbox) -> None:
         """Follow the supervisor's orders."""
-        while order := await channel.receive(1):
-            if order == TAKE:
-                length = int.from_bytes(await _exactly(channel, 4), "big")
-                self._service.take(_pickle.loads(await _exactly(channel, length)))
-            elif order == DRAIN:
-                drain.post(order)
-            else:
-                worker.cut()
-        drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
+        try:
+            while order := await channel.receive(1):
+                if order == TAKE:
+                    length = int.from_bytes(await _exactly(channel, 4), "big")
+                    self._service.take(_pickle.loads(await _exactly(channel, length)))
+                elif order == DRAIN:
+                    drain.post(order)
+                else:
+                    worker.cut()
+        finally:
+            drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
 
 
 def beat(loop: Loop, board: Board, interval: float) -> None:

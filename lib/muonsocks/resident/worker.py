@@ -12,13 +12,14 @@ from _socket import AF_UNIX, SOCK_NONBLOCK, socket
 from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.log import in_words
+from muonsocks.net import pipes
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Waitable
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Protocol
 
     from muonsocks.log import Log
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
-_QUIET = 1.0  # s without a shortage after which it is over, if there was a connection
-_RESERVE = 16  # descriptors that are left for pipes, look-ups and second attempts
+_QUIET = 1.0  # s without another shortage after which it may be over
+_RESERVE = 16  # descriptors that are left for look-ups and second attempts
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
 # passes on errors that were pending on the new socket. The next one may be well.
@@ -61,7 +62,8 @@ _PASSING = frozenset(
 class Capacity:
     """How many connections there may be: in all workers, and there from one source; 0: any number.
 
-    A source is an IPv4 address or a /64 of IPv6. `each` is how many descriptors one takes.
+    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
+    how many descriptors one takes.
     """
 
     __slots__ = ("connections", "each", "per_source")
@@ -90,6 +92,7 @@ class Worker:
         "_loop",
         "_paused",
         "_recovery",
+        "_served",
         "_service",
         "_short",
         "_tasks",
@@ -114,9 +117,11 @@ class Worker:
         self._paused: Timer | None = None
         self._short = False
         self._recovery: Timer | None = None
+        self._served = 0  # in all workers, at the last shortage
         self._draining = False
         self._drained = Waitable()
-        self._fits = _descriptors_left() // capacity.each
+        left = _descriptors_left()
+        self._fits = max((left - pipes.limit(left // 4)) // capacity.each, 1)
 
     # Life cycle
 
@@ -148,10 +153,13 @@ class Worker:
 
     def _resume(self) -> None:
         self._paused = None
+        if self._is_full():
+            return
         for listener in self._listeners:
-            self._loop.register_listener(
-                listener.fileno(), lambda _, listener=listener: self._accept(listener)
-            )
+            self._loop.register_listener(listener.fileno(), self._acceptor(listener))
+
+    def _acceptor(self, listener: socket) -> Callable[[int], None]:
+        return lambda _: self._accept(listener)
 
     def _stop_accepting(self) -> None:
         if self._paused is not None:
@@ -159,6 +167,16 @@ class Worker:
             self._paused = None
         for listener in self._listeners:
             self._loop.unregister(listener.fileno())
+
+    def _is_full(self) -> bool:
+        """Pause if no other connection fits, before one comes: the kernel would wake this worker
+        alone for it (EPOLLEXCLUSIVE), though another one may have room.
+        """
+        if len(self._tasks) < self._fits:
+            return False
+        number = _limit()
+        self._run_short(f"the limit on descriptors, {number}, allows no more connections for now")
+        return True
 
     def _pause(self) -> None:
         """Leave new connections in the queue until one of ours has ended, or for a moment."""
@@ -169,9 +187,6 @@ class Worker:
     def _accept(self, listener: socket) -> None:
         """Take one connection; the other workers may well be idle."""
         board, limit = self._board, self._capacity.connections
-        if len(self._tasks) >= self._fits:
-            self._run_short(f"the limit on descriptors, {_limit()}, allows no more connections for now")
-            return
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if board.total(OPEN) > limit > 0:
             board.add(OPEN, -1)
@@ -185,23 +200,22 @@ class Worker:
                 return  # another worker was faster, or the client has gone
             self._run_short(f"cannot accept: {error.strerror}")
             return
-        if self._short and self._recovery is None:
-            self._recovery = self._loop.call_later(_QUIET, self._have_again)
         os.set_blocking(fd, False)
         kind = listener.type | SOCK_NONBLOCK
         sock = socket(listener.family, kind, listener.proto, fd)
         peer = Peer("unix") if listener.family == AF_UNIX else Peer.of_socket(address)
-        if self._capacity.per_source and not self._admit(peer):
+        source = _source(peer) if self._capacity.per_source else b""
+        if source and not self._admit(source, peer):
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
             sock.close()
             return
         board.add(SERVED, 1)
-        self._loop.spawn(self._serve(sock, peer), self._on_failure)
+        self._loop.spawn(self._serve(sock, peer, source), self._on_failure)
+        self._is_full()
 
-    def _admit(self, peer: Peer) -> bool:
+    def _admit(self, source: bytes, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""
-        source = _source(peer)
         self._board.count_source(source, 1)
         if self._board.connections_of(source) <= self._capacity.per_source:
             return True
@@ -212,7 +226,7 @@ class Worker:
 
     # Serving
 
-    async def _serve(self, sock: socket, peer: Peer) -> None:
+    async def _serve(self, sock: socket, peer: Peer, source: bytes) -> None:
         task = self._loop.current
         assert task is not None
         self._tasks.add(task)
@@ -221,8 +235,8 @@ class Worker:
         finally:
             self._tasks.discard(task)
             self._board.add(OPEN, -1)
-            if self._capacity.per_source:
-                self._board.count_source(_source(peer), -1)
+            if source:
+                self._board.count_source(source, -1)
             if self._paused is not None:
                 self._paused.cancel()
                 self._resume()
@@ -247,7 +261,8 @@ class Worker:
     def _run_short(self, what: str, pause: bool = True) -> None:
         if self._recovery is not None:
             self._recovery.cancel()
-            self._recovery = None
+        self._served = self._board.total(SERVED)
+        self._recovery = self._loop.call_later(_QUIET, self._look_again)
         if not self._short:
             if not self._board.total(SHORT):
                 self._log.warning(what)
@@ -256,7 +271,15 @@ class Worker:
         if pause:
             self._pause()
 
-    def _have_again(self) -> None:
+    def _look_again(self) -> None:
+        """The shortage is over when a connection has come since, to whichever worker, and all was
+        well with it.
+        """
+        if self._draining:
+            return
+        if self._paused is not None or self._board.total(SERVED) == self._served:
+            self._recovery = self._loop.call_later(_QUIET, self._look_again)
+            return
         self._recovery = None
         self._short = False
         self._board.set(SHORT, 0)
@@ -265,7 +288,10 @@ class Worker:
 
 
 def _source(peer: Peer) -> bytes:
-    """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one."""
+    """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one.
+
+    Empty for a unix socket's client, who has no address and is not limited.
+    """
     address = peer.address or b""
     return address if len(address) == 4 else address[:8]
 
@@ -278,4 +304,4 @@ def _descriptors_left() -> int:
     """How many descriptors this process may still open for connections."""
     with os.scandir("/proc/self/fd") as entries:
         used = sum(1 for _ in entries) - 1
-    return max(_limit() - used - _RESERVE, 2)
+    return max(_limit() - used - _RESERVE, 0)

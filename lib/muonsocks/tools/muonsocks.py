@@ -57,8 +57,8 @@ from __future__ import annotations
 
 import errno
 import os
-import site
 from _socket import socket
+from fcntl import F_GETFL, fcntl
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
@@ -85,6 +85,10 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str], log: Log) -> int:
     """Serve until told to stop."""
+    if not arguments:
+        import site
+
+        site.main()  # options.parse does this for docopt only; here systemd-python is to be found
     given = options.parse(__doc__, arguments, log)
     if given is None:
         return DONE
@@ -110,11 +114,16 @@ THIS_HOST = (b"\x7f\0\0\1", bytes(15) + b"\1")
 
 
 def _notify_fd(given: options.Options) -> int | None:
-    """Give the descriptor of -d, which must be open. None without it."""
+    """Give the descriptor of -d, which must be open for writing. None without it."""
     if given.text("--notify-fd") is None:
         return None
     fd = given.number("--notify-fd", 1 << 20)
+    if fd == 2:
+        # It is closed in the end, and then a client's socket could become where the log goes.
+        raise UsageError("-d: descriptor 2 is for the log", "give another one, say 3")
     try:
+        if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise UsageError(f"-d: descriptor {fd} is only for reading", "give the other end")
         os.set_inheritable(fd, False)
     except OSError as error:
         raise UsageError(f"-d: descriptor {fd}: {error.strerror}", "see --help") from None

@@ -1,0 +1,246 @@
+"""Listening sockets: what is set on them, what systemd hands over, and what is said of them."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from ends import nothing_left_behind
+from places import in_child, in_own_network, root_only, sh
+
+from muonsocks.errors import UsageError
+from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
+
+LOOPBACK, LOOPBACK_6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
+OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.SOL_SOCKET, socket.SO_OOBINLINE)]
+
+
+@pytest.fixture(autouse=True)
+def leaks_nothing() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
+def packed(text: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, LOOPBACK_6], ids=["IPv4", "IPv6"])
+def test_accepted_sockets_inherit_what_is_set(address: bytes) -> None:
+    with closing(listen_on(address, 0)) as listener:
+        assert not listener.getblocking() and not os.get_inheritable(listener.fileno())
+        with socket.create_connection(listener.getsockname()[:2]):
+            fd, _ = listener._accept()
+            with socket.socket(fileno=fd) as accepted:
+                for level, option in OPTIONS:
+                    assert accepted.getsockopt(level, option), (level, option)
+
+
+def test_ipv6_is_for_itself_alone() -> None:
+    """So that an IPv4 listener fits on the same port, and no client is ::ffff:192.0.2.1."""
+    with closing(listen_on(bytes(16), 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        listen_on(bytes(4), port).close()
+
+
+def test_a_port_can_be_taken_again_at_once() -> None:
+    """Though connections of the last time are still in TIME_WAIT."""
+    listener = listen_on(LOOPBACK, 0)
+    client = socket.create_connection(listener.getsockname())
+    fd, _ = listener._accept()
+    os.close(fd)  # first: it is the one that waits
+    client.close()
+    port = listener.getsockname()[1]
+    listener.close()
+    listen_on(LOOPBACK, port).close()
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [
+        ("127.0.0.1", "127.0.0.1:{}"),
+        ("::1", "[::1]:{}"),
+    ],
+)
+def test_an_address_in_use(address: str, where: str) -> None:
+    with closing(listen_on(packed(address), 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(OSError) as raised:
+            listen_on(packed(address), port)
+    where = where.format(port)
+    assert raised.value.errno == errno.EADDRINUSE
+    assert raised.value.strerror == f"cannot listen on {where}: Address already in use"
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_that_is_not_ours(address: str) -> None:
+    with pytest.raises(OSError, match=r"cannot listen on .*:1: Cannot assign") as raised:
+        listen_on(packed(address), 1)
+    assert raised.value.errno == errno.EADDRNOTAVAIL
+
+
+@root_only()
+def test_a_host_without_ipv6() -> None:
+    def check() -> None:
+        sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+        with pytest.raises(OSError, match=r"cannot listen on .::1.:1: Cannot assign"):
+            listen_on(LOOPBACK_6, 1)
+
+    in_own_network(check)
+
+
+# Sockets of systemd
+
+
+def inherit(*sockets: socket.socket, pid: int | None = None) -> list[socket.socket]:
+    """Be started by systemd with these sockets, in a child: it is to be called there."""
+    kept = [os.dup(sock.fileno()) for sock in sockets]
+    for number, fd in enumerate(kept, 3):
+        os.dup2(fd, number)
+    os.environ["LISTEN_PID"] = str(os.getpid() if pid is None else pid)
+    os.environ["LISTEN_FDS"] = str(len(sockets))
+    return list(inherited())  # type: ignore[arg-type]
+
+
+def tcp(host: str) -> socket.socket:
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else 2)
+
+
+def unix(place: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, kind)
+    sock.bind(str(place / "socket"))
+    if kind != socket.SOCK_DGRAM:
+        sock.listen()
+    return sock
+
+
+def test_sockets_of_systemd(tmp_path: Path) -> None:
+    with tcp("127.0.0.1") as ours, tcp("::1") as ours_6, unix(tmp_path) as ours_unix:
+
+        def check() -> None:
+            found = inherit(ours, ours_6, ours_unix)
+            assert [sock.fileno() for sock in found] == [3, 4, 5]
+            assert [name_of(sock) for sock in found] == [
+                f"127.0.0.1:{ours.getsockname()[1]}",
+                f"[::1]:{ours_6.getsockname()[1]}",
+                f"unix:{tmp_path}/socket",
+            ]
+            for sock in found:
+                assert not sock.getblocking() and not os.get_inheritable(sock.fileno())
+                assert not os.get_blocking(sock.fileno())
+            for sock in found[:2]:
+                for level, option in OPTIONS:
+                    assert sock.getsockopt(level, option)
+
+        in_child(check)
+
+
+def test_sockets_of_another_process() -> None:
+    """The variables are for whoever has LISTEN_PID: a child of that is not meant."""
+    with tcp("127.0.0.1") as ours:
+
+        def check() -> None:
+            assert inherit(ours, pid=1) == []
+            assert os.get_inheritable(3)
+
+        in_child(check)
+
+
+def test_no_sockets_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LISTEN_PID", raising=False)
+    assert inherited() == []
+
+
+KINDS = ["connected", "datagram", "unix datagram", "seqpacket", "not listening", "file", "vsock"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_socket_to_accept_from(kind: str, tmp_path: Path) -> None:
+    """One line says which unit setting is meant."""
+
+    if kind == "vsock":
+        try:
+            socket.socket(socket.AF_VSOCK).close()
+        except OSError as error:
+            pytest.skip(f"no vsock here: {error.strerror}")
+
+    def check() -> None:
+        wrong: socket.socket
+        if kind == "connected":
+            wrong = socket.socketpair()[0]
+        elif kind == "datagram":
+            wrong = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        elif kind == "unix datagram":
+            wrong = unix(tmp_path, socket.SOCK_DGRAM)
+        elif kind == "seqpacket":
+            wrong = unix(tmp_path, socket.SOCK_SEQPACKET)
+        elif kind == "vsock":
+            wrong = socket.socket(socket.AF_VSOCK)
+            wrong.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+            wrong.listen()
+        elif kind == "file":
+            wrong = open("/dev/null")  # type: ignore[assignment]  # noqa: SIM115
+        else:
+            wrong = socket.socket()
+        with pytest.raises(UsageError, match=r"^descriptor 4 is no .*; use ListenStream=$"):
+            inherit(tcp("127.0.0.1"), wrong)
+
+    in_child(check)
+
+
+def test_seqpacket_where_that_is_wanted(tmp_path: Path) -> None:
+    with unix(tmp_path, socket.SOCK_SEQPACKET) as ours:
+
+        def check() -> None:
+            os.dup2(os.dup(ours.fileno()), 3)
+            os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"] = str(os.getpid()), "1"
+            [sock] = inherited(socket.SOCK_SEQPACKET)
+            assert name_of(sock) == f"unix:{tmp_path}/socket"
+
+        in_child(check)
+
+
+def test_sockets_of_systemd_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "systemd.daemon", None)
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    with pytest.raises(UsageError, match="python3-systemd"):
+        inherited()
+
+
+# Who can reach a listener
+
+
+def test_name_of_an_abstract_socket() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0muonsocks-{os.getpid()}")
+        assert name_of(sock) == f"unix:@muonsocks-{os.getpid()}"
+        assert is_for_this_host(sock)
+
+
+OWN = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
+OPEN = ["0.0.0.0", "::", "::ffff:0.0.0.0", "169.254.7.7", "192.0.2.7", "2001:db8::7", "fe80::7"]
+
+
+@root_only()
+def test_who_is_on_this_host() -> None:
+    """Link-local is not: the link has other hosts."""
+
+    def check() -> None:
+        for address in OWN + OPEN:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            if address in OPEN and "0.0.0.0" not in address and address != "::":
+                sh(f"ip addr add {address} dev lo")
+            with socket.socket(family) as sock:
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                    sock.bind((address, 0, 0, socket.if_nametoindex("lo")))
+                else:
+                    sock.bind((address, 0))
+                assert is_for_this_host(sock) == (address in OWN), address
+
+    in_own_network(check)

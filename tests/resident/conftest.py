@@ -1,0 +1,5 @@
+"""Explains the assertions in the modules beside the tests, too; pyproject.toml has their path."""
+
+import pytest
+
+pytest.register_assert_rewrite("crowd", "ends", "places", "programs", "real_server")
