@@ -482,7 +482,7 @@ def test_a_worker_that_hangs_is_replaced(machine: Machine) -> None:
         hung, well = workers(machine)
         machine.run(f"kill -STOP {hung}")
         journal_line(machine, since, f"^worker {hung} has hung ")
-        journal_line(machine, since, f"^worker {hung} was killed by signal 9; ")  # stopped, it heeds no other
+        journal_line(machine, since, f"^worker {hung} was killed by signal 9; ")
         await_output(machine, f"pgrep --parent {main_pid(machine)} --count", "^2$")
         assert hung not in workers(machine) and well in workers(machine)
         assert all(fetches(curl(machine)) for _ in range(10))
