@@ -78,7 +78,7 @@ CONFIGURE = shown("README.md", "/etc/default/muonsocks")
 PATH_OF_CLONE = shown("README.md", "PATH=$PWD/bin")
 ADD_USER = shown("README.md", "getpass")
 HAND_ON_USERS = shown("README.md", "muonsocks-users.conf")
-LOG = shown("README.md", "journalctl")
+LOG = shown("README.md", "journalctl -t")
 POLICIES = [
     shown("README.md", "*.onion"),
     shown("socks-handshake.1", "cat > policy") + shown("socks-handshake.1", "./policy"),
@@ -86,6 +86,19 @@ POLICIES = [
 HASHES = [shown("muonsocks.7", "getpass"), ADD_USER.partition("\n")[2].replace(">>", "#")]
 TCPSERVERS = [shown("README.md", "tcpserver"), shown("muonsocks.7", "tcpserver")]
 SOCATS = [shown("README.md", "socat -t"), shown("muonsocks.7", "socat -t")]
+RESIDENT = shown("muonsocks.8", "muonsocks\n")
+RESIDENTS_WITH_USERS = [
+    shown("README.md", "muonsocks --users"),
+    shown("muonsocks.8", "muonsocks --users"),
+]
+UNDER_S6 = shown("muonsocks.8", "#!/bin/sh")
+ENABLE_RESIDENT = [
+    shown("README.md", "enable --now muonsocks-resident"),
+    shown("muonsocks.8", "enable --now muonsocks-resident"),
+]
+RELOADS = [shown("README.md", "systemctl reload"), shown("muonsocks.8", "systemctl reload")]
+STATUS = shown("muonsocks.8", "StatusText")
+FIELDS = [shown("README.md", "SOCKS_TARGET"), shown("muonsocks.8", "SOCKS_TARGET")]
 PLAIN_SERVERS = [
     shown("socks-inetd.1", "127.0.0.1:1080 socks-inetd"),
     shown("muonsocks.7", "systemd-socket-activate"),
@@ -96,7 +109,7 @@ ALL_TO_ONE_PLACE = shown("socks-relay.1", "socks-handshake socks-relay")
 POLICY_BY_USER = shown("socks-relay.1", "private.rules")
 LINE_OF_REQUEST = shown("socks-handshake.1", "grep")
 WITH_USERS = [
-    shown("README.md", "-w 192.0.2.0/24"),
+    shown("README.md", "socks-inetd --users"),
     shown("socks-inetd.1", "-w 192.0.2.0/24"),
 ]
 CURL_WITH_PASSWORD = shown("socks-inetd.1", "alice:secret")
@@ -270,8 +283,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.fixture
 def machine(installed: Machine) -> Machine:
     """That machine, with muonsocks unconfigured."""
-    drop_in = "/etc/systemd/system/muonsocks@.service.d"
-    installed.run(f"rm -rf /etc/muonsocks /etc/default/muonsocks {drop_in}")
+    drop_ins = "/etc/systemd/system/muonsocks@.service.d"
+    drop_ins += " /etc/systemd/system/muonsocks-resident.service.d"
+    installed.run(f"rm -rf /etc/muonsocks /etc/default/muonsocks* {drop_ins}")
     return installed
 
 
@@ -357,6 +371,36 @@ def test_users_and_trusted_networks(machine: Machine, text: str) -> None:
         assert "auth" in fetch(machine, "http://www.example.com/")
         trusted = "--interface 192.0.2.5 --socks5-hostname 192.0.2.1:1080"
         assert fetch(machine, "http://www.example.com/", trusted) == WWW
+
+
+def test_resident(machine: Machine) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        for address in ("127.0.0.1", "[::1]"):
+            proxy = f"--socks5-hostname {address}:1080"
+            assert fetch(machine, "http://www.example.com/", proxy) == WWW
+            assert "(2)" in fetch(machine, "http://localhost:8888/", proxy)
+
+
+@pytest.mark.parametrize("text", RESIDENTS_WITH_USERS, ids=["README.md", "muonsocks.8"])
+def test_resident_with_users(machine: Machine, text: str) -> None:
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
+    with serving(machine, text, "1080"):
+        alice = "-x socks5h://alice:secret@127.0.0.1"
+        assert fetch(machine, "http://www.example.com/", alice) == WWW
+        assert "auth" in fetch(machine, "http://www.example.com/")
+        trusted = "--interface 192.0.2.5 --socks5-hostname 192.0.2.1:1080"
+        assert fetch(machine, "http://www.example.com/", trusted) == WWW
+
+
+def test_resident_under_s6(machine: Machine) -> None:
+    machine.put("/srv/run", UNDER_S6, mode=0o755)
+    with serving(machine, "exec 3>/run/ready; exec /srv/run", "1080"):
+        machine.run("until test -s /run/ready; do sleep 0.02; done", timeout=20)
+        assert machine.run("cat /run/ready").stdout == "\n"
+        trusted = "--interface 192.0.2.5 --socks5-hostname 192.0.2.1:1080"
+        assert fetch(machine, "http://www.example.com/", trusted) == WWW
+        stranger = "--interface 10.1.2.3 --socks5-hostname 192.0.2.1:1080"
+        assert "(97)" in fetch(machine, "http://www.example.com/", stranger)
 
 
 def test_rules_of_the_readme(machine: Machine) -> None:
@@ -551,6 +595,41 @@ def test_unit_and_who_has_authenticated_once(machine: Machine) -> None:
     assert machine.run("ls /var/lib/muonsocks/auth-once").stdout == "127.0.0.1\n"
 
 
+@pytest.mark.parametrize("text", ENABLE_RESIDENT, ids=["README.md", "muonsocks.8"])
+def test_resident_unit(machine: Machine, text: str) -> None:
+    since = machine.run("date +@%s.%6N").stdout.strip()
+    paste(machine, text)
+    try:
+        assert machine.run("systemctl is-active muonsocks.socket", check=False).returncode != 0
+        assert fetch(machine, "http://www.example.com/") == WWW
+        paste(machine, CONFIGURE)
+        machine.run("systemctl restart muonsocks-resident.service")
+        assert "(2)" in fetch(machine, "telnet://www.example.com:25/")
+        machine.put("/etc/muonsocks/rules", "deny www.example.com\n")
+        for reload in RELOADS:
+            paste(machine, reload)
+        await_log(machine, "^reloaded", f"journalctl --since={since} -o cat")
+        assert "(2)" in fetch(machine, "http://www.example.com/")
+        assert "connections: " in paste(machine, STATUS)
+        for find in FIELDS:
+            await_log(machine, "connected client=.*www.example.com", find.splitlines()[0])
+        assert "target=www.example.com:80 reply=2" in paste(machine, FIELDS[1])
+    finally:
+        machine.run("systemctl disable --now muonsocks-resident.socket")
+
+
+def test_resident_unit_with_users(machine: Machine) -> None:
+    paste(machine, ADD_USER, input="secret\n")
+    paste(machine, HAND_ON_USERS)
+    paste(machine, ENABLE_RESIDENT[0])
+    try:
+        alice = "-x socks5h://alice:secret@127.0.0.1"
+        assert fetch(machine, "http://www.example.com/", alice) == WWW
+        assert "auth" in fetch(machine, "http://www.example.com/")
+    finally:
+        machine.run("systemctl disable --now muonsocks-resident.socket")
+
+
 def test_unit_with_a_policy(machine: Machine) -> None:
     setting, _, _ = POLICIES[0].rpartition("systemd-socket-activate")
     paste(machine, f"{setting}install -D -t /etc/muonsocks policy")
@@ -564,7 +643,7 @@ def test_unit_with_a_policy(machine: Machine) -> None:
 
 def test_removal(machine: Machine) -> None:
     """The last one: what it removes, the others need."""
-    there = "cd /usr/local; ls bin/socks-* lib/systemd/system/muonsocks* share/man/man1/socks-*"
+    there = "cd /usr/local; ls bin/*socks* lib/systemd/system/muonsocks* share/man/man?/*socks*"
     machine.run(there)
     paste(machine, REMOVE)
     assert machine.run(there, check=False).stdout == ""

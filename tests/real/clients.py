@@ -1,4 +1,4 @@
-"""A private network for clients that go through socks-inetd: a web server, sshd and the proxy.
+"""A private network for clients that go through a proxy: a web server, sshd and the proxy.
 
     with network() as net:
         net.run(["curl", "--socks5", net.proxy, f"http://{net.web}/"])
@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOCKS_INETD = str(ROOT / "bin" / "socks-inetd")
+SOCKS_INETD, MUONSOCKS = str(ROOT / "bin" / "socks-inetd"), str(ROOT / "bin" / "muonsocks")
 TARGET, TARGET6 = "192.0.2.1", "2001:db8::1"
 NAME = "target.example"  # /etc/hosts of the network has it
 SECONDS = 60
@@ -42,6 +42,10 @@ mkdir /run/sshd
 echo ready
 exec sleep 600
 """
+
+
+# What serves: a process for each connection (0), or so many workers that stay.
+SERVERS = {"socks-inetd": 0, "muonsocks, 1 worker": 1, "muonsocks, 3 workers": 3}
 
 
 def missing(*programs: str) -> str | None:
@@ -121,8 +125,7 @@ class Network:
                 stdout=log,
                 stderr=log,
             )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
+        stack.callback(_end, process)
         deadline = time.monotonic() + SECONDS
         while True:
             try:
@@ -158,13 +161,16 @@ class Network:
         return result
 
     def proxy(
-        self, stack: contextlib.ExitStack, host: str, port: int, options: list[str]
-    ) -> tuple[str, int]:
-        """Run socks-inetd for whoever connects to an address."""
-        listen = f"--listen={f'[{host}]' if ':' in host else host}:{port}"
-        command = ["systemd-socket-activate", "--accept", "--inetd", listen, SOCKS_INETD, *options]
-        self.start(stack, command, (host, port))
-        return host, port
+        self, stack: contextlib.ExitStack, server: str, at: tuple[str, int], options: list[str]
+    ) -> None:
+        """Run one of SERVERS for whoever connects to an address."""
+        host, port = at
+        if SERVERS[server]:
+            command = [MUONSOCKS, f"--workers={SERVERS[server]}", f"-i{host}", f"-p{port}"]
+        else:
+            listen = f"--listen={f'[{host}]' if ':' in host else host}:{port}"
+            command = ["systemd-socket-activate", "--accept", "--inetd", listen, SOCKS_INETD]
+        self.start(stack, [*command, *options], at)
 
     def serve_web(self, stack: contextlib.ExitStack) -> None:
         """Serve the web at both targets."""
@@ -178,6 +184,17 @@ class Network:
             thread.start()
             stack.callback(thread.join)
             stack.callback(server.shutdown)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server, and let it end what it has started."""
+    process.terminate()
+    try:
+        process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
 
 
 @contextlib.contextmanager

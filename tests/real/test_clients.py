@@ -1,4 +1,4 @@
-"""Clients as people use them, through socks-inetd behind systemd-socket-activate."""
+"""Clients as people use them, through a process for each connection and servers that stay."""
 
 import contextlib
 import hashlib
@@ -14,20 +14,26 @@ PYTHON = "/usr/bin/python3"
 PLAIN, GUARDED, PLAIN6 = ("127.0.0.1", 1080), ("127.0.0.1", 1081), ("::1", 1080)
 MUCH = 32 << 20  # bytes
 
-pytestmark = pytest.mark.xdist_group("clients")  # one network for all
+EACH_SERVER = [
+    pytest.param(server, marks=pytest.mark.xdist_group(f"clients of {server}"))  # a network each
+    for server in clients.SERVERS
+]
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+@pytest.fixture(scope="module", params=EACH_SERVER)
+def net(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Network]:
+    server = request.param
     if reason := clients.missing("unshare", "nsenter", "ip", "systemd-socket-activate"):
         pytest.skip(reason)
     work = tmp_path_factory.mktemp("clients")
     users = work / "users"
     users.write_text("alice:secret\n")
     with clients.network(work) as net, contextlib.ExitStack() as stack:
-        net.proxy(stack, *PLAIN, ["-v"])
-        net.proxy(stack, *GUARDED, [f"--users={users}"])
-        net.proxy(stack, *PLAIN6, [])
+        net.proxy(stack, server, PLAIN, ["-v"])
+        net.proxy(stack, server, GUARDED, [f"--users={users}"])
+        net.proxy(stack, server, PLAIN6, [])
         yield net
     assert "Traceback" not in net.log and "this is a bug" not in net.log
 
@@ -263,7 +269,20 @@ sock.sendall(b"GET /100000 HTTP/1.0\\r\\n\\r\\n")
 data = b"".join(iter(lambda: sock.recv(65536), b""))
 sys.stdout.buffer.write(data.partition(b"\\r\\n\\r\\n")[2])
 """
-LIBRARIES = {"socks": PYSOCKS, "python_socks": PYTHON_SOCKS}
+AIOHTTP_SOCKS = """
+import asyncio, aiohttp, sys
+from aiohttp_socks import ProxyConnector, ProxyType
+kind, host, port, proxy_host, proxy_port, user, password, rdns = sys.argv[1:]
+async def main():
+    connector = ProxyConnector(getattr(ProxyType, kind), proxy_host, int(proxy_port), user or None,
+                               password or None, rdns == "yes")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/100000"
+    async with aiohttp.ClientSession(connector=connector) as session:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(30)) as answer:
+            sys.stdout.buffer.write(await answer.read())
+asyncio.run(main())
+"""
+LIBRARIES = {"socks": PYSOCKS, "python_socks": PYTHON_SOCKS, "aiohttp_socks": AIOHTTP_SOCKS}
 
 
 @pytest.mark.parametrize("module", LIBRARIES)
@@ -301,12 +320,14 @@ def test_library(
     assert (done.returncode == 0) == works
 
 
-def test_the_log(net: Network) -> None:
+def test_the_log(net: Network, request: pytest.FixtureRequest) -> None:
     """Each connection has its two lines, with who and where."""
     need("curl")
+    program = request.node.callspec.params["net"].partition(",")[0]
     port = net.web[TARGET]
     done = net.run([*CURL, "--socks5-hostname", at(PLAIN), url(net, NAME, 1234)])
     assert done.stdout == body(1234)
     lines = [line for line in net.log.splitlines() if f"target={NAME}:{port} " in line]
     assert any(f" address={TARGET}:{port}" in line for line in lines)
+    assert all(f" {program}[" in line for line in lines)
     assert all(" client=127.0.0.1:" in line or " client=[::1]:" in line for line in lines)

@@ -55,13 +55,13 @@ def test_systemd_is_told(told: Read) -> None:
     notifier.status("connections: 1 open")  # no news
     notifier.status("connections: 2 open")
     notifier.alive()
-    notifier.stopping()
+    notifier.stopping(40)
     assert told() == [
         "READY=1",
         "STATUS=connections: 1 open",
         "STATUS=connections: 2 open",
         "WATCHDOG=1",
-        "STOPPING=1",
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000",
     ]
 
 
@@ -105,7 +105,7 @@ def test_nobody_is_told() -> None:
     notifier.reloading()
     notifier.status("all is well")
     notifier.alive()
-    notifier.stopping()
+    notifier.stopping(40)
     notifier.close()
 
 
@@ -114,7 +114,7 @@ def test_systemd_that_does_not_listen(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     notifier = Notifier()
     notifier.ready()
-    notifier.stopping()
+    notifier.stopping(40)
 
 
 def test_a_descriptor_is_told_once_and_closed() -> None:
@@ -147,7 +147,7 @@ def test_a_child_closes_it_without_a_word(told: Read) -> None:
         notifier.close()
         assert os.read(reader, 10) == b""
         notifier.ready()
-        notifier.stopping()
+        notifier.stopping(40)
         notifier.close()
         os.close(reader)
     assert told() == []

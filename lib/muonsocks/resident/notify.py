@@ -79,6 +79,9 @@ class Notifier:
         """Say that configuration is being read again; `ready` says that it has been."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
 
-    def stopping(self) -> None:
-        """Say that no more clients are taken."""
-        self._tell("STOPPING=1")
+    def stopping(self, seconds: float) -> None:
+        """Say that no more clients are taken, and how long it may take to finish with the others.
+
+        systemd waits for that long even if its TimeoutStopSec= is shorter.
+        """
+        self._tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")

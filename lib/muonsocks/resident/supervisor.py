@@ -218,7 +218,7 @@ class Supervisor:
             child.orders.post(CUT_NOW if again else DRAIN)
         self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
-            self._notifier.stopping()
+            self._notifier.stopping(self._plan.drain + 2 * _GRACE)
             for listener in self._listeners:
                 listener.close()
 
