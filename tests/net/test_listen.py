@@ -57,11 +57,13 @@ def test_a_port_can_be_taken_again_at_once() -> None:
     """Though connections of the last time are still in TIME_WAIT."""
 
     def check() -> None:
-        with closing(listen_on(LOOPBACK, 1080)) as listener:
-            with socket.create_connection(("127.0.0.1", 1080)) as client:
-                fd, _ = listener._accept()
-                os.close(fd)  # first: it is the one that waits
-                assert client.recv(1) == b""
+        with (
+            closing(listen_on(LOOPBACK, 1080)) as listener,
+            socket.create_connection(("127.0.0.1", 1080)) as client,
+        ):
+            fd, _ = listener._accept()
+            os.close(fd)  # first: it is the one that waits
+            assert client.recv(1) == b""
         listen_on(LOOPBACK, 1080).close()
 
     in_own_network(check)

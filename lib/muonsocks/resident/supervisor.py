@@ -355,6 +355,8 @@ class Supervisor:
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             loop.run(self._work(Stream(loop, channel.fileno(), socket=channel), worker))
             status = 0
+        except ConnectionError:
+            pass  # the supervisor is gone already, and has said why
         except (UsageError, OSError) as error:
             self._log.error(in_one_line(error))
         except BaseException as error:
