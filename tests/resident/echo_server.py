@@ -55,6 +55,9 @@ class Echo:
             raise ValueError("wrong")
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if HOW.startswith("waits for "):
+            with open(HOW.removeprefix("waits for "), "rb") as file:
+                file.read()  # a FIFO
         if HOW == "dies soon":
             loop.call_later(0.02, lambda: os._exit(3))
 
