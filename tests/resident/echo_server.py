@@ -12,6 +12,7 @@ import signal
 import sys
 import types
 from _socket import socket
+from collections.abc import Callable
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../lib"))
 import site

@@ -158,7 +158,6 @@ WRONG = {
     ("-i", "::1", "argument"): "the arguments do not fit; see --help",
     ("--no-such",): "there is no option --no-such; see --help",
     ("-U", "alice"): "-U and -P go together; or use --users FILE",
-    ("-w", "10.0.0.0/8"): "-w is for when there are users; use --users FILE or -U and -P too",
 }
 
 
