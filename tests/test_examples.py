@@ -118,7 +118,12 @@ STATE_FOR_UNIT = shown("muonsocks.7", "StateDirectory")
 STATE_FOR_INETD = shown("muonsocks.7", "useradd")
 INETD_LINE_WITH_STATE = shown("muonsocks.7", "nowait.2000 muonsocks")
 XINETD = shown("README.md", "xinetd")
-ENABLE = shown("muonsocks.7", "systemctl enable")
+ENABLE = shown("muonsocks.7", "--now muonsocks.socket\n")
+ENABLE_RELAY = [
+    shown("README.md", "systemctl enable --now muonsocks-relay.socket"),
+    shown("muonsocks.7", "--now muonsocks.socket muonsocks-relay.socket"),
+]
+WITH_RELAY = [shown("README.md", "--relay="), shown("socks-relay.1", "--relay=")]
 JOURNAL = shown("muonsocks.7", "journalctl")
 WITH_RULES = shown("README.md", "cat > /etc/muonsocks/rules")
 TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
@@ -461,6 +466,16 @@ def test_policy_by_user(machine: Machine) -> None:
         assert "(2)" in fetch(machine, "http://203.0.113.1:22/", bob)
 
 
+@pytest.mark.parametrize("text", WITH_RELAY, ids=["README.md", "socks-relay.1"])
+def test_resident_relay(machine: Machine, text: str) -> None:
+    with serving(machine, text, "1080"):
+        machine.run("until test -S /run/socks-relay.socket; do sleep 0.02; done", timeout=20)
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, r"socks-inetd\[[0-9]+\]: connected client=127\.0\.0\.1:[0-9]+ ")
+        await_log(machine, r"socks-relay\[[0-9]+\]: closed client=127\.0\.0\.1:.* end=closed")
+    machine.run("rm /run/socks-relay.socket")
+
+
 @needs("tcpserver")
 @pytest.mark.parametrize("text", TCPSERVERS, ids=["README.md", "muonsocks.7"])
 def test_tcpserver(machine: Machine, text: str) -> None:
@@ -528,7 +543,8 @@ def unit(machine: Machine) -> Iterator[None]:
     try:
         yield
     finally:
-        machine.run("systemctl stop muonsocks.socket 'muonsocks@*'")
+        machine.run("systemctl stop muonsocks.socket muonsocks-relay.socket 'muonsocks@*'")
+        machine.run("systemctl stop muonsocks-relay.service")
 
 
 def test_unit(machine: Machine) -> None:
@@ -540,6 +556,17 @@ def test_unit(machine: Machine) -> None:
         for text in (LOG, JOURNAL):
             lines = r"client=127\.0\.0\.1:[0-9]+ .*target=www.example.com:80 .*end=closed"
             await_log(machine, lines, text.strip())
+
+
+@pytest.mark.parametrize("text", ENABLE_RELAY, ids=["README.md", "muonsocks.7"])
+def test_unit_with_relay(machine: Machine, text: str) -> None:
+    with unit(machine):
+        paste(machine, text)
+        closed = r"grep -c 'socks-relay\[[0-9]*\]: closed client=127.0.0.1:.* end=closed'"
+        count = f"{JOURNAL.strip()} | {closed}"
+        before = int(machine.run(count, check=False).stdout)
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, f"^{before + 1}$", count)
 
 
 def test_unit_with_options_and_users(machine: Machine) -> None:

@@ -36,7 +36,11 @@ PURE = {
     "muonsocks.socketbox",
     "muonsocks.socketbox.rules",
 }
-IMPURE_IN_SOCKS = {"muonsocks.socks.auth_once", "muonsocks.socks.session"}
+IMPURE_IN_SOCKS = {
+    "muonsocks.socks.auth_once",
+    "muonsocks.socks.handover",
+    "muonsocks.socks.session",
+}
 # Functions of their arguments and of nothing else: no clock, no descriptor, no environment.
 PURE_STDLIB = {
     "__future__",

@@ -236,6 +236,31 @@ def test_socks_handshake_and_socks_relay() -> None:
     held_to_the_list(modules)
 
 
+def test_a_connection_that_is_handed_over(tmp_path: Path) -> None:
+    """The test is the relay, and takes it."""
+    modules: set[str] = set()
+    path = str(tmp_path / "relay")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as relay:
+        relay.bind(path)
+        relay.listen()
+        relay.settimeout(SECONDS)
+        with served(
+            ["/usr/bin/env", f"SOCKS_RELAY={path}", *program("socks-inetd")], modules
+        ) as connection:
+            connection.ask(b"\x05\x01\x00", b"\x05\x00")
+            connection.ask(socks5(TARGET, connection.port), b"\x05\x00\x00\x01")
+            with relay.accept()[0] as passage:
+                passage.settimeout(SECONDS)
+                offer, fds, _, _ = socket.recv_fds(passage, 1 << 16, 2)
+                assert offer.startswith(b"OFFER 1\n")
+                for fd in fds:
+                    os.close(fd)
+                passage.send(b"TAKEN")
+                assert passage.recv(100) == b"GO"
+    assert "muonsocks.socks.handover" in modules
+    held_to_the_list(modules)
+
+
 def test_an_import_is_seen() -> None:
     log = subprocess.run([*PYTHON, "-c", "import re"], capture_output=True, text=True).stderr
     assert {"re", "enum", "functools"} <= imported(log) - imported_by_nothing()

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("conformance", "ends", "faults", "places")
+pytest.register_assert_rewrite("conformance", "ends", "faults", "nameserver", "places")

@@ -18,7 +18,8 @@ from places import descriptor_limit, in_own_network, root_only, sh
 from muonsocks.address import Endpoint, format_address, parse_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.net import dial as dial_module
-from muonsocks.net.dial import Candidate, Dialler, dial_unix, interleaved, most_telling, resolve
+from muonsocks.net import names
+from muonsocks.net.dial import Candidate, Dialler, dial_unix, interleaved, most_telling
 from muonsocks.net.loop import _EVERYTHING, Loop
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Task
@@ -103,7 +104,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
             for address in addresses
         ]
 
-    monkeypatch.setattr(dial_module, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(names, "getaddrinfo", getaddrinfo)
 
 
 class Call:
@@ -432,7 +433,7 @@ def test_dial_timeout_is_for_the_look_up_too(monkeypatch: pytest.MonkeyPatch) ->
         os.read(reader, 1)
         return []
 
-    monkeypatch.setattr(dial_module, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(names, "getaddrinfo", getaddrinfo)
     Call(Dialler(dial_timeout=0.05), Endpoint("name", 80)).failed(NameNotResolved, None)
     os.write(writer, b"x")
     os.close(writer)
@@ -494,7 +495,7 @@ def test_look_up_that_fails(monkeypatch: pytest.MonkeyPatch, number: int) -> Non
     def getaddrinfo(*_: object) -> list[object]:
         raise socket.gaierror(number, "reason")
 
-    monkeypatch.setattr(dial_module, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(names, "getaddrinfo", getaddrinfo)
     call = Call(Dialler(), Endpoint("name", 80))
     call.failed(NameNotResolved)
     assert isinstance(call.error, OSError)
@@ -650,15 +651,45 @@ def test_real_names(tmp_path: Path) -> None:
     in_own_network(run)
 
 
-def test_scope_of_a_link_local_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    def getaddrinfo(*_: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET6, 1, 6, "", ("fe80::1%lo", 0, 0, 1))]
-
-    monkeypatch.setattr(dial_module, "getaddrinfo", getaddrinfo)
-    loop = Loop()
-    [candidate] = loop.run(resolve(loop, Endpoint("name", 80)))
+def test_scope_of_a_link_local_address() -> None:
+    candidate = Candidate(parse_address("fe80::1") or b"", 80, 1)
     assert candidate.sockaddr == ("fe80::1", 80, 0, 1)
-    loop.close()
+
+
+@root_only()
+def test_link_local_address_that_names_its_interface() -> None:
+    """It is a name to us, which getaddrinfo knows: without its scope there is no way there."""
+
+    def run() -> None:
+        sh("ip addr add fe80::1/64 dev lo nodad")
+        with socket.socket(socket.AF_INET6) as listener:
+            listener.bind(("fe80::1", 0, 0, socket.if_nametoindex("lo")))
+            listener.listen()
+            there = Endpoint("fe80::1%lo", listener.getsockname()[1])
+            assert Call(Dialler(), there).address == "fe80::1"
+
+    in_own_network(run)
+
+
+def test_another_way_to_look_up(network: Network) -> None:
+    """Of what it gives, families and scopes are heeded; what it raises passes."""
+    network.listener(V4)
+    asked: list[str] = []
+
+    async def lookup(host: str) -> list[tuple[bytes, int]]:
+        asked.append(host)
+        if host == "nobody":
+            raise NameNotResolved("nobody: gone")
+        if host == "broken":
+            raise OSError(errno.EIO, "broken")
+        return [(bytes(15) + b"\1", 0), (bytes((127, 0, 0, 1)), 0)]
+
+    dialler = Dialler(4, lookup=lookup)
+    assert Call(dialler, Endpoint("name", network.port)).address == V4
+    assert Call(dialler, Endpoint(V4, network.port)).address == V4
+    Call(dialler, Endpoint("nobody", network.port)).failed(NameNotResolved, None)
+    Call(dialler, Endpoint("broken", network.port)).failed(OSError, errno.EIO)
+    assert asked == ["name", "nobody", "broken"]
 
 
 # Unix sockets
@@ -852,7 +883,7 @@ def test_no_cycles(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, 1, 6, "", (address, 0)) for address in answers[name]]
 
-    monkeypatch.setattr(dial_module, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(names, "getaddrinfo", getaddrinfo)
     ends: list[str] = []
 
     async def one(loop: Loop, number: int) -> None:

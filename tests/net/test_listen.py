@@ -244,3 +244,43 @@ def test_who_is_on_this_host() -> None:
                 assert is_for_this_host(sock) == (address in OWN), address
 
     in_own_network(check)
+
+
+# Unix sockets of messages
+
+
+def test_a_socket_file_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listen_at(path).close()
+    with closing(listen_at(path)) as listener, socket.socket(socket.AF_UNIX, 5) as client:
+        client.connect(path)
+        os.close(listener._accept()[0])
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
+def test_one_that_somebody_serves_is_left(tmp_path: Path, kind: int) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(path)
+        other.listen()
+        before = os.lstat(path).st_ino
+        with pytest.raises(OSError) as raised:
+            listen_at(path)
+        assert (raised.value.errno, raised.value.filename) == (errno.EADDRINUSE, path)
+        assert os.lstat(path).st_ino == before
+
+
+def test_an_abstract_name_that_is_taken() -> None:
+    name = f"@muonsocks-test-{os.getpid()}"
+    with closing(listen_at(name)), pytest.raises(OSError) as raised:
+        listen_at(name)
+    assert raised.value.errno == errno.EADDRINUSE
+
+
+def test_any_other_file_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(OSError) as raised:
+        listen_at(str(path))
+    assert raised.value.errno == errno.EADDRINUSE
+    assert path.read_text() == "precious"

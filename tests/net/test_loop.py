@@ -399,6 +399,34 @@ def test_call_soon_in_its_order_and_each_once(loop: Loop) -> None:
     assert calls == list(range(5))
 
 
+@pytest.mark.parametrize("whence", ["event", "timer", "soon"])
+def test_call_soon_is_once_from_wherever(loop: Loop, whence: str) -> None:
+    """Also for a handler, in a round that had nothing to do soon."""
+    order: list[str] = []
+    reader, writer = os.pipe()
+
+    def ask(_: int = 0) -> None:
+        loop.call_soon(lambda: order.append("soon"))
+        order.append("asked")
+
+    async def main() -> None:
+        if whence == "event":
+            loop.register(reader, ask)
+            loop.call_later(0.001, lambda: os.write(writer, b"!") and None)
+        elif whence == "timer":
+            loop.call_later(0.001, ask)
+        else:
+            loop.call_soon(ask)
+        await loop.sleep(0.01)
+        await loop.sleep(0.01)
+
+    loop.run(main())
+    assert order == ["asked", "soon"]
+    loop.unregister(reader)
+    os.close(reader)
+    os.close(writer)
+
+
 # Tasks
 
 

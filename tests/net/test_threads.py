@@ -1,6 +1,8 @@
 """Calls in threads: what they return or raise, and what if the loop or the system is not there."""
 
+import ctypes
 import errno
+import os
 import threading
 from collections.abc import Iterator
 
@@ -95,6 +97,7 @@ def test_nobody_waits_any_more(loop: Loop) -> None:
 
 
 def test_loop_is_closed_meanwhile() -> None:
+    """A thread that is done later leaves the eventfd alone: its number may be another's then."""
     go_on, done = threading.Event(), threading.Event()
     complaints: list[object] = []
 
@@ -119,17 +122,182 @@ def test_loop_is_closed_meanwhile() -> None:
         patch.setattr(threads.Threads, "_serve", serve)
         loop = Loop()
         loop.run(main())
+        assert loop._threads is not None
+        number = loop._threads._signal
         loop.close()
+        other = os.eventfd(0, os.EFD_NONBLOCK)
+        assert other == number or os.dup2(other, number)
         go_on.set()
         assert done.wait(PATIENCE)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(number)
+        for fd in {other, number}:
+            os.close(fd)
     assert not complaints
 
 
-def test_no_thread_can_be_started(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+class Gate:
+    """A function for threads that waits until it is opened, and counts who is in it."""
 
-    monkeypatch.setattr(threads, "start_new_thread", start)
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self._lock = threading.Lock()
+        self._inside = 0
+        self.most = 0
+        self.came: list[object] = []
+
+    def enter(self, name: object = None) -> None:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+            self.came.append(name)
+        assert self._opened.wait(PATIENCE)
+        with self._lock:
+            self._inside -= 1
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def has(self, loop: Loop, count: int) -> None:
+        """Wait until so many have come."""
+        with loop.deadline(PATIENCE):
+            while len(self.came) < count:
+                await loop.sleep(0.001)
+
+
+@pytest.mark.parametrize("kind", ["waiting", "computing"])
+def test_no_more_at_once_than_a_bound(loop: Loop, kind: str) -> None:
+    """The rest waits, without a thread, and comes in order when there is room."""
+    bound = {"waiting": threads.MOST, "computing": len(os.sched_getaffinity(0))}[kind]
+    gate, over = Gate(), Mailbox()
+    count = 2 * bound + 3
+
+    async def one(number: int) -> None:
+        call = loop.in_thread if kind == "waiting" else loop.compute
+        await call(gate.enter, number)
+        over.post(number)
+
+    async def main() -> None:
+        before = threading_count()
+        for number in range(count):
+            loop.spawn(one(number), pytest.fail)
+        await gate.has(loop, bound)
+        assert threading_count() - before == bound
+        if kind == "computing":
+            assert await loop.in_thread(divmod, 7, 2) == (3, 1)  # is in nobody's way
+        gate.open()
+        with loop.deadline(PATIENCE):
+            assert sorted([await over.take() for _ in range(count)]) == list(range(count))
+
+    loop.run(main())
+    assert sorted(gate.came[:bound]) == list(range(bound))  # type: ignore[type-var]
+    assert gate.most == bound
+
+
+def threading_count() -> int:
+    """How many threads this process has, whoever has started them."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_call_that_nobody_waits_for_any_more_is_not_begun(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "MOST", 1)
+    gate, calls = Gate(), list[str]()
+
+    async def hold() -> None:
+        await loop.in_thread(gate.enter)
+
+    async def main() -> None:
+        holder = loop.spawn(hold(), pytest.fail)
+        with pytest.raises(TimeoutError), loop.deadline(0.001):
+            await loop.in_thread(calls.append, "never")
+        gate.open()
+        await loop.in_thread(calls.append, "afterwards")
+        assert holder.is_over
+
+    loop.run(main())
+    assert calls == ["afterwards"]
+
+
+@pytest.mark.parametrize("kind", ["waiting", "computing"])
+def test_call_that_has_begun_keeps_its_turn(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its thread and its memory are in use, whether its task still waits or not."""
+    monkeypatch.setattr(threads, "MOST", 1)
+    monkeypatch.setattr(threads, "sched_getaffinity", lambda _: {0})
+    gate = Gate()
+
+    async def main() -> None:
+        call = loop.in_thread if kind == "waiting" else loop.compute
+        with pytest.raises(TimeoutError), loop.deadline(0.01):
+            await call(gate.enter)
+        with pytest.raises(TimeoutError), loop.deadline(0.01):
+            await call(gate.enter)
+        await gate.has(loop, 1)
+        gate.open()
+        await call(gate.enter)
+
+    loop.run(main())
+    assert gate.most == 1
+    assert len(gate.came) == 2
+
+
+def test_failed_calls_give_their_turns_back(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MOST", 1)
+
+    def fail() -> None:
+        raise LookupError
+
+    async def main() -> None:
+        for _ in range(3):
+            with pytest.raises(LookupError):
+                await loop.in_thread(fail)
+            with monkeypatch.context() as patch, pytest.raises(OSError):
+                patch.setattr(threads, "start_new_thread", refuse)
+                await loop.in_thread(str)
+        with loop.deadline(PATIENCE):
+            await loop.in_thread(str)
+
+    loop.run(main())
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_stacks_are_small_and_only_ours(loop: Loop) -> None:
+    """Nobody else's threads are changed."""
+
+    def stack() -> int:
+        """How large this thread's stack may grow, in KiB."""
+        library = ctypes.CDLL(None)
+        attributes = ctypes.create_string_buffer(64)
+        library.pthread_self.restype = ctypes.c_ulong
+        size = ctypes.c_size_t()
+        assert not library.pthread_getattr_np(ctypes.c_ulong(library.pthread_self()), attributes)
+        assert not library.pthread_attr_getstacksize(attributes, ctypes.byref(size))
+        library.pthread_attr_destroy(attributes)
+        return size.value >> 10
+
+    others: list[int] = []
+
+    def other() -> None:
+        others.append(stack())
+
+    async def main() -> None:
+        assert await loop.in_thread(stack) == 256
+
+    loop.run(main())
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert others[0] > 256
+
+
+def test_no_thread_can_be_started(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "start_new_thread", refuse)
 
     async def main() -> None:
         with pytest.raises(OSError) as told:
@@ -142,7 +310,14 @@ def test_no_thread_can_be_started(loop: Loop, monkeypatch: pytest.MonkeyPatch) -
 def test_no_cycles(loop: Loop) -> None:
     """What a call raised holds no way back to itself."""
 
+    late, go_on = threading.Event(), threading.Semaphore(0)
+
     def fail() -> None:
+        raise LookupError
+
+    def fail_late() -> None:
+        go_on.acquire(timeout=PATIENCE)
+        late.set()
         raise LookupError
 
     async def main() -> None:
@@ -151,6 +326,14 @@ def test_no_cycles(loop: Loop) -> None:
                 await loop.in_thread(fail)
             except LookupError:
                 pass
+            try:
+                with loop.deadline(0.001):
+                    await loop.in_thread(fail_late)
+            except TimeoutError:
+                pass
+            go_on.release()
+            late.wait(PATIENCE)
+            late.clear()
             await loop.in_thread(str)
 
     with no_garbage():

@@ -20,7 +20,8 @@ from pathlib import Path
 from nspawn import Machine
 
 UNIT = Path(__file__).parents[2] / "units" / "muonsocks@.service"
-BARE = ("EnvironmentFile", "ExecStart", "StandardInput", "StandardError", "SuccessExitStatus")
+BARE = ("Environment", "EnvironmentFile", "ExecStart", "StandardInput", "StandardError")
+BARE += ("SuccessExitStatus",)
 FIRST_PORT = 2000
 
 CLIENT = """

@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,10 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.socks import session
 from muonsocks.socks.auth_once import AuthOnce
+from muonsocks.socks.request import Credentials
 from muonsocks.socks.rules import Rules, parse_rules
 from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
-from muonsocks.socks.users import parse_users
+from muonsocks.socks.users import ScryptHash, Users, parse_users
 
 SECONDS = 10  # for whatever takes milliseconds on a machine that is not busy
 
@@ -474,6 +476,68 @@ def test_with_users(book: str, hashed: bool) -> None:
     users = parse_users(content, "users")
     assert users.hashed == hashed
     Play(Access(users)).perform(GUARDED[book])
+
+
+class SlowUsers(Users):
+    """Users whose passwords take until `go_on` to be hashed; knows how many did at once."""
+
+    def __init__(self) -> None:
+        super().__init__({b"alice": ScryptHash(HASHED.strip().partition(b":")[2])})
+        self.go_on = threading.Event()
+        self._lock = threading.Lock()
+        self.now = self.most = 0
+
+    def accept(self, given: Credentials) -> bool:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.go_on.wait(SECONDS)
+        with self._lock:
+            self.now -= 1
+        return given.password == b"secret"
+
+
+def test_no_more_passwords_are_hashed_at_once_than_there_are_processors() -> None:
+    """A hash may take 64 MiB, and does so still when its client is late or has hung up."""
+    loop, log, users = Loop(), Lines(WARNING), SlowUsers()
+    processors = len(os.sched_getaffinity(0))
+    over, clients = Mailbox(), []
+
+    async def main() -> None:
+        for place in range(2 * processors + 3):
+            limits = Limits(handshake=0.05 if place < processors + 1 else SECONDS)
+            policy = Policy(Access(users), Rules(), Script(), limits)
+            client, ours = stream_pair(loop)
+            clients.append(client)
+            await client.send(bytes.fromhex("05 01 02 01 05") + b"alice" + b"\6secret")
+            loop.spawn(session(ours, policy), pytest.fail)
+        for _ in range(processors + 1):
+            assert await over.take() == "late"
+        assert users.most == users.now == processors
+        users.go_on.set()
+        for client in clients[processors + 1 :]:
+            with loop.deadline(SECONDS):
+                answer = b""
+                while len(answer) < 4:
+                    answer += await client.receive(4)
+            assert answer == b"\5\2\1\0"
+            client.close()
+            assert await over.take() == "left"
+
+    async def session(stream: Stream, policy: Policy) -> None:
+        one = Session(stream, Peer("test"), policy, log)
+        try:
+            await one.negotiate()
+        except Finished as finished:
+            over.post({"handshake-timeout": "late", "client-left": "left"}[finished.end])
+        finally:
+            stream.close()
+
+    loop.run(main())
+    for client in clients:
+        client.close()
+    loop.close()
+    assert users.most == processors
 
 
 @pytest.mark.parametrize("book", ["SOCKS5, a name", "SOCKS4"])

@@ -8,7 +8,6 @@ from _socket import (
     AF_INET,
     AF_INET6,
     AF_UNIX,
-    EAI_AGAIN,
     IPPROTO_IP,
     IPPROTO_TCP,
     SO_BINDTODEVICE,
@@ -16,26 +15,23 @@ from _socket import (
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
-    gaierror,
-    getaddrinfo,
     socket,
 )
 from select import EPOLLOUT
 
-from muonsocks.address import Endpoint, format_address, parse_address, unmapped
+from muonsocks.address import Endpoint, format_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.net.loop import WRITABLE, Loop, Timer
-from muonsocks.net.stream import Stream, prepare_tcp
+from muonsocks.net.stream import Stream, prepare_tcp, unix_address
 from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import Any
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destination is known
 _STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
-_MOST_CANDIDATES = 64  # addresses of one name that are tried
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED = (0, errno.EISCONN)
 
@@ -77,7 +73,15 @@ def permit_all(_: bytes) -> bool:
 class Dialler:
     """How the far end is reached: from where, over what, how long it may take."""
 
-    __slots__ = ("bind_address", "connect_timeout", "dial_timeout", "family", "interface", "mark")
+    __slots__ = (
+        "bind_address",
+        "connect_timeout",
+        "dial_timeout",
+        "family",
+        "interface",
+        "lookup",
+        "mark",
+    )
 
     def __init__(
         self,
@@ -87,8 +91,11 @@ class Dialler:
         mark: int = 0,
         connect_timeout: float = 10,
         dial_timeout: float = 30,
+        lookup: Callable[[str], Awaitable[list[tuple[bytes, int]]]] | None = None,
     ) -> None:
         """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family.
+
+        `lookup` gives what `names.addresses_of` does; without it, that is called in a thread.
 
         Times are in seconds: `connect_timeout` for each address, `dial_timeout` for the look-up
         and all of them.
@@ -99,6 +106,7 @@ class Dialler:
         self.mark = mark
         self.connect_timeout = connect_timeout
         self.dial_timeout = dial_timeout
+        self.lookup = lookup
 
     async def dial(
         self,
@@ -127,7 +135,7 @@ class Dialler:
                 permitted = [one for one in candidates if permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
-                return await self._race(loop, interleaved(permitted)[:_MOST_CANDIDATES], failures)
+                return await self._race(loop, interleaved(permitted), failures)
         except TimeoutError:
             if not deadline.passed:
                 raise
@@ -147,8 +155,14 @@ class Dialler:
 
     async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
         """Give the addresses of a name in the order to try them, of the right families."""
-        found = await resolve(loop, destination)
-        candidates = [one for one in found if self._has_family(one.packed)]
+        if self.lookup is not None:
+            found = await self.lookup(destination.host)
+        else:
+            from muonsocks.net.names import addresses_of
+
+            found = await loop.in_thread(addresses_of, destination.host)
+        port = destination.port
+        candidates = [Candidate(one, port, scope) for one, scope in found if self._has_family(one)]
         if not candidates:
             raise NameNotResolved(f"{destination.host} has no address of the right family")
         return candidates
@@ -307,26 +321,6 @@ class _Attempt:
         self._sock.close()
 
 
-async def resolve(loop: Loop, destination: Endpoint) -> list[Candidate]:
-    """Look a name up, in a thread: give its addresses as getaddrinfo(3) orders them (RFC 6724)."""
-    try:
-        host = destination.host.encode("ascii")  # as bytes, or Python would import an IDNA codec
-        # AI_ADDRCONFIG is not asked for: what has no route fails at once, and the next is tried.
-        found = await loop.in_thread(getaddrinfo, host, None, 0, SOCK_STREAM, IPPROTO_TCP)
-    except gaierror as error:
-        passing = ", for now" if error.errno == EAI_AGAIN else ""
-        raise NameNotResolved(f"{destination.host}: {error.strerror}{passing}") from None
-    except UnicodeError:
-        raise NameNotResolved(f"{destination.host} is not a name") from None
-    candidates = []
-    for _, _, _, _, sockaddr in found:
-        packed = parse_address(str(sockaddr[0]).partition("%")[0])
-        if packed is not None:
-            scope = sockaddr[3] if len(sockaddr) == 4 else 0
-            candidates.append(Candidate(unmapped(packed), destination.port, int(scope)))
-    return candidates
-
-
 def interleaved(candidates: list[Candidate]) -> list[Candidate]:
     """Take turns between the families, beginning with that of the first (RFC 8305 section 4)."""
     if not candidates:
@@ -351,8 +345,8 @@ def most_telling(numbers: Iterable[int]) -> int:
 
 
 async def dial_unix(loop: Loop, path: str, timeout: float) -> Stream:
-    """Connect to a unix socket; a leading @ means the abstract namespace. OSError or DialError."""
-    address = "\0" + path[1:] if path.startswith("@") else path
+    """Connect to a unix socket. OSError or DialError."""
+    address = unix_address(path)
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
     try:
         patience = 0.01

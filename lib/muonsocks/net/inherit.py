@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def keep_stderr_from_peer() -> bool:
+def keep_stderr_from_peer(peer: tuple[int, ...] = (0, 1)) -> bool:
     """Point fd 2 at /dev/null if it is where the peer is, as under inetd. Say whether it was.
 
     An fd 2 that is closed is opened on /dev/null too, or a socket of ours could become it.
@@ -29,7 +29,7 @@ def keep_stderr_from_peer() -> bool:
         return False
     if S_ISCHR(stderr.st_mode):
         return False  # a terminal, or /dev/null: shared, and nobody's peer
-    for fd in (0, 1):
+    for fd in peer:
         try:
             status = os.fstat(fd)
         except OSError:
@@ -85,8 +85,11 @@ class Stdio:
             os.set_blocking(fd, False)
 
     def restore(self) -> None:
-        """Leave the descriptors blocking if they were: other processes may have them too."""
-        for fd in self._found_blocking:
+        """Leave the descriptors blocking if they were: other processes may have them too.
+
+        But not those that are the stream's no more, because they were handed over.
+        """
+        for fd in self.stream.borrowed:
             try:
                 os.set_blocking(fd, True)
             except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from _socket import (
     AF_INET,
@@ -14,14 +15,16 @@ from _socket import (
     SO_REUSEADDR,
     SO_TYPE,
     SOCK_NONBLOCK,
+    SOCK_SEQPACKET,
     SOCK_STREAM,
     SOL_SOCKET,
     socket,
 )
+from stat import S_ISSOCK
 
 from muonsocks.address import Endpoint, format_address, parse_address
 from muonsocks.errors import UsageError
-from muonsocks.net.stream import is_tcp, prepare_tcp
+from muonsocks.net.stream import is_tcp, prepare_tcp, unix_address
 
 _LOOPBACK_6 = bytes(15) + b"\1"
 _BACKLOG = 4096  # connections that wait to be accepted; net.core.somaxconn may make it fewer
@@ -47,6 +50,39 @@ def listen_on(address: bytes, port: int) -> socket:
         where = Endpoint.at(address, port)
         raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from None
     return sock
+
+
+def listen_at(path: str) -> socket:
+    """Listen for connections of messages at `path`; a socket file that nobody serves is replaced.
+
+    OSError as bind(2): EADDRINUSE if somebody does listen there.
+    """
+    sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
+    try:
+        address = unix_address(path)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+                raise OSError(error.errno, error.strerror, path) from None
+            os.unlink(path)
+            sock.bind(address)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_stale(path: str) -> bool:
+    """Say whether there is a socket file that nobody listens at; never of an abstract name."""
+    if path.startswith("@"):
+        return False
+    probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
+    try:
+        return S_ISSOCK(os.lstat(path).st_mode) and probe.connect_ex(path) == errno.ECONNREFUSED
+    finally:
+        probe.close()
 
 
 def inherited(kind: int = SOCK_STREAM) -> list[socket]:

@@ -202,12 +202,21 @@ class Loop:
         return task
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function that blocks in a thread of its own, and wait for what it returns."""
+        """Call a function that waits for somebody in a thread, and wait for what it returns."""
+        threads = self._all_threads()
+        return await threads.call(threads.waiting, function, arguments)
+
+    async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The same for one that keeps a processor busy: no more at once than there are."""
+        threads = self._all_threads()
+        return await threads.call(threads.computing, function, arguments)
+
+    def _all_threads(self) -> Threads:
         if self._threads is None:
             from muonsocks.net.threads import Threads
 
             self._threads = Threads(self)
-        return await self._threads.call(function, arguments)
+        return self._threads
 
     # Running
 

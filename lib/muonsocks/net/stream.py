@@ -22,7 +22,7 @@ from sys import byteorder
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.task import Waitable
+from muonsocks.net.task import Task, Waitable
 
 # With one of these a short read does not mean that all has been read: the end, the error or
 # (urgent data stops a read in the middle, tcp(7)) the rest comes without another event.
@@ -76,7 +76,8 @@ class Stream(Waitable):
 
         `is_known` says that the loop has the socket already, for an earlier owner.
         """
-        self.task = self._watcher = None
+        self.task = None
+        self._watcher: Task | None = None
         self.loop = loop
         self.reader = self.writer = reader
         self.socket = socket
@@ -254,6 +255,11 @@ class Stream(Waitable):
 def is_tcp(sock: socket) -> bool:
     """Say whether a socket is TCP (or MPTCP), not a unix socket."""
     return sock.family in _TCP
+
+
+def unix_address(path: str) -> str:
+    """Give the address of a unix socket; a leading @ means the abstract namespace, unix(7)."""
+    return "\0" + path[1:] if path.startswith("@") else path
 
 
 def prepare_tcp(sock: socket) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import errno
-from _thread import start_new_thread
-from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write
+from _thread import allocate_lock, stack_size, start_new_thread
+from os import (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    close,
+    eventfd,
+    eventfd_read,
+    eventfd_write,
+    sched_getaffinity,
+)
 
 from muonsocks.net.task import Waitable
+from muonsocks.net.turns import Turns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,16 +26,24 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+MOST = 128  # calls that wait for something at once: each keeps 24 KiB of memory
+# Bytes. What glibc would give a thread (8 MiB) is counted where memory must not be overcommitted,
+# and may be one huge page each; getaddrinfo(3) with files and DNS is content with 64 KiB.
+_STACK = 256 << 10
+
 
 class _Job(Waitable):
     """One call in a thread, and what came of it."""
 
-    __slots__ = ("_arguments", "_function", "error", "result")
+    __slots__ = ("_arguments", "_function", "error", "result", "turns")
 
-    def __init__(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    def __init__(
+        self, function: Callable[..., object], arguments: tuple[object, ...], turns: Turns
+    ) -> None:
         super().__init__()
         self._function = function
         self._arguments = arguments
+        self.turns = turns  # has one to be given back when the call is over
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -39,22 +56,41 @@ class _Job(Waitable):
 
 
 class Threads:
-    """Threads that report to the loop through an eventfd when their job is done."""
+    """Threads that report to the loop through an eventfd when their job is done.
 
-    __slots__ = ("_done", "_loop", "_signal")
+    `waiting` are the turns of calls that wait for somebody else, `computing` of those that keep a
+    processor and memory busy: as many as this process may use processors.
+    """
+
+    __slots__ = ("_done", "_lock", "_loop", "_signal", "computing", "waiting")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self.waiting = Turns(MOST)
+        self.computing = Turns(len(sched_getaffinity(0)))
+        self._lock = allocate_lock()  # for the next two, which the threads use as well
         self._done: list[_Job] = []
         self._signal = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         loop.register(self._signal, self._collect)
 
-    async def call(self, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
-        """Call a function in a thread, and give what it returns or raise what it raises."""
-        job = _Job(function, arguments)
+    async def call(
+        self, turns: Turns, function: Callable[..., T], arguments: tuple[object, ...]
+    ) -> T:
+        """Call a function in a thread when it has its turn; give or raise what it does.
+
+        A task that is interrupted before that leaves the queue; later, the call goes on, and keeps
+        its turn until it is over.
+        """
+        await turns.take()
+        job = _Job(function, arguments, turns)
         try:
-            start_new_thread(self._serve, (job,))
+            usual = stack_size(_STACK)
+            try:
+                start_new_thread(self._serve, (job,))
+            finally:
+                stack_size(usual)
         except RuntimeError as error:
+            turns.give_back()
             raise OSError(errno.EAGAIN, "no thread can be started") from error
         await job
         if job.error is not None:
@@ -66,29 +102,26 @@ class Threads:
 
     def _serve(self, job: _Job) -> None:
         job.work()
-        self._done.append(job)
-        signal = self._signal
-        if signal < 0:
-            return
-        try:
-            eventfd_write(signal, 1)
-        except OSError as error:
-            # The loop was closed while the job ran: nobody waits for it any more.
-            if error.errno != errno.EBADF:
-                raise
+        with self._lock:
+            if self._signal >= 0:  # else the loop is closed, and nobody waits any more
+                self._done.append(job)
+                eventfd_write(self._signal, 1)
 
     def _collect(self, _: int) -> None:
         try:
             eventfd_read(self._signal)
         except BlockingIOError:
             return
-        done, self._done = self._done, []
+        with self._lock:
+            done, self._done = self._done, []
         for job in done:
             job.wake()
             job.error = None  # of a job that nobody waited for any more
+            job.turns.give_back()
 
     def close(self) -> None:
         """Stop listening to the threads that are still at work."""
-        signal, self._signal = self._signal, -1
+        with self._lock:
+            signal, self._signal = self._signal, -1
         self._loop.unregister(signal)
         close(signal)

@@ -44,6 +44,7 @@ from muonsocks.resident.worker import Capacity, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn, Protocol
 
     from muonsocks.log import Log
@@ -61,8 +62,10 @@ if TYPE_CHECKING:
         def take(self, configuration: Any) -> None:
             """Go on with what `reread` has given."""
 
-        def settle(self, loop: Loop) -> None:
-            """Get ready in a worker: load what is needed, then give up privileges."""
+        def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+            """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
+            called later, for another worker to take the place of this one.
+            """
 
 
 READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
@@ -349,11 +352,13 @@ class Supervisor:
             worker = Worker(
                 loop, self._listeners, self._service, plan.capacity, self._board, self._log
             )
-            self._service.settle(loop)
+            drain = Mailbox()
+            self._service.settle(loop, lambda: drain.post(DRAIN))
             gc.collect()
             gc.freeze()
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
-            loop.run(self._work(Stream(loop, channel.fileno(), socket=channel), worker))
+            stream = Stream(loop, channel.fileno(), socket=channel)
+            loop.run(self._work(stream, worker, drain))
             status = 0
         except (UsageError, OSError) as error:
             self._log.error(in_one_line(error))
@@ -361,12 +366,11 @@ class Supervisor:
             self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
         os._exit(status)
 
-    async def _work(self, channel: Stream, worker: Worker) -> None:
+    async def _work(self, channel: Stream, worker: Worker, drain: Mailbox) -> None:
         """Accept until told to stop, then drain."""
         loop = channel.loop
         if self._interval:
             beat(loop, self._board, self._interval)
-        drain = Mailbox()
         await channel.send(READY)
         worker.start()
         loop.spawn(self._obey(channel, worker, drain), self._on_failure)

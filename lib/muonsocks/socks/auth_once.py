@@ -46,11 +46,11 @@ class AuthOnce:
     it may be another host's on every link.
     """
 
-    __slots__ = ("_directory", "_ttl")
+    __slots__ = ("_ttl", "directory")
 
     def __init__(self, directory_fd: int, ttl: float) -> None:
         """Take over the descriptor of a directory that nobody else may look into."""
-        self._directory = directory_fd
+        self.directory = directory_fd
         self._ttl = int(ttl * 1e9)  # ns
 
     @classmethod
@@ -80,7 +80,7 @@ class AuthOnce:
 
     def close(self) -> None:
         """Close the directory."""
-        os.close(self._directory)
+        os.close(self.directory)
 
     def knows(self, address: bytes) -> bool:
         """Say whether a password was shown from this address, and not too long ago. OSError.
@@ -109,7 +109,7 @@ class AuthOnce:
             if self._modified(name) is None:
                 self._make_room()
             now = time_ns()
-            file = os.open(name, _OPEN_FILE, 0o600, dir_fd=self._directory)
+            file = os.open(name, _OPEN_FILE, 0o600, dir_fd=self.directory)
             try:
                 os.utime(file, ns=(now, now))
             finally:
@@ -137,7 +137,7 @@ class AuthOnce:
 
         (Processes that share the directory's descriptor share its position too.)
         """
-        names = [name for name in os.listdir(self._directory) if _is_file_name(name)]
+        names = [name for name in os.listdir(self.directory) if _is_file_name(name)]
         if len(names) < MOST_ADDRESSES:
             return
         valid: list[tuple[int, str]] = []
@@ -159,7 +159,7 @@ class AuthOnce:
         One of its own: a lock belongs to what was opened, and workers share what was opened before
         they were made.
         """
-        lock = os.open(".", _OPEN_DIRECTORY, dir_fd=self._directory)
+        lock = os.open(".", _OPEN_DIRECTORY, dir_fd=self.directory)
         try:
             flock(lock, operation)
         except BaseException:
@@ -170,7 +170,7 @@ class AuthOnce:
     def _modified(self, name: str) -> int | None:
         """Give a file's time in ns; None if there is no such file."""
         try:
-            status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+            status = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
         return status.st_mtime_ns if S_ISREG(status.st_mode) else None
@@ -180,7 +180,7 @@ class AuthOnce:
 
     def _remove(self, name: str) -> None:
         try:
-            os.unlink(name, dir_fd=self._directory)
+            os.unlink(name, dir_fd=self.directory)
         except FileNotFoundError:
             return  # by somebody who tidies up by hand
 

@@ -110,9 +110,18 @@ class Limits:
 class Policy:
     """All that is decided before a connection comes."""
 
-    __slots__ = ("access", "dialler", "limits", "rules")
+    __slots__ = ("access", "dialler", "limits", "resident", "rules")
 
-    def __init__(self, access: Access, rules: Rules, dialler: Dialler, limits: Limits) -> None:
+    def __init__(
+        self,
+        access: Access,
+        rules: Rules,
+        dialler: Dialler,
+        limits: Limits,
+        resident: str = "",
+    ) -> None:
+        """`resident` is the unix socket of a relay that connections are handed over to, if any."""
+        self.resident = resident
         self.access = access
         self.rules = rules
         self.dialler = dialler
@@ -173,7 +182,7 @@ class Session:
         """
         return self.logged(self._story)
 
-    async def _story(self) -> Ended:
+    async def _story(self) -> Ended | None:
         server, request = await self.negotiate()
         return await self.fulfil(server, request, server.trailing)
 
@@ -301,7 +310,7 @@ class Session:
         assert users is not None, "credentials are asked for only if there are users"
         self.user = credentials.user
         if users.hashed:
-            return await self._client.loop.in_thread(users.accept, credentials)
+            return await self._client.loop.compute(users.accept, credentials)
         return users.accept(credentials)
 
     async def _remember(self) -> None:
@@ -336,8 +345,10 @@ class Session:
         request: Request,
         early: bytes = b"",
         reach: Callable[[], Awaitable[Stream]] | None = None,
-    ) -> Ended:
+    ) -> Ended | None:
         """Carry out a request: dial, reply, relay. Finished if that cannot be.
+
+        None if the connection was handed over, see `relay`.
 
         `early` is what the client has sent behind its request; `reach` is another way to the far
         end than to dial the destination under the rules. Without a `server` there is nobody to
@@ -402,13 +413,52 @@ class Session:
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
-    async def relay(self, far: Stream, early: bytes = b"") -> Ended:
-        """Join the client and the far end until they are done with each other."""
-        client, limits = self._client, self._policy.limits
+    async def relay(self, far: Stream, early: bytes = b"") -> Ended | None:
+        """Join the client and the far end until they are done with each other.
+
+        None if a resident relay does that, and the streams are not this process's any more.
+        """
         if self._log.level >= INFO:
             facts = self._facts()
             facts["address"] = far.name
             self._log.info(f"connected {in_words(facts)}", facts)
+        if self._policy.resident and await self._is_handed_over(far, early):
+            return None
+        return await self.join(far, early)
+
+    async def _is_handed_over(self, far: Stream, early: bytes) -> bool:
+        """Leave the connection to the resident relay, if that is there and takes it."""
+        from muonsocks.socks.handover import NotTaken, hand_over
+        from muonsocks.socks.offer import Offer
+
+        client, limits = self._client, self._policy.limits
+        try:
+            offer = Offer(
+                self._peer.text,
+                self.user,
+                self.target,
+                far.name,
+                self._reply,
+                monotonic() - self._started,
+                limits.idle,
+                limits.half_close,
+                early,
+            )
+            await hand_over(self._policy.resident, offer, client, far)
+        except (NotTaken, ValueError) as reason:
+            self._log.debug(f"{in_words(self._facts())} not handed over: {reason}")
+            return False
+        except BaseException:
+            for stream in (client, far):
+                stream.reset_on_close()  # the client has been told that it is connected
+            raise
+        client.borrowed = ()  # or they would be made blocking, for the relay too
+        client.close()
+        return True
+
+    async def join(self, far: Stream, early: bytes = b"") -> Ended:
+        """Relay here, and see that both sides can read what they were told last."""
+        client, limits = self._client, self._policy.limits
         self._relay = relay = Relay(client, far, early)
         try:
             ended = await relay.run(limits.idle, limits.half_close)

@@ -58,7 +58,9 @@ def _log(program: str, has_peer: bool) -> Log:
     from muonsocks.log import Log
     from muonsocks.net.inherit import keep_stderr_from_peer
 
-    stderr_is_peer = has_peer and keep_stderr_from_peer()
+    # A resident program has no peer, and its standard output may well be its log too.
+    is_resident = any(argument.startswith("--listen") for argument in sys.argv[1:])
+    stderr_is_peer = has_peer and keep_stderr_from_peer((0,) if is_resident else (0, 1))
     return Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
 
 

@@ -16,6 +16,9 @@ Who may come in:
   -P, --auth-password=TEXT    its password (better: --users)
   --users=FILE                users, a line NAME:PASSWORD each
   -w, --trust=NETS            networks that need no password, a comma between
+  -1, --auth-once             no password from an address that has shown one
+  --auth-once-ttl=SECS        for how long, in seconds [default: 86400]
+  --state=DIR                 where such addresses are kept
 
 Where a client may go:
   --rules=FILE                allow and deny lines, see muonsocks.rules(5)
@@ -66,6 +69,8 @@ from muonsocks.log import Log
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
 from muonsocks.net.loop import Loop
+from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.resolver import Resolver
 from muonsocks.net.stream import Stream
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.supervisor import Plan, Supervisor
@@ -76,7 +81,7 @@ from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Rules
@@ -85,10 +90,6 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str], log: Log) -> int:
     """Serve until told to stop."""
-    if not arguments:
-        import site
-
-        site.main()  # options.parse does this for docopt only; here systemd-python is to be found
     given = options.parse(__doc__, arguments, log)
     if given is None:
         return DONE
@@ -132,22 +133,28 @@ def _notify_fd(given: options.Options) -> int | None:
 class Socks:
     """The sessions of a resident server."""
 
-    __slots__ = ("_given", "_log", "_policy")
+    __slots__ = ("_given", "_identity", "_log", "_policy", "_root")
 
     def __init__(self, given: options.Options, log: Log) -> None:
         self._given = given
         self._log = log
-        self._policy = options.policy(given)
+        user, self._root = given.text("--user"), given.text("--chroot")
+        self._identity = None if user is None else Identity.of(user)
+        owner = None
+        if self._identity is not None and not self._identity.is_ours:
+            owner = self._identity.uid, self._identity.gid
+        self._policy = options.policy(given, owner)
+        if self._policy.dialler.mark and self._identity is not None:
+            raise UsageError("-m takes a privilege that -u gives up", "leave one of them out")
 
     @property
     def is_limited(self) -> bool:
         """Whether it is limited who may come in."""
-        access = self._policy.access
-        return access.users is not None or bool(access.trusted)
+        return self._policy.access.is_limited
 
     def reread(self) -> tuple[Users | None, Rules]:
         """Read users and rules again."""
-        users, rules = options.access(self._given).users, options.rules(self._given)
+        users, rules = options.users(self._given), options.rules(self._given)
         if (users is None) != (self._policy.access.users is None):
             raise UsageError("whether there are users is decided at the start", "restart")
         return users, rules
@@ -156,8 +163,20 @@ class Socks:
         """Go by these users and rules from now on."""
         self._policy.access.users, self._policy.rules = configuration
 
-    def settle(self, loop: Loop) -> None:
-        """Give up privileges."""
+    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+        """Give up privileges, and load before that what cannot be had afterwards."""
+        access = self._policy.access
+        if self._root is not None:
+            import hashlib  # noqa: F401
+
+            def on_death(reason: str) -> None:
+                self._log.error(f"no names can be looked up any more: {reason}")
+                retire()
+
+            resolver = Resolver.start(loop, self._identity, on_death)
+            self._policy.dialler.lookup = resolver.lookup
+        kept = None if access.auth_once is None else access.auth_once.directory
+        give_up(self._identity, self._root, kept)
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
         """Serve one client."""

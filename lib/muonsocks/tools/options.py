@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from muonsocks.socks.auth_once import AuthOnce
 
+_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
 
 
@@ -157,28 +158,33 @@ def access(options: Options, owner: tuple[int, int] | None = None) -> Access:
 
     `owner` is the user and group that the program is going to have, if they are others than now.
     """
+    known = users(options)
+    trusted = parse_networks(options.text("--trust") or "")
+    if not options.flag("--auth-once"):
+        return Access(known, trusted)
+    if known is None:
+        raise UsageError("-1 is for when there are users", "use --users FILE or -U and -P too")
+    return Access(known, trusted, auth_once(options, owner))
+
+
+def users(options: Options) -> Users | None:
+    """Make the users: -U and -P, --users or the credential `users`; None without any of them."""
     name, password = options.text("--auth-user"), options.text("--auth-password")
     path = options.text("--users")
     if (name is None) != (password is None):
         raise UsageError("-U and -P go together", "or use --users FILE")
-    users: Users | None = None
     if name is not None and password is not None:
         _hide_argument(password)
         if path is not None:
             raise UsageError("-U and --users exclude each other", "put all users into the file")
-        users = single_user(name, password)
-    elif path is not None:
-        users = parse_users(_read(path), path)
-    elif directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        return single_user(name, password)
+    if path is not None:
+        return parse_users(_read(path), path)
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         path = f"{directory}/users"
         if os.path.lexists(path) or not os.access(directory, os.X_OK):
-            users = parse_users(_read(path), path)
-    trusted = parse_networks(options.text("--trust") or "")
-    if not options.flag("--auth-once"):
-        return Access(users, trusted)
-    if users is None:
-        raise UsageError("-1 is for when there are users", "use --users FILE or -U and -P too")
-    return Access(users, trusted, auth_once(options, owner))
+            return parse_users(_read(path), path)
+    return None
 
 
 def auth_once(options: Options, owner: tuple[int, int] | None = None) -> AuthOnce:
@@ -249,6 +255,26 @@ def limits(options: Options) -> Limits:
         options.seconds("--idle-timeout", 900),
         options.seconds("--half-close-timeout", 120),
     )
+
+
+def resident(options: Options) -> str:
+    """Make which relay connections are handed over to: --relay or $SOCKS_RELAY; "" for none."""
+    path = options.text("--relay")
+    if path is not None:
+        return unix_path(path, "--relay") if path else ""
+    path = os.environ.get("SOCKS_RELAY")
+    if not path:
+        return ""
+    # What is in a unit for all to use may not be there, and that must cost nothing.
+    is_there = path.startswith("@") or os.path.exists(path)
+    return unix_path(path, "SOCKS_RELAY") if is_there else ""
+
+
+def unix_path(path: str, what: str) -> str:
+    """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
+    if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+        raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
+    return path
 
 
 def _read(path: str) -> bytes:

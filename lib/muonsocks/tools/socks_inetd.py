@@ -25,6 +25,10 @@ How the far end is reached:
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
 
+Who relays:
+  --relay=SOCKET              a resident relay, if there is one at this unix socket
+                              and it has room (without it: $SOCKS_RELAY)
+
 How long it may take, in seconds:
   --handshake-timeout=SECS    up to the client's request [default: 30]
   --connect-timeout=SECS      for each address [default: 10]
@@ -56,6 +60,7 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     options.expect_no_arguments(given)
     policy = options.policy(given)
+    policy.resident = options.resident(given)
     stdio = Stdio()
     try:
         peer = peer_of(stdio.socket, os.environ)

@@ -5,10 +5,13 @@ to the client on standard input and output, and relay until both are done.
 With HOST PORT or unix:PATH it goes there instead, whatever the request and the rules
 say. Without a request it is a plain forwarder to there, and the client gets no reply.
 
+With --listen it is the resident relay that other programs hand their connections over to.
+
 Usage:
   socks-relay [options] [HOST PORT]
   socks-relay [options] unix:PATH
   socks-relay [options] --refuse=REASON
+  socks-relay [options] --listen=SOCKET
 
 Where a client may go:
   --rules=FILE                allow and deny lines, see muonsocks.rules(5)
@@ -24,6 +27,15 @@ How the far end is reached:
   -b, --bind-address=ADDR     from this address
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
+
+Who relays:
+  --relay=SOCKET              a resident relay, if there is one at this unix socket
+                              and it has room (without it: $SOCKS_RELAY)
+  --listen=SOCKET             this process, for all that connect to this unix socket;
+                              "systemd" for the sockets that systemd has passed
+  --workers=NUMBER            with --listen: processes; by default one for each CPU
+  --drain-timeout=SECS        with --listen: time to finish when it is told to stop
+                              [default: 30]
 
 How long it may take, in seconds:
   --connect-timeout=SECS      for each address [default: 10]
@@ -44,7 +56,7 @@ import os
 
 from muonsocks.address import Endpoint, is_name
 from muonsocks.errors import UsageError
-from muonsocks.log import Log
+from muonsocks.log import Log, quoted
 from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
 from muonsocks.net.relay import Ended
@@ -53,14 +65,16 @@ from muonsocks.socks.negotiation import Server
 from muonsocks.socks.request import Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
-from muonsocks.tools import DONE, REFUSED_BY_RULE, options
+from muonsocks.tools import DONE, REFUSED_BY_RULE, SYSTEM_FAILED, options
 from muonsocks.tools.environment import owed_server, port_number, request_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Awaitable, Callable
 
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
 
 _REASONS = {
     "general-failure": ReplyCode.GENERAL_FAILURE,
@@ -81,6 +95,9 @@ def main(arguments: list[str], log: Log) -> int:
         given = options.parse(__doc__, arguments, log)
         if given is None:
             return DONE
+        listen = given.text("--listen")
+        if listen is not None:
+            return _reside(listen, given, log)
         errand = _Errand(given, server)
     except (UsageError, OSError):
         if server is not None:
@@ -103,7 +120,11 @@ class _Errand:
     def __init__(self, given: options.Options, server: Server | None) -> None:
         self._server = server
         self.policy = Policy(
-            Access(), options.rules(given), options.dialler(given), options.limits(given)
+            Access(),
+            options.rules(given),
+            options.dialler(given),
+            options.limits(given),
+            options.resident(given),
         )
         self._refusal = _refusal(given.text("--refuse"))
         self._path, self._elsewhere = _destination(given.arguments)
@@ -117,7 +138,7 @@ class _Errand:
             destination = self._elsewhere or Endpoint("0.0.0.0", 0)
             self._request, self._user = Request(Command.CONNECT, destination), b""
 
-    async def run(self, session: Session) -> Ended:
+    async def run(self, session: Session) -> Ended | None:
         """Do it."""
         session.user = self._user
         session.target = str(self._request.destination)
@@ -128,7 +149,7 @@ class _Errand:
         reach: Callable[[], Awaitable[Stream]] | None = None
         if self._path:
             if self._server is None:
-                session.target = f"unix:{self._path}"
+                session.target = f"unix:{quoted(self._path)}"
             timeout = self.policy.dialler.connect_timeout
             reach = lambda: dial_unix(session.loop, self._path, timeout)  # noqa: E731
         elif elsewhere := self._elsewhere:
@@ -154,16 +175,80 @@ def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
     if not arguments:
         return "", None
     if len(arguments) == 1 and arguments[0].startswith("unix:"):
-        path = arguments[0].removeprefix("unix:")
-        if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
-            raise UsageError(f"{arguments[0]!r} is no path of a socket", "1 to 107 bytes fit")
-        return path, None
+        return options.unix_path(arguments[0].removeprefix("unix:"), "unix:"), None
     if len(arguments) != 2:
         raise UsageError("the destination does not fit", "give HOST PORT or unix:PATH")
     host = arguments[0]
     if not host.isascii() or not is_name(host.encode()):
         raise UsageError(f"{host!r} is neither a name nor an address")
     return "", Endpoint(host, port_number(arguments[1], "PORT"))
+
+
+_NOT_FOR_ALL = (
+    *("-4", "-6", "--bind-address", "--bind-interface", "--mark"),
+    *("--rules", "--allow-local", "--relay"),
+)
+_DESCRIPTORS = 3  # of a connection: both ends, and the way it comes by
+_OTHER_DESCRIPTORS = 128  # the loop's, and pipes
+
+
+def _reside(address: str, given: options.Options, log: Log) -> int:
+    """Relay for all that connect, until told to stop."""
+    from _socket import SOCK_SEQPACKET
+
+    from muonsocks.net.listen import inherited, listen_at
+    from muonsocks.resident.notify import Notifier
+    from muonsocks.resident.supervisor import Plan, Supervisor
+    from muonsocks.resident.worker import Capacity
+
+    if any(given.flag(name) for name in _NOT_FOR_ALL):
+        raise UsageError("--listen goes with few options", "the rest comes with the connections")
+    log.use_journal_fields()
+    if address != "systemd":
+        listeners = [listen_at(options.unix_path(address, "--listen"))]
+    elif not (listeners := inherited(SOCK_SEQPACKET)):
+        raise UsageError("systemd has passed no socket", "start it by its socket unit")
+    plan = Plan(
+        given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
+        Capacity(0, each=_DESCRIPTORS),
+        given.seconds("--drain-timeout", 30),
+    )
+    supervisor = Supervisor(_Adopter(log), listeners, plan, Notifier(), log)
+    return DONE if supervisor.run() else SYSTEM_FAILED
+
+
+class _Adopter:
+    """Serves the tools that hand connections over to a resident relay."""
+
+    __slots__ = ("_log", "_most", "_open")
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._open = 0
+        self._most = 0
+
+    def reread(self) -> None:
+        """There is nothing to read."""
+
+    def take(self, configuration: None) -> None:
+        """There is nothing to take."""
+
+    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+        """See how many connections there is room for."""
+        from resource import RLIMIT_NOFILE, getrlimit
+
+        # Fewer than it takes for the worker to accept no more: who asks is to get an answer.
+        self._most = max(1, (getrlimit(RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS) // _DESCRIPTORS)
+
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+        """Take one connection over, and relay it."""
+        from muonsocks.socks.handover import serve
+
+        self._open += 1
+        try:
+            return await serve(loop, sock, self._log, lambda: self._open <= self._most)
+        finally:
+            self._open -= 1
 
 
 def _answer_failure(server: Server, log: Log) -> None:

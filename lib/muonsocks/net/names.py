@@ -1,0 +1,34 @@
+"""The addresses of a name, by getaddrinfo(3): /etc/hosts, DNS, whatever nsswitch.conf(5) says."""
+
+from __future__ import annotations
+
+from _socket import EAI_AGAIN, IPPROTO_TCP, SOCK_STREAM, gaierror, getaddrinfo
+
+from muonsocks.address import parse_address
+from muonsocks.errors import NameNotResolved
+
+MOST_ADDRESSES = 64  # of one name that are of use
+
+
+def addresses_of(host: str) -> list[tuple[bytes, int]]:
+    """Look a name up, and wait for it: its addresses in the order to try them (RFC 6724).
+
+    Each is packed and has its scope, the number of the interface that a link-local address is on,
+    or 0. Raises NameNotResolved, or OSError when the system cannot look anything up.
+    """
+    try:
+        name = host.encode("ascii")  # as bytes, or Python would import an IDNA codec
+        # AI_ADDRCONFIG is not asked for: what has no route fails at once, and the next is tried.
+        found = getaddrinfo(name, None, 0, SOCK_STREAM, IPPROTO_TCP)
+    except gaierror as error:
+        passing = ", for now" if error.errno == EAI_AGAIN else ""
+        raise NameNotResolved(f"{host}: {error.strerror}{passing}") from None
+    except UnicodeError:
+        raise NameNotResolved(f"{host} is not a name") from None
+    addresses = []
+    for _, _, _, _, sockaddr in found[:MOST_ADDRESSES]:
+        packed = parse_address(str(sockaddr[0]).partition("%")[0])
+        if packed is not None:
+            scope = sockaddr[3] if len(sockaddr) == 4 else 0
+            addresses.append((packed, int(scope)))
+    return addresses

@@ -1,0 +1,395 @@
+"""Descriptors on their way: what arrives, what is refused, and that nothing else stays open."""
+
+import errno
+import fcntl
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ends import PATIENCE, descriptors, nothing_left_behind, tcp_pair
+from places import descriptor_limit, in_child
+
+from muonsocks.errors import RemoteProtocolError, UsageError
+from muonsocks.net import passing
+from muonsocks.net.loop import Loop
+from muonsocks.net.listen import listen_at
+from muonsocks.net.passing import Passage
+
+MOST = 253  # descriptors in one message, unix(7): SCM_MAX_FD
+
+
+# What is closed by being forgotten only was not closed.
+pytestmark = [
+    pytest.mark.filterwarnings("error::ResourceWarning"),
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def leaks_nothing() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
+@pytest.fixture
+def ways() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection of messages, which block: it is the call that must not."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+Ways = tuple[socket.socket, socket.socket]
+
+
+def send_fds(sock: socket.socket, data: bytes, *fds: int) -> None:
+    socket.send_fds(sock, [data], list(fds))
+
+
+# One message
+
+
+def test_data_and_descriptors_arrive(ways: Ways) -> None:
+    reader, writer = os.pipe()
+    assert passing.send(ways[0], b"two ends", (reader, writer)) == 8
+    os.close(reader)
+    os.close(writer)
+    data, fds = passing.receive(ways[1], 100, 2)
+    assert data == b"two ends"
+    os.write(fds[1], b"through")
+    assert os.read(fds[0], 100) == b"through"
+    passing.close_all(fds)
+
+
+def test_what_arrives_is_closed_on_exec(ways: Ways) -> None:
+    passing.send(ways[0], b".", (0, 1, 2))
+    _, fds = passing.receive(ways[1], 1, 3)
+    assert [fcntl.fcntl(fd, fcntl.F_GETFD) for fd in fds] == [fcntl.FD_CLOEXEC] * 3
+    passing.close_all(fds)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, MOST])
+def test_as_many_as_are_expected(ways: Ways, count: int) -> None:
+    passing.send(ways[0], b".", [0] * count)
+    data, fds = passing.receive(ways[1], 1, count)
+    assert (data, len(fds)) == (b".", count)
+    passing.close_all(fds)
+
+
+def test_fewer_than_are_expected(ways: Ways) -> None:
+    passing.send(ways[0], b".", (0,))
+    _, fds = passing.receive(ways[1], 1, 5)
+    assert len(fds) == 1
+    passing.close_all(fds)
+
+
+@pytest.mark.parametrize(("sent", "most"), [(1, 0), (2, 1), (3, 2), (4, 2), (MOST, 2)])
+def test_more_than_are_expected(ways: Ways, sent: int, most: int) -> None:
+    passing.send(ways[0], b".", [0] * sent)
+    with pytest.raises(RemoteProtocolError, match=f"more than {most} descriptors"):
+        passing.receive(ways[1], 1, most)
+
+
+def test_more_than_can_be_sent(ways: Ways) -> None:
+    with pytest.raises(OSError) as raised:
+        passing.send(ways[0], b".", [0] * (MOST + 1))
+    assert raised.value.errno == errno.EINVAL
+
+
+def test_a_message_that_is_too_long(ways: Ways) -> None:
+    passing.send(ways[0], b"123456", (0, 1))
+    with pytest.raises(RemoteProtocolError, match="longer than 5 bytes"):
+        passing.receive(ways[1], 5, 2)
+    passing.send(ways[0], b"12345")
+    assert passing.receive(ways[1], 5) == (b"12345", [])
+
+
+def test_descriptors_without_a_word(ways: Ways) -> None:
+    send_fds(ways[0], b"", 0)
+    with pytest.raises(RemoteProtocolError, match="no word"):
+        passing.receive(ways[1], 5, 1)
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_no_room_for_what_is_passed(ways: Ways, free: int) -> None:
+    passing.send(ways[0], b".", (0, 1))
+    with descriptor_limit(free), pytest.raises(OSError) as raised:
+        passing.receive(ways[1], 1, 2)
+    assert raised.value.errno == errno.EMFILE
+
+
+def test_the_end(ways: Ways) -> None:
+    passing.send(ways[0], b"last")
+    ways[0].close()
+    assert passing.receive(ways[1], 100) == (b"last", [])
+    assert passing.receive(ways[1], 100) == (b"", [])
+    with pytest.raises(BrokenPipeError):
+        passing.send(ways[1], b".")
+
+
+def test_neither_blocks(ways: Ways) -> None:
+    with pytest.raises(BlockingIOError):
+        passing.receive(ways[1], 1, 1)
+    with pytest.raises(BlockingIOError):
+        while True:
+            passing.send(ways[0], bytes(10000))
+
+
+def test_over_a_stream() -> None:
+    """Which takes a part of the data, but all descriptors with that."""
+    one, other = socket.socketpair()
+    with one, other:
+        data = bytes(1 << 20)
+        taken = passing.send(one, data, (0,))
+        assert 0 < taken < len(data)
+        got, fds = passing.receive(other, 1 << 20, 1)
+        assert data.startswith(got) and len(fds) == 1
+        passing.close_all(fds)
+
+
+def test_over_datagrams() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        passing.send(one, b"word", (0,))
+        data, fds = passing.receive(other, 100, 1)
+        assert (data, len(fds)) == (b"word", 1)
+        passing.close_all(fds)
+
+
+# What is passed
+
+
+def test_connections_are_made_sockets() -> None:
+    with ExitStack() as stack:
+        kept = [stack.enter_context(sock) for sock in (*tcp_pair(), *socket.socketpair())]
+        made = passing.stream_sockets([os.dup(sock.fileno()) for sock in kept])
+        assert [sock.getsockname() for sock in made] == [sock.getsockname() for sock in kept]
+        assert all(os.get_blocking(sock.fileno()) for sock in kept)
+        for sock in made:
+            sock.close()
+
+
+def test_multipath_tcp_is_a_connection() -> None:
+    try:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, passing._IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"no MPTCP here: {error.strerror}")
+    with listener:
+        assert not passing.is_connection(made_listening(listener))
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.proto == passing._IPPROTO_MPTCP
+            assert passing.is_connection(accepted)
+
+
+def made_listening(sock: socket.socket) -> socket.socket:
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    return sock
+
+
+def detached(sock: socket.socket, *others: socket.socket) -> int:
+    for other in others:
+        other.close()
+    return sock.detach()
+
+
+def an_epoll() -> int:
+    made = select.epoll()
+    try:
+        return os.dup(made.fileno())
+    finally:
+        made.close()
+
+
+UNFIT: dict[str, Callable[[], int]] = {
+    "a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
+    "a path": lambda: os.open("/etc/passwd", os.O_PATH),
+    "a directory": lambda: os.open("/", os.O_RDONLY),
+    "a terminal": lambda: os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY),
+    "a counter": lambda: os.eventfd(0),
+    "an epoll": an_epoll,
+    "a TCP listener": lambda: detached(made_listening(socket.socket())),
+    "a UDP socket": lambda: detached(socket.socket(type=socket.SOCK_DGRAM)),
+    "a unix datagram socket": lambda: detached(
+        *socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ),
+    "a connection of messages": lambda: detached(
+        *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ),
+    "a netlink socket": lambda: detached(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("what", UNFIT)
+def test_anything_else_is_refused(what: str, place: int) -> None:
+    """And the good ones beside it are closed with it."""
+    fds = [detached(*socket.socketpair()) for _ in range(2)]
+    fds.insert(place, UNFIT[what]())
+    with pytest.raises(RemoteProtocolError, match=r"no (socket|connection)"):
+        passing.stream_sockets(fds)
+
+
+# In a loop
+
+
+def run(story: Callable[[Loop], Any]) -> Any:
+    loop = Loop()
+
+    async def main() -> Any:
+        with loop.deadline(PATIENCE):
+            return await story(loop)
+
+    try:
+        return loop.run(main())
+    finally:
+        assert not loop.handlers
+        loop.close()
+
+
+def pair(loop: Loop) -> tuple[Passage, Passage]:
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one, other = (Passage.over(loop, end) for end in ends)
+    return one, other
+
+
+def test_messages_stay_apart() -> None:
+    async def story(loop: Loop) -> None:
+        one, other = pair(loop)
+        await one.send_message(b"one")
+        await one.send_message(b"two", (0,))
+        loop.call_later(0.005, one.close)
+        assert await other.receive_message(100, 1) == (b"one", [])
+        data, [fd] = await other.receive_message(100, 1)
+        os.close(fd)
+        assert data == b"two"
+        assert await other.receive_message(100, 1) == (b"", [])
+        other.close()
+
+    run(story)
+
+
+def test_waits_for_a_message() -> None:
+    async def story(loop: Loop) -> None:
+        one, other = pair(loop)
+        for word in (b"one", b"two"):
+            loop.call_later(0.005, lambda word=word: passing.send(one.socket, word))
+            assert await other.receive_message(100) == (word, [])
+        one.close()
+        other.close()
+
+    run(story)
+
+
+def test_waits_for_room() -> None:
+    """And says nothing twice."""
+
+    async def story(loop: Loop) -> None:
+        one, other = pair(loop)
+        got: list[bytes] = []
+
+        async def read() -> None:
+            await loop.sleep(0.01)
+            while (message := await other.receive_message(100_000))[0]:
+                got.append(message[0])
+            other.close()
+
+        loop.spawn(read(), pytest.fail)
+        for number in range(200):
+            await one.send_message(bytes([number]) * 20_000)
+        one.close()
+        while len(got) < 200:
+            await loop.sleep(0.001)
+        assert got == [bytes([number]) * 20_000 for number in range(200)]
+        await loop.sleep(0.001)
+
+    run(story)
+
+
+def test_a_peer_that_leaves_with_something_unread() -> None:
+    async def story(loop: Loop) -> None:
+        one, other = pair(loop)
+        await one.send_message(b"unread")
+        other.close()
+        with pytest.raises(ConnectionError):
+            await one.receive_message(1)
+        one.close()
+
+    run(story)
+
+
+def test_connects(tmp_path: Path) -> None:
+    async def story(loop: Loop) -> None:
+        for path in (str(tmp_path / "socket"), f"@muonsocks-test-{os.getpid()}"):
+            with closing(listen_at(path)) as listener:
+                passage = Passage.to(loop, path)
+                with closing(socket.socket(fileno=listener._accept()[0])) as accepted:
+                    await passage.send_message(b"word")
+                    assert accepted.recv(100) == b"word"
+                with pytest.raises(BlockingIOError):
+                    listener._accept()
+                passage.close()
+
+    run(story)
+
+
+def refusal(loop: Loop, path: Path) -> int | None:
+    with pytest.raises(OSError) as raised:
+        Passage.to(loop, str(path))
+    return raised.value.errno
+
+
+def test_nobody_to_connect_to(tmp_path: Path) -> None:
+    async def story(loop: Loop) -> None:
+        path = tmp_path / "socket"
+        assert refusal(loop, path) == errno.ENOENT
+        listen_at(str(path)).close()
+        assert refusal(loop, path) == errno.ECONNREFUSED
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other_kind:
+            other_kind.bind(str(path))
+            other_kind.listen()
+            assert refusal(loop, path) == errno.EPROTOTYPE
+        refusal(loop, tmp_path / ("p" * 107))
+
+    run(story)
+
+
+def test_who_listens_has_no_time(tmp_path: Path) -> None:
+    """No place in the backlog is as good as nobody there: nothing says when there will be one."""
+
+    async def story(loop: Loop) -> None:
+        path = tmp_path / "socket"
+        made = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            while len(made) < 2:
+                made.append(Passage.to(loop, str(path)))
+            assert refusal(loop, path) == errno.EAGAIN
+        for passage in made:
+            passage.close()
+
+    run(story)
+
+
+def test_the_last_message() -> None:
+    """Either it was sent in time, and is read, or the sender is told that it was not."""
+
+    async def story(loop: Loop) -> None:
+        for says_it in (True, False):
+            one, other = pair(loop)
+            if says_it:
+                await one.send_message(b"go")
+            assert other.last_message(10) == (b"go" if says_it else b"")
+            with pytest.raises(BrokenPipeError):
+                await one.send_message(b"go")
+            one.close()
+            other.close()
+
+    run(story)
