@@ -106,8 +106,8 @@ def test_pages_are_installed(installed: Installed) -> None:
 def test_units_are_installed(installed: Installed) -> None:
     units = {path.name: path for path in (ROOT / "units").iterdir()}
     assert {"muonsocks.socket", "muonsocks@.service"} <= units.keys()
-    for kind in ("resident", "relay"):
-        assert {f"muonsocks-{kind}.socket", f"muonsocks-{kind}.service"} <= units.keys()
+    assert {"muonsocks-relay.socket", "muonsocks-relay.service"} <= units.keys()
+    assert {"muonsocks-resident.socket", "muonsocks-resident.service"} <= units.keys()
     for name, path in units.items():
         unit = path.suffix in (".service", ".socket")
         there = Path("lib/systemd/system" if unit else "share/doc/muonsocks", name)

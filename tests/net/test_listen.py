@@ -39,25 +39,34 @@ def test_accepted_sockets_inherit_what_is_set(address: bytes) -> None:
                     assert accepted.getsockopt(level, option), (level, option)
 
 
+@root_only()
 def test_ipv6_is_for_itself_alone() -> None:
     """So that an IPv4 listener fits on the same port, and no client is ::ffff:192.0.2.1."""
-    with closing(listen_on(bytes(16), 0)) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port))
-        listen_on(bytes(4), port).close()
+
+    def check() -> None:
+        with closing(listen_on(bytes(16), 1080)):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", 1080))
+            listen_on(bytes(4), 1080).close()
+
+    in_own_network(check)
 
 
+@root_only()
 def test_a_port_can_be_taken_again_at_once() -> None:
     """Though connections of the last time are still in TIME_WAIT."""
-    listener = listen_on(LOOPBACK, 0)
-    client = socket.create_connection(listener.getsockname())
-    fd, _ = listener._accept()
-    os.close(fd)  # first: it is the one that waits
-    client.close()
-    port = listener.getsockname()[1]
-    listener.close()
-    listen_on(LOOPBACK, port).close()
+
+    def check() -> None:
+        with (
+            closing(listen_on(LOOPBACK, 1080)) as listener,
+            socket.create_connection(("127.0.0.1", 1080)) as client,
+        ):
+            fd, _ = listener._accept()
+            os.close(fd)  # first: it is the one that waits
+            assert client.recv(1) == b""
+        listen_on(LOOPBACK, 1080).close()
+
+    in_own_network(check)
 
 
 @pytest.mark.parametrize(

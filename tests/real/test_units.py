@@ -9,11 +9,11 @@ import pytest
 
 UNITS = Path(__file__).parents[2] / "units"
 UNIT_FILES = sorted(path.name for path in UNITS.iterdir() if path.suffix in (".socket", ".service"))
-MOST_EXPOSED = {  # tenths
+MOST_EXPOSED = {
     "muonsocks@.service": 20,
     "muonsocks-relay.service": 3,
     "muonsocks-resident.service": 12,
-}
+}  # tenths
 
 
 @pytest.fixture(autouse=True)

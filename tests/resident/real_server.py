@@ -27,6 +27,7 @@ from programs import SECONDS, accept, environment, listener, read_all, socks4
 
 ROOT = Path(__file__).resolve().parents[2]
 MUONSOCKS = str(ROOT / "bin" / "muonsocks")
+ECHO = (str(ROOT / "tests" / "resident" / "echo_server.py"),)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 # Of 127/8, an address for each process: parallel tests cannot be in each other's way.
@@ -233,8 +234,9 @@ def running(
         server.workers = workers
         processes = set[int]()
         try:
-            with open(ready, "rb", buffering=0) as told:
-                assert told.read(2) == b"\n", f"it does not get ready:\n{server.log}"
+            with open(ready, "rb") as told:
+                assert told.readline() == b"\n", f"it does not get ready:\n{server.log}"
+                assert before or told.read() == b"", "it is not closed"
             processes.update(children(process.pid))
             yield server
             processes.update(children(process.pid))

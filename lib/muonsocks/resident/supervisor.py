@@ -360,6 +360,8 @@ class Supervisor:
             stream = Stream(loop, channel.fileno(), socket=channel)
             loop.run(self._work(stream, worker, drain))
             status = 0
+        except ConnectionError:
+            pass  # the supervisor is gone already, and has said why
         except (UsageError, OSError) as error:
             self._log.error(in_one_line(error))
         except BaseException as error:

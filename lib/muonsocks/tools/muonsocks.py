@@ -60,6 +60,7 @@ from __future__ import annotations
 
 import errno
 import os
+import site
 from _socket import socket
 from fcntl import F_GETFL, fcntl
 

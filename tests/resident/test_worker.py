@@ -1,0 +1,625 @@
+"""A worker in a loop of its own, with a service that sends back what it gets."""
+
+import _socket
+import errno
+import os
+import resource
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ends import PATIENCE, Lines, no_garbage, nothing_left_behind
+from places import in_child
+
+from muonsocks.net import pipes
+from muonsocks.net.inherit import Peer
+from muonsocks.net.listen import listen_on
+from muonsocks.net.loop import Loop
+from muonsocks.net.stream import Stream
+from muonsocks.resident import worker as worker_module
+from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.worker import Capacity, Worker
+
+LOOPBACK = bytes([127, 0, 0, 1])
+
+
+class Echo:
+    """A service. A client that says `!NAME` has it fail in that way."""
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+
+    async def serve(self, loop: Loop, sock: _socket.socket, peer: Peer) -> int:
+        self.peers.append(peer.text)
+        stream = Stream(loop, sock.fileno(), socket=sock)
+        try:
+            while data := await stream.receive(100):
+                if data == b"!out of ports":
+                    return errno.EADDRNOTAVAIL
+                if data == b"!out of descriptors":
+                    raise OSError(errno.EMFILE, "Too many open files")
+                if data == b"!bug":
+                    raise ValueError("wrong")
+                await stream.send(data)
+        finally:
+            stream.close()
+        return 0
+
+
+class CountingLoop(Loop):
+    """A loop that counts how often it was woken."""
+
+    __slots__ = ("rounds",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds = 0
+
+    def _round(self) -> None:
+        self.rounds += 1
+        super()._round()
+
+
+class FaultyListener:
+    """A listener at which accept(2) fails so many times, in this way."""
+
+    def __init__(self, listener: _socket.socket, number: int, times: int) -> None:
+        self._listener = listener
+        self._number = number
+        self.times = times
+        self.calls = 0
+
+    def _accept(self) -> tuple[int, Any]:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise OSError(self._number, os.strerror(self._number))
+        return self._listener._accept()  # type: ignore[attr-defined,no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+
+class Bench:
+    """A worker, its surroundings and its clients."""
+
+    def __init__(self, capacity: Capacity, workers: int, fault: tuple[int, int] | None) -> None:
+        self.loop = CountingLoop()
+        self.board = Board(workers)
+        self.log = Lines()
+        self.echo = Echo()
+        listener = listen_on(LOOPBACK, 0)
+        self.address = listener.getsockname()
+        self.listener: Any = FaultyListener(listener, *fault) if fault else listener
+        self.worker = Worker(self.loop, [self.listener], self.echo, capacity, self.board, self.log)
+        self.clients: list[Stream] = []
+
+    def client(self, source: str = "127.0.0.1") -> Stream:
+        sock = _socket.socket()
+        sock.bind((source, 0))
+        sock.connect(self.address)
+        sock.setblocking(False)
+        self.clients.append(Stream(self.loop, sock.fileno(), socket=sock))
+        return self.clients[-1]
+
+    async def is_served(self, client: Stream) -> bool:
+        """Say whether a client gets an echo; False if it is closed. There is no third way."""
+        try:
+            await client.send(b"ping")
+            return await client.receive(100) == b"ping"
+        except ConnectionError:
+            return False
+
+    async def served(self, source: str = "127.0.0.1") -> Stream:
+        client = self.client(source)
+        assert await self.is_served(client)
+        return client
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        while not holds():
+            await self.loop.sleep(0.002)
+
+    async def gone(self, client: Stream) -> None:
+        """Leave, and wait until the worker has noticed."""
+        left = self.total(OPEN)
+        client.close()
+        await self.until(lambda: self.total(OPEN) < left)
+
+    def total(self, field: int) -> int:
+        return self.board.total(field)
+
+    def accepts(self) -> bool:
+        """Whether the worker would be woken for a connection."""
+        return self.listener.fileno() in self.loop.handlers
+
+
+def run(
+    story: Callable[[Bench], Awaitable[None]],
+    capacity: Capacity | None = None,
+    workers: int = 1,
+    fault: tuple[int, int] | None = None,
+) -> Bench:
+    """Let a worker work while the story goes on; in the end all is closed."""
+    bench = Bench(capacity or Capacity(0), workers, fault)
+
+    async def main() -> None:
+        with bench.loop.deadline(PATIENCE):
+            bench.worker.start()
+            await story(bench)
+            for client in bench.clients:
+                client.close()
+            await bench.worker.drain(PATIENCE)
+        assert bench.total(OPEN) == 0
+        assert not bench.loop.handlers
+
+    bench.loop.run(main())
+    bench.loop.close()
+    return bench
+
+
+@pytest.fixture(autouse=True)
+def leaks_nothing() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+        pipes.limit(1 << 20)
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_PATIENCE", 0.02)
+    monkeypatch.setattr(worker_module, "_QUIET", 0.05)
+
+
+def test_clients_are_served_and_counted() -> None:
+    async def story(bench: Bench) -> None:
+        clients = [await bench.served() for _ in range(3)]
+        assert (bench.total(OPEN), bench.total(SERVED)) == (3, 3)
+        for client in clients:
+            assert await bench.is_served(client)
+        await bench.gone(clients[0])
+        assert (bench.total(OPEN), bench.total(SERVED)) == (2, 3)
+
+    with no_garbage():
+        bench = run(story)
+    assert all(peer.startswith("127.0.0.1:") for peer in bench.echo.peers)
+    assert bench.log.lines == []
+
+
+# What accept(2) may say
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.EAGAIN,
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ETIMEDOUT,
+    ],
+    ids=os.strerror,
+)
+def test_an_error_of_one_connection_is_none_of_the_listener_s(number: int) -> None:
+    async def story(bench: Bench) -> None:
+        assert await bench.is_served(bench.client())
+        assert bench.listener.calls >= 4
+
+    bench = run(story, fault=(number, 3))
+    assert bench.log.lines == []
+    assert (bench.total(SERVED), bench.total(SHORT)) == (1, 0)
+
+
+SHORTAGES = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL]
+
+
+@pytest.mark.parametrize("number", SHORTAGES, ids=os.strerror)
+def test_a_shortage_is_waited_out(number: int) -> None:
+    """Said once; those that are there are served on; then it is said that it is over."""
+
+    async def story(bench: Bench) -> None:
+        first = await bench.served()
+        bench.listener.calls = 0
+        second = bench.client()
+        await bench.until(lambda: bench.listener.calls >= 3)
+        assert await bench.is_served(first)
+        assert bench.total(SHORT) == 1
+        assert bench.log.lines == [f"cannot accept: {os.strerror(number)}"]
+        bench.listener.times = 0
+        assert await bench.is_served(second)
+        await bench.until(lambda: len(bench.log.lines) > 1)
+        assert bench.total(SHORT) == 0
+
+    bench = run(with_fault_later(story), fault=(number, 1 << 30))
+    assert bench.log.lines[1:] == ["the shortage is over"]
+
+
+def with_fault_later(
+    story: Callable[[Bench], Awaitable[None]],
+) -> Callable[[Bench], Awaitable[None]]:
+    """Let the listener work until the story sets `calls` back to 0."""
+
+    async def prepared(bench: Bench) -> None:
+        bench.listener.calls = bench.listener.times
+        await story(bench)
+
+    return prepared
+
+
+def test_a_shortage_is_no_busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection waits all the time, and is looked at now and then."""
+    monkeypatch.setattr(worker_module, "_PATIENCE", 0.1)
+
+    async def story(bench: Bench) -> None:
+        bench.client()
+        await bench.loop.sleep(0.01)
+        rounds, calls = bench.loop.rounds, bench.listener.calls
+        await bench.loop.sleep(0.55)
+        assert 1 <= bench.listener.calls - calls <= 6
+        assert bench.loop.rounds - rounds <= 40
+        bench.listener.times = 0
+
+    run(story, fault=(errno.EMFILE, 1 << 30))
+
+
+# Limits
+
+
+def test_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And have their turn as soon as one of the worker's own has ended."""
+    monkeypatch.setattr(worker_module, "_PATIENCE", 1000)
+
+    async def story(bench: Bench) -> None:
+        clients = [await bench.served() for _ in range(2)]
+        waiting = [bench.client() for _ in range(2)]
+        for client in waiting:
+            await client.send(b"ping")
+        await bench.until(lambda: bench.log.lines)
+        for leaving, client in zip(clients, waiting, strict=True):
+            assert bench.total(OPEN) == 2
+            leaving.close()
+            assert await client.receive(100) == b"ping"
+        assert (bench.total(OPEN), bench.total(REFUSED)) == (2, 0)
+
+    bench = run(story, Capacity(2))
+    assert bench.log.lines[0] == "all 2 connections of --max-connections are in use"
+
+
+def test_a_limit_that_another_worker_uses_up() -> None:
+    """Nothing tells when that one has room again, so it is looked at."""
+
+    async def story(bench: Bench) -> None:
+        bench.board.take_column(1)
+        bench.board.add(OPEN, 2)
+        bench.board.take_column(0)
+        client = bench.client()
+        await bench.until(lambda: bench.log.lines)
+        bench.board.clear(1)
+        assert await bench.is_served(client)
+
+    run(story, Capacity(2), workers=2)
+
+
+def test_a_worker_that_is_full_is_not_woken() -> None:
+    """It would take the wake-up from another one, which has room: so it leaves the queue when the
+    last place is taken, and not when the next connection comes.
+    """
+
+    async def story(bench: Bench) -> None:
+        bench.worker._fits = 2
+        first = await bench.served()
+        assert bench.accepts()
+        await bench.served()
+        assert not bench.accepts()
+        await bench.loop.sleep(0.1)  # several times as long as it pauses
+        assert not bench.accepts()
+        await bench.gone(first)
+        assert bench.accepts()
+
+    bench = run(story)
+    assert len(bench.log.lines) == 1
+    assert "allows no more connections" in bench.log.lines[0]
+
+
+@pytest.mark.parametrize(("limit", "least", "most"), [(64, 10, 20), (256, 80, 110), (20, 1, 1)])
+def test_how_many_fit(limit: int, least: int, most: int) -> None:
+    """Two descriptors each, and some are kept for pipes and look-ups."""
+
+    def check() -> None:
+        os.closerange(3, 100)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        worker = Worker(Loop(), [], Echo(), Capacity(0), Board(1), Lines())
+        assert least <= worker._fits <= most
+        taken = 0
+        while pipes.take() is not None:
+            taken += 2
+        assert 2 * worker._fits + taken < limit - 16 or limit == 20
+
+    in_child(check)
+
+
+# Sources
+
+
+def test_connections_of_one_source() -> None:
+    async def story(bench: Bench) -> None:
+        ours = [await bench.served() for _ in range(2)]
+        others = [await bench.served("127.0.0.2") for _ in range(2)]
+        for source in ("127.0.0.1", "127.0.0.2"):
+            assert not await bench.is_served(bench.client(source))
+        assert (bench.total(OPEN), bench.total(SERVED), bench.total(REFUSED)) == (4, 4, 2)
+        await bench.gone(ours[0])
+        await bench.served()
+        assert not await bench.is_served(bench.client())
+        for client in (*ours[1:], *others):
+            assert await bench.is_served(client)
+
+    bench = run(story, Capacity(0, per_source=2))
+    refusals = [line for line in bench.log.lines if "end=too-many-of-this-source" in line]
+    assert len(refusals) == len(bench.log.lines) == 3
+    assert refusals[0].startswith("refused client=127.0.0.1:")
+    assert bench.board.connections_of(LOOPBACK) == 0
+
+
+def test_a_network_of_ipv6_is_one_source() -> None:
+    def source(address: str) -> bytes:
+        peer = Peer.at(address, 1)
+        assert peer is not None
+        return worker_module._source(peer)
+
+    assert source("2001:db8::1") == source("2001:db8::ffff:0:0:9") != source("2001:db8:0:1::1")
+    assert source("::ffff:192.0.2.1") == source("192.0.2.1") != source("192.0.2.2")
+
+
+def test_clients_of_a_unix_socket_have_no_source(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        clients = []
+        for _ in range(3):
+            sock = _socket.socket(_socket.AF_UNIX)
+            sock.connect(str(tmp_path / "socket"))
+            sock.setblocking(False)
+            clients.append(Stream(bench.loop, sock.fileno(), socket=sock))
+        bench.clients += clients
+        for client in clients:
+            assert await bench.is_served(client)
+
+    listener = _socket.socket(_socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+    listener.setblocking(False)
+
+    async def with_unix(bench: Bench) -> None:
+        bench.worker._stop_accepting()
+        bench.worker._listeners.append(listener)
+        bench.worker.start()
+        await story(bench)
+
+    bench = run(with_unix, Capacity(0, per_source=1))
+    assert bench.echo.peers == ["unix"] * 3
+    assert bench.log.lines == []
+
+
+# What happens to a session
+
+
+def test_a_session_that_runs_short() -> None:
+    """Others wait a moment, and those that are there go on."""
+
+    async def story(bench: Bench) -> None:
+        first = await bench.served()
+        unlucky = await bench.served()
+        await unlucky.send(b"!out of descriptors")
+        assert await unlucky.receive(1) == b""
+        assert not bench.accepts()
+        assert await bench.is_served(first)
+        await bench.until(bench.accepts)
+        await bench.served()
+        await bench.until(lambda: len(bench.log.lines) == 2)
+
+    bench = run(story)
+    assert bench.log.lines == [
+        "a request could not be carried out: Too many open files",
+        "the shortage is over",
+    ]
+
+
+def test_a_session_that_finds_no_port() -> None:
+    """That is so for one destination only: nobody waits for it."""
+
+    async def story(bench: Bench) -> None:
+        for _ in range(3):
+            unlucky = await bench.served()
+            await unlucky.send(b"!out of ports")
+            assert await unlucky.receive(1) == b""
+            assert bench.accepts()
+
+    bench = run(story)
+    assert bench.log.lines == [
+        "a request could not be carried out: Cannot assign requested address"
+    ]
+
+
+def test_a_shortage_is_over_when_another_worker_has_served() -> None:
+    """This one may not see a client for a long time; and the last worker says it."""
+
+    async def story(bench: Bench) -> None:
+        unlucky = await bench.served()
+        await unlucky.send(b"!out of ports")
+        assert await unlucky.receive(1) == b""
+        bench.board.take_column(1)
+        bench.board.set(SHORT, 1)
+        bench.board.take_column(0)
+        await bench.loop.sleep(0.15)
+        assert bench.total(SHORT) == 2  # nobody was served since
+        bench.board.take_column(1)
+        bench.board.add(SERVED, 1)
+        bench.board.take_column(0)
+        await bench.until(lambda: bench.total(SHORT) == 1)
+        assert len(bench.log.lines) == 1
+        unlucky = await bench.served()
+        await unlucky.send(b"!out of ports")
+        assert await unlucky.receive(1) == b""
+        bench.board.clear(1)
+        await bench.served()
+        await bench.until(lambda: bench.total(SHORT) == 0)
+
+    bench = run(story, workers=2)
+    assert [line[:20] for line in bench.log.lines] == [
+        "a request could not ",
+        "the shortage is over",
+    ]
+
+
+def test_a_session_with_a_bug() -> None:
+    """It is said in a line, and the others do not suffer."""
+
+    async def story(bench: Bench) -> None:
+        first = await bench.served()
+        unlucky = await bench.served()
+        await unlucky.send(b"!bug")
+        assert await unlucky.receive(1) == b""
+        assert await bench.is_served(first)
+        assert bench.total(OPEN) == 1
+        await bench.served()
+
+    with no_garbage():
+        bench = run(story)
+    assert bench.log.lines == ["this is a bug, please report it: ValueError: wrong"]
+
+
+# The end
+
+
+def test_a_drain_lets_connections_finish() -> None:
+    async def story(bench: Bench) -> None:
+        clients = [await bench.served() for _ in range(2)]
+        ended = []
+
+        async def drain() -> None:
+            await bench.worker.drain(1000)
+            ended.append(True)
+
+        bench.loop.spawn(drain(), pytest.fail)
+        with pytest.raises(ConnectionRefusedError):
+            bench.client()
+        for client in clients:
+            assert await bench.is_served(client)
+            assert not ended
+            await bench.gone(client)
+        await bench.until(lambda: ended)
+
+    with no_garbage():
+        bench = run(story)
+    assert bench.total(CUT) == 0
+
+
+def test_a_drain_takes_no_longer_than_it_may() -> None:
+    async def story(bench: Bench) -> None:
+        clients = [await bench.served() for _ in range(3)]
+        await bench.worker.drain(0.05)
+        assert bench.total(OPEN) == 0
+        for client in clients:
+            assert await client.receive(1) == b""
+
+    with no_garbage():
+        bench = run(story)
+    assert bench.total(CUT) == 3
+    assert bench.log.lines == []
+
+
+def test_a_drain_of_nothing_is_over_at_once() -> None:
+    async def story(bench: Bench) -> None:
+        await bench.gone(await bench.served())
+
+    assert run(story).total(CUT) == 0
+
+
+def test_a_drain_while_it_pauses() -> None:
+    """It does not begin to accept again when a connection ends."""
+
+    async def story(bench: Bench) -> None:
+        bench.worker._fits = 2
+        clients = [await bench.served() for _ in range(2)]
+        assert not bench.accepts()
+        bench.loop.spawn(bench.worker.drain(1000), pytest.fail)
+        await bench.gone(clients[0])
+        await bench.loop.sleep(0.1)
+        assert bench.listener.fileno() == -1
+        await bench.gone(clients[1])
+
+    run(story)
+
+
+def test_a_shortage_while_it_drains() -> None:
+    async def story(bench: Bench) -> None:
+        unlucky, other = [await bench.served() for _ in range(2)]
+        bench.loop.spawn(bench.worker.drain(1000), pytest.fail)
+        await unlucky.send(b"!out of descriptors")
+        assert await unlucky.receive(1) == b""
+        await bench.loop.sleep(0.1)
+        assert await bench.is_served(other)
+
+    bench = run(story)
+    assert bench.log.lines == ["a request could not be carried out: Too many open files"]
+
+
+def test_a_drain_that_is_cut_short() -> None:
+    async def story(bench: Bench) -> None:
+        clients = [await bench.served() for _ in range(3)]
+        ended = []
+
+        async def drain() -> None:
+            await bench.worker.drain(1000)
+            ended.append(True)
+
+        bench.loop.spawn(drain(), pytest.fail)
+        await bench.gone(clients[0])
+        bench.worker.cut()
+        assert ended
+        for client in clients[1:]:
+            assert await client.receive(1) == b""
+
+    bench = run(story)
+    assert bench.total(CUT) == 2
+    assert bench.log.lines == []
+
+
+def test_many_at_once() -> None:
+    """More than the limit come, in no order, and each has its turn."""
+
+    async def story(bench: Bench) -> None:
+        seen = []
+
+        async def come() -> None:
+            client = bench.client()
+            assert await bench.is_served(client)
+            seen.append(bench.total(OPEN))
+            client.close()
+
+        for _ in range(60):
+            bench.loop.spawn(come(), pytest.fail)
+        await bench.until(lambda: len(seen) == 60)
+        assert max(seen) <= 7
+
+    assert run(story, Capacity(7)).total(SERVED) == 60
+
+
+def test_sockets_are_as_they_should_be() -> None:
+    """Not blocking, closed on exec, of the listener's family."""
+    seen = []
+
+    class Look(Echo):
+        async def serve(self, loop: Loop, sock: _socket.socket, peer: Peer) -> int:
+            fd = sock.fileno()
+            seen.append((sock.family, os.get_blocking(fd), os.get_inheritable(fd)))
+            return await super().serve(loop, sock, peer)
+
+    async def story(bench: Bench) -> None:
+        bench.worker._service = Look()
+        await bench.served()
+
+    run(story)
+    assert seen == [(socket.AF_INET, False, False)]
