@@ -95,7 +95,7 @@ def main(arguments: list[str], log: Log) -> int:
     if given is None:
         return DONE
     options.expect_no_arguments(given)
-    site.main()  # the programs start without it: systemd-python is to be found there
+    site.main()  # the programs start without it: systemd's modules are to be found there
     log.use_journal_fields()
     service = Socks(given, log)
     plan = Plan(
