@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.task import Task
     from muonsocks.resident import worker
+    from muonsocks.resident.worker import Doorman
 
     class Service(worker.Service, Protocol):
         """What a resident program does: how it is configured, and what it does for each client."""
@@ -79,14 +80,19 @@ _LATE = 4  # intervals without a sign of life after which a worker is given up
 
 
 class Plan:
-    """How many workers there are, what they may have open, how long (s) they may drain."""
+    """How many workers there are, what they may have open, how long (s) they may drain, and who
+    turns clients away when all are full; without a doorman they wait.
+    """
 
-    __slots__ = ("capacity", "drain", "workers")
+    __slots__ = ("capacity", "doorman", "drain", "workers")
 
-    def __init__(self, workers: int, capacity: Capacity, drain: float) -> None:
+    def __init__(
+        self, workers: int, capacity: Capacity, drain: float, doorman: Doorman | None = None
+    ) -> None:
         self.workers = workers
         self.capacity = capacity
         self.drain = drain
+        self.doorman = doorman
 
 
 class _Child:
@@ -350,7 +356,13 @@ class Supervisor:
             self._board.take_column(number)
             plan = self._plan
             worker = Worker(
-                loop, self._listeners, self._service, plan.capacity, self._board, self._log
+                loop,
+                self._listeners,
+                self._service,
+                plan.capacity,
+                self._board,
+                self._log,
+                plan.doorman,
             )
             drain = Mailbox()
             self._service.settle(loop, lambda: drain.post(DRAIN))
