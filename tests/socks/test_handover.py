@@ -101,7 +101,7 @@ class TestConformance(Conformance):
             loop.run(serve(loop, accepted(listener), log))
             listener.close()
             assert not loop.handlers
-            assert not any(timer.callback for _, _, timer in loop._timers)
+            assert not any(timer.callback for _, _, timer in loop.timers)
             loop.close()
 
         threads = [Thread(relay), Thread(tool)]
@@ -225,6 +225,7 @@ def test_the_line_at_the_end_has_the_facts(perform: Perform) -> None:
         stage.relay_log.level = DEBUG
         tool = session(stage.ours, stage.log, stage.path, Limits(1, 70, 80))
         tool._reply = 0
+        stage.our_far.name = "127.0.0.1:80"
         tool._started -= 100
         assert await tool.relay(stage.our_far, b"early, ") is None
         stage.our_far.close()
@@ -245,7 +246,7 @@ def test_the_line_at_the_end_has_the_facts(perform: Perform) -> None:
     stage = perform(story)
     facts = r"client=192.0.2.9:999 user=al\x20ice target=host:80"
     [connected] = stage.log.lines
-    assert connected.startswith(f"connected {facts} address=127.0.0.1:")
+    assert connected.startswith(f"connected {facts} address=127.0.0.1:80")
     taken, closed = stage.relay_log.lines
     assert taken == connected.replace("connected", "taken")
     head, _, rest = closed.partition(" secs=")
@@ -653,6 +654,8 @@ def test_a_relay_that_says_nothing(perform: Perform, monkeypatch: Any) -> None:
 
         async def relay() -> None:
             over.append(await tool.relay(stage.our_far, b"early"))
+            stage.ours.close()
+            stage.our_far.close()
 
         stage.loop.spawn(relay(), pytest.fail)
         await stage.until(lambda: select.select([stage.far], [], [], 0)[0])
