@@ -41,7 +41,7 @@ LOCAL = [INETD, "--allow-local", "-v"]
 
 
 class Resident:
-    """A resident relay: its process, and its log."""
+    """A resident relay: its supervisor, its workers, and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], path: str, log: int) -> None:
         self.process = process
@@ -54,22 +54,54 @@ class Resident:
 
     def await_log(self, pattern: str) -> str:
         """Give the first line of the log in which the pattern is found, once there is one."""
-        return self._until(lambda: next(filter(re.compile(pattern).search, self.lines()), None))
+        return self.until(lambda: next(filter(re.compile(pattern).search, self.lines()), None))
 
     def lines(self) -> list[str]:
         return self.log.splitlines()
 
+    def workers(self) -> list[int]:
+        """Give the process IDs of its workers, as they are now."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """Count what the workers have open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.workers())
+
+    def kilobytes(self) -> int:
+        """Sum up what is resident of its processes."""
+        total = 0
+        for pid in (self.process.pid, *self.workers()):
+            found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+            assert found
+            total += int(found[1])
+        return total
+
+    def connections(self) -> list[int]:
+        """Say how many connections each worker has: there is a TCP socket at both ends of one."""
+        counts = []
+        for pid in self.workers():
+            places = Path(f"/proc/{pid}/fd").iterdir()
+            inodes = {place.readlink().name for place in places}
+            table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+            counts.append(sum(f"socket:[{line.split()[9]}]" in inodes for line in table) // 2)
+        return counts
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        os.killpg(self.process.pid, number)
 
     def await_descriptors(self, count: int) -> None:
-        self._until(lambda: self.descriptors() == count)
+        self.until(lambda: self.descriptors() == count)
 
-    def await_stop(self) -> None:
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        self._until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    def stop(self) -> None:
+        """Suspend all of its processes."""
+        self.send_signal(signal.SIGSTOP)
+        for pid in (self.process.pid, *self.workers()):
+            stat = Path(f"/proc/{pid}/stat")
+            self.until(lambda stat=stat: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
-    def _until(self, condition: Callable[[], Any]) -> Any:
+    def until(self, condition: Callable[[], Any]) -> Any:
         """Wait; neither a file nor /proc has an event for this."""
         deadline = time.monotonic() + SECONDS
         while not (found := condition()):
@@ -80,7 +112,7 @@ class Resident:
 
 @contextlib.contextmanager
 def resident(place: Path, *options: str, limit: int = 1024, status: int = 0) -> Iterator[Resident]:
-    """Run one; in the end it is told to go, and must have no descriptor left that it has taken."""
+    """Run one; in the end it is told to go, and must go soon: it has no connection left then."""
     path = str(place / "relay")
 
     def set_limit() -> None:
@@ -94,6 +126,7 @@ def resident(place: Path, *options: str, limit: int = 1024, status: int = 0) -> 
             stderr=log,
             env=environment(),
             preexec_fn=set_limit,
+            start_new_session=True,
         )
         relay = Resident(process, path, log.fileno())
         try:
@@ -102,7 +135,8 @@ def resident(place: Path, *options: str, limit: int = 1024, status: int = 0) -> 
             process.send_signal(signal.SIGTERM)
             assert process.wait(SECONDS) == status
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                relay.send_signal(signal.SIGKILL)
             process.wait()
             print(relay.log)  # pytest shows it with a failure
         assert "Traceback" not in relay.log
@@ -293,7 +327,7 @@ def test_resets_pass(relay: Resident) -> None:
                 reset(conn)
                 with pytest.raises(ConnectionResetError):
                     program.client.read(1)
-    relay._until(lambda: relay.log.count("out=4 ") == relay.log.count("end=reset") == 2)
+    relay.until(lambda: relay.log.count("out=4 ") == relay.log.count("end=reset") == 2)
 
 
 def test_limits_go_with_the_connection(relay: Resident) -> None:
@@ -324,7 +358,7 @@ def test_many_idle_connections(relay: Resident) -> None:
     with listener() as far, contextlib.ExitStack() as stack:
         far.listen(300)
         environ = environment()
-        before = resident_kilobytes(relay.process.pid)
+        before = relay.kilobytes()
         for _ in range(250):
             client, served = (stack.enter_context(sock) for sock in socket.socketpair())
             clients.append(client)
@@ -343,18 +377,12 @@ def test_many_idle_connections(relay: Resident) -> None:
             conn = stack.enter_context(accept(far))
             assert process.wait(SECONDS) == 0
             clients.append(conn)
-        each = (resident_kilobytes(relay.process.pid) - before) / 250
+        each = (relay.kilobytes() - before) / 250
         for client, conn in zip(clients[::2], clients[1::2], strict=True):
             client.sendall(b"still there?")
             assert read_all(conn, 12) == b"still there?"
     assert each < 20
-    relay._until(lambda: relay.log.count("end=") == 250)
-
-
-def resident_kilobytes(pid: int) -> int:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1])
+    relay.until(lambda: relay.log.count("end=") == 250)
 
 
 # One that is not
@@ -435,10 +463,9 @@ def test_a_relay_that_is_full(tmp_path: Path) -> None:
 def test_a_relay_that_is_stopped(relay: Resident) -> None:
     """It wakes up when the program has long gone on by itself: it has to let go then."""
     before = relay.descriptors()
-    relay.process.send_signal(signal.SIGSTOP)
-    relay.await_stop()
+    relay.stop()
     with keeps("the time limit has passed", relay.path) as program:
-        relay.process.send_signal(signal.SIGCONT)
+        relay.send_signal(signal.SIGCONT)
         # It accepts in its turn: once a second one is served, it has looked at the first.
         with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as other, listener() as far:
             conn = begin(other, far)
@@ -452,11 +479,10 @@ def test_a_relay_that_is_stopped(relay: Resident) -> None:
 
 def test_a_relay_that_is_stopped_up_to_the_end(relay: Resident) -> None:
     """Even what the relay has not looked at yet is ended in time."""
-    relay.process.send_signal(signal.SIGSTOP)
-    relay.await_stop()
+    relay.stop()
     with keeps("the time limit has passed", relay.path):
         pass
-    relay.process.send_signal(signal.SIGCONT)
+    relay.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
