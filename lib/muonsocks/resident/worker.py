@@ -19,21 +19,12 @@ from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import Protocol
+    from collections.abc import Callable
 
     from muonsocks.log import Log
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.net.task import Task
-
-    class Service(Protocol):
-        """What a resident program does for each connection."""
-
-        def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
-            """Serve a client and close its socket. Gives the errno of what this host ran out of
-            meanwhile, 0 for nothing; OSError means the same.
-            """
-
+    from muonsocks.resident.plan import Capacity, Service
 
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
@@ -57,21 +48,6 @@ _PASSING = frozenset(
         errno.ETIMEDOUT,
     )
 )
-
-
-class Capacity:
-    """How many connections there may be: in all workers, and there from one source; 0: any number.
-
-    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
-    how many descriptors one takes.
-    """
-
-    __slots__ = ("connections", "each", "per_source")
-
-    def __init__(self, connections: int, per_source: int = 0, each: int = 2) -> None:
-        self.connections = connections
-        self.per_source = per_source
-        self.each = each
 
 
 class Cut(BaseException):

@@ -198,8 +198,8 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
 
     from muonsocks.net.listen import inherited, listen_at
     from muonsocks.resident.notify import Notifier
-    from muonsocks.resident.supervisor import Plan, Supervisor
-    from muonsocks.resident.worker import Capacity
+    from muonsocks.resident.plan import Capacity, Plan
+    from muonsocks.resident.supervisor import Supervisor
 
     if any(given.flag(name) for name in _NOT_FOR_ALL):
         raise UsageError("--listen goes with few options", "the rest comes with the connections")
