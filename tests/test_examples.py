@@ -90,6 +90,7 @@ RESIDENT = shown("muonsocks.8", "muonsocks\n")
 RESIDENTS_WITH_USERS = [
     shown("README.md", "muonsocks --users"),
     shown("muonsocks.8", "muonsocks --users"),
+    shown("muonsocks.8", "muonsocks -u"),
 ]
 UNDER_S6 = shown("muonsocks.8", "#!/bin/sh")
 ENABLE_RESIDENT = [
@@ -381,7 +382,7 @@ def test_resident(machine: Machine) -> None:
             assert "(2)" in fetch(machine, "http://localhost:8888/", proxy)
 
 
-@pytest.mark.parametrize("text", RESIDENTS_WITH_USERS, ids=["README.md", "muonsocks.8"])
+@pytest.mark.parametrize("text", RESIDENTS_WITH_USERS, ids=["README.md", "muonsocks.8", "-u"])
 def test_resident_with_users(machine: Machine, text: str) -> None:
     machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
     with serving(machine, text, "1080"):
@@ -390,6 +391,9 @@ def test_resident_with_users(machine: Machine, text: str) -> None:
         assert "auth" in fetch(machine, "http://www.example.com/")
         trusted = "--interface 192.0.2.5 --socks5-hostname 192.0.2.1:1080"
         assert fetch(machine, "http://www.example.com/", trusted) == WWW
+        there = machine.run("nproc && pgrep --full --count --euid nobody muonsocks", check=False)
+        cpus, _, unprivileged = there.stdout.partition("\n")
+        assert unprivileged.strip() == (cpus if " -u nobody " in text else "0")
 
 
 def test_resident_under_s6(machine: Machine) -> None:
