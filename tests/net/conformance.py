@@ -77,6 +77,7 @@ class Conformance:
     """The checks."""
 
     kinds: tuple[str, ...] = ()  # "CLIENT" or "CLIENT-FAR", of ends.KINDS
+    bound = BOUND
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "kind" in metafunc.fixturenames:
@@ -215,9 +216,9 @@ class Conformance:
         """When nobody reads, the writer has to stop, and nothing of it is lost."""
         joint = join()
         writer, reader = joint.sides()[first]
-        data = noise(BOUND + LARGE)
+        data = noise(self.bound + LARGE)
         taken = writer.stuff(data, 0.25)
-        assert taken < BOUND
+        assert taken < self.bound
         # The other direction does not mind.
         reader.send(b"meanwhile")
         assert writer.read_exactly(9) == b"meanwhile"

@@ -12,7 +12,7 @@ from ends import nothing_left_behind
 from places import in_child, in_own_network, root_only, sh
 
 from muonsocks.errors import UsageError
-from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
+from muonsocks.net.listen import inherited, is_for_this_host, listen_at, listen_on, name_of
 
 LOOPBACK, LOOPBACK_6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
 OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.SOL_SOCKET, socket.SO_OOBINLINE)]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ends import PATIENCE, descriptors, nothing_left_behind, tcp_pair
-from places import descriptor_limit, in_child
+from ends import PATIENCE, nothing_left_behind, tcp_pair
+from places import descriptor_limit
 
-from muonsocks.errors import RemoteProtocolError, UsageError
+from muonsocks.errors import RemoteProtocolError
 from muonsocks.net import passing
-from muonsocks.net.loop import Loop
 from muonsocks.net.listen import listen_at
+from muonsocks.net.loop import Loop
 from muonsocks.net.passing import Passage
 
 MOST = 253  # descriptors in one message, unix(7): SCM_MAX_FD

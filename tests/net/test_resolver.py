@@ -488,7 +488,7 @@ def test_in_a_chroot(tmp_path: Path) -> None:
                     assert await server.addresses("only-here") == ["127.0.0.1"]
                     dialler = Dialler(lookup=server.resolver.lookup)
                     stream = await dialler.dial(server.loop, there)
-                    assert stream.remote_name() == f"127.0.0.1:{there.port}"
+                    assert stream.name == f"127.0.0.1:{there.port}"
                     stream.close()
                     with pytest.raises(NameNotResolved, match="nobody"):
                         await dialler.dial(server.loop, Endpoint("nobody.example", 80))

@@ -12,6 +12,7 @@ import signal
 import sys
 import types
 from _socket import socket
+from collections.abc import Callable
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../lib"))
 import site
@@ -46,7 +47,7 @@ class Echo:
     def take(self, configuration: bytes) -> None:
         self.answer = configuration
 
-    def settle(self, loop: Loop) -> None:
+    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
         if HOW == "no user":
             raise UsageError("there is no such user", "name another one")
         if HOW == "no capability":
@@ -55,6 +56,9 @@ class Echo:
             raise ValueError("wrong")
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if HOW.startswith("waits for "):
+            with open(HOW.removeprefix("waits for "), "rb") as file:
+                file.read()  # a FIFO
         if HOW == "dies soon":
             loop.call_later(0.02, lambda: os._exit(3))
 

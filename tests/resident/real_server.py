@@ -213,9 +213,12 @@ def running(
     host: str = ADDRESS,
     environ: dict[bytes, bytes] | None = None,
     drain: float = 0.1,
-    **popen: Any,
+    keep: tuple[int, ...] = (),
 ) -> Iterator[Server]:
-    """Run a server until the end of the block; `before` is a program that starts it."""
+    """Run a server until the end of the block; `before` is a program that starts it.
+
+    `keep` has more descriptors that it is to have.
+    """
     ready, tell = os.pipe()
     port = free_port(host)
     where = (f"--listen={host}", f"--port={port}", f"--workers={workers}", f"--notify-fd={tell}")
@@ -226,8 +229,7 @@ def running(
             stdout=log,
             stderr=log,
             env=environment() if environ is None else environ,
-            pass_fds=(tell,),
-            **popen,
+            pass_fds=(tell, *keep),
         )
         os.close(tell)
         server = Server(process, log.fileno(), (host, port))

@@ -21,6 +21,7 @@ from real_server import (
     Server,
     asleep,
     children,
+    descriptors,
     ended,
     free_port,
     is_alive,
@@ -116,6 +117,28 @@ def test_a_signal_at_any_moment_of_the_start() -> None:
         _, log = process.communicate(timeout=SECONDS)
         assert process.returncode in (0, -signal.SIGTERM), log
         assert "Traceback" not in log and "bug" not in log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_before_it_is_up(tmp_path: Path, workers: int) -> None:
+    """That is no failure either, and it never says that it is ready."""
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    done = subprocess.Popen(
+        [*ECHO, f"--listen={ADDRESS}", f"--port={free_port()}", f"--workers={workers}"]
+        + ["--notify-fd=1", "--drain-timeout=1"],
+        env=how(f"waits for {gate}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with open(gate, "wb"):  # opens once the first worker is there
+        done.send_signal(signal.SIGHUP)
+        done.send_signal(signal.SIGTERM)
+        until("it has closed its listener", lambda: descriptors(done.pid)["socket"] == 1)
+    output, log = done.communicate(timeout=SECONDS)
+    assert (done.returncode, output) == (0, "")
+    assert log.endswith("stopped, connections that were cut: 0\n")
 
 
 def test_what_systemd_is_told(tmp_path: Path) -> None:
@@ -454,14 +477,16 @@ def test_all_are_stopped_and_go_on(watched: tuple[Server, socket.socket]) -> Non
         os.kill(pid, signal.SIGSTOP)
     until("all are stopped", lambda: {state(pid) for pid in (server.pid, *pids)} == {"T"})
     time.sleep(1.5 * WATCHDOG)  # that is the point
-    for pid in (server.pid, *pids):
-        os.kill(pid, signal.SIGCONT)
     told.setblocking(False)
     try:
         while told.recv(4096):
             pass
     except BlockingIOError:
         told.settimeout(SECONDS)
+    os.kill(server.pid, signal.SIGCONT)
+    await_state(told, "WATCHDOG=1")  # it has looked, before they could say anything
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     for _ in range(3):
         await_state(told, "WATCHDOG=1")
     assert server.count("hung") == 0
