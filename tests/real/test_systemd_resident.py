@@ -148,7 +148,7 @@ def test_socket_is_enabled(machine: Machine) -> None:
 def test_it_starts_with_the_first_connection(machine: Machine, listener: str) -> None:
     assert show(machine, "ActiveState") == "inactive"
     assert fetches(curl(machine, BY_NAME, proxy=f"socks5h://{listener}"))
-    assert show(machine, "ActiveState") == "active"
+    await_output(machine, f"systemctl is-active {SERVICE}", "^active$")
 
 
 def test_it_can_be_started_before(machine: Machine) -> None:

@@ -835,8 +835,8 @@ def test_refused_by_rule_is_told_apart() -> None:
 TIMED = {
     "silent": (Limits(handshake=0.1), "<< end\nlog reply=- end=handshake-timeout"),
     "trickling": (
-        Limits(handshake=0.2),
-        ">> 05\nwait 0.1\n>> ff\nwait 0.09\n>> 00\nwait 0.05\n<< end\nlog end=handshake-timeout",
+        Limits(handshake=1),
+        ">> 05\nwait 0.3\n>> ff\nwait 0.3\n>> 00\n<< end\nlog end=handshake-timeout",
     ),
     "idle": (
         Limits(SECONDS, idle=0.1),
