@@ -6,10 +6,10 @@ mount, process) of the benchmark's own: its loopback device carries the proxy's 
 target process. It needs root there, a C compiler and ip(8); servers that are not installed are
 left out. Limit the CPUs with taskset(1).
 
-For connection rate, round trips and idle memory there are half as many client processes as CPUs, and
-as many target processes, so that the load leaves room for the proxy. In bulk all streams are those
-of one client process and one target process: with more of them and no proxy, all CPUs are busy
-passing bytes, and what is compared is how many CPUs there are.
+For connection rate, round trips and idle memory there are half as many client processes as CPUs,
+and as many target processes, so that the load leaves room for the proxy. In bulk all streams are
+those of one client process and one target process: with more of them and no proxy, all CPUs are
+busy passing bytes, and what is compared is how many CPUs there are.
 
 The table has the median of the rounds, and the ratios' medians: each ratio is of two measurements
 of the same round. CPU time is that of all the server's processes, over all bytes carried.
