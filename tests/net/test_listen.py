@@ -243,7 +243,7 @@ def test_who_is_on_this_host() -> None:
         for address in OWN + OPEN:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             if address in OPEN and "0.0.0.0" not in address and address != "::":
-                sh(f"ip addr add {address} dev lo")
+                sh(f"ip addr add {address} dev lo {'nodad' if ':' in address else ''}")
             with socket.socket(family) as sock:
                 if family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

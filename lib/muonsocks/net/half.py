@@ -285,8 +285,8 @@ class Half:
 
     def _close_sink(self) -> None:
         self.over = True
-        # The last one to end need not say so: both streams are about to be closed.
-        if not self.source_error and not self.opposite.over:
+        # The last one to end need not say so if nobody else has the sink: it is about to be closed.
+        if not self.source_error and (not self.opposite.over or self.sink.is_shared):
             self.sink.end_output()
         self._relay.half_over()
 

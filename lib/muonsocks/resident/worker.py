@@ -20,26 +20,11 @@ from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Bo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Protocol
 
     from muonsocks.log import Log
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.net.task import Task
-
-    class Service(Protocol):
-        """What a resident program does for each connection."""
-
-        def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
-            """Serve a client and close its socket. Gives the errno of what this host ran out of
-            meanwhile, 0 for nothing; OSError means the same.
-            """
-
-    class Doorman(Protocol):
-        """Tells clients when there is no room, where they are not to wait for some."""
-
-        def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int]:
-            """Tell a client so and close its socket; the rest is as for `serve`."""
-
+    from muonsocks.resident.plan import Capacity, Service
 
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
@@ -66,21 +51,6 @@ _PASSING = frozenset(
 )
 
 
-class Capacity:
-    """How many connections there may be: in all workers, and there from one source; 0: any number.
-
-    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
-    how many descriptors one takes.
-    """
-
-    __slots__ = ("connections", "each", "per_source")
-
-    def __init__(self, connections: int, per_source: int = 0, each: int = 2) -> None:
-        self.connections = connections
-        self.per_source = per_source
-        self.each = each
-
-
 class Cut(BaseException):
     """The session outlived the time it had to end."""
 
@@ -91,7 +61,6 @@ class Worker:
     __slots__ = (
         "_board",
         "_capacity",
-        "_doorman",
         "_drained",
         "_draining",
         "_fits",
@@ -115,7 +84,6 @@ class Worker:
         capacity: Capacity,
         board: Board,
         log: Log,
-        doorman: Doorman | None = None,
     ) -> None:
         self._loop = loop
         self._listeners = listeners
@@ -123,7 +91,6 @@ class Worker:
         self._capacity = capacity
         self._board = board
         self._log = log
-        self._doorman = doorman
         self._tasks: set[Task] = set()
         self._paused: Timer | None = None
         self._short = False
@@ -195,7 +162,7 @@ class Worker:
             return False
         number = _limit()
         turns_away = (
-            self._doorman is not None
+            self._capacity.doorman is not None
             and board.total(FULL) == board.workers
             and count < self._fits + _TURNED_AWAY
         )
@@ -235,9 +202,10 @@ class Worker:
             board.add(REFUSED, 1)
             sock.close()
             return
-        if self._full and self._doorman is not None:
+        doorman = self._capacity.doorman
+        if self._full and doorman is not None:
             board.add(REFUSED, 1)
-            work = self._doorman.turn_away(self._loop, sock)
+            work = doorman.turn_away(self._loop, sock)
         else:
             board.add(SERVED, 1)
             work = self._service.serve(self._loop, sock, peer)

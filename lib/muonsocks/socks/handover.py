@@ -62,6 +62,7 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
     except OSError as error:
         raise NotTaken(f"{path}: {error.strerror or error}") from None
     try:
+        client.is_shared = far.is_shared = True  # from now on, even if it is not taken
         with client.loop.deadline(_PATIENCE):
             await passage.send_message(offer.encode(), (client.reader, far.reader))
             answer, _ = await passage.receive_message(LONGEST_WORD)
@@ -154,6 +155,7 @@ class Adopted(Session):
         self.target = offer.target
         self._reply = offer.reply
         self._started -= offer.age
+        client.is_shared = far.is_shared = True  # its tool may take its time to go
         self._far = far
         self._offer = offer
 

@@ -206,8 +206,8 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
 
     from muonsocks.net.listen import inherited, listen_at
     from muonsocks.resident.notify import Notifier
-    from muonsocks.resident.supervisor import Plan, Supervisor
-    from muonsocks.resident.worker import Capacity
+    from muonsocks.resident.plan import Capacity, Plan
+    from muonsocks.resident.supervisor import Supervisor
 
     for name, default in _NOT_FOR_RESIDENTS.items():
         if given.flag(name) and given.text(name) != default:
@@ -217,9 +217,8 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
     adopter = _Adopter(log)
     plan = Plan(
         given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
-        Capacity(0, each=_DESCRIPTORS),
+        Capacity(0, each=_DESCRIPTORS, doorman=adopter),
         given.seconds("--drain-timeout", 30),
-        adopter,
     )
     notifier = Notifier()
     if address != "systemd":
