@@ -11,7 +11,7 @@ import os
 from time import monotonic
 
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemoteProtocolError
-from muonsocks.log import DEBUG, INFO, Log, in_words, quoted
+from muonsocks.log import DEBUG, INFO, Form, Log, in_words, quoted
 from muonsocks.net.dial import Dialler
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import PeerGone, Stream
@@ -52,6 +52,10 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAG
 _LINGER = 2.0  # s that a client is given to read what it was told last
 _REMEMBERING = 2.0  # s that a client waits at most while its address is written down
 _IN_NO_NETWORK = "the client is in no trusted network"
+
+# Log lines, muonsocks(7)
+_CONNECTED = Form("connected", "client", "user", "target", "address")
+_CLOSED = Form("closed", "client", "user", "target", "reply", "in", "out", "secs", "end")
 
 
 class Access:
@@ -418,10 +422,11 @@ class Session:
 
         None if a resident relay does that, and the streams are not this process's any more.
         """
-        if self._log.level >= INFO:
-            facts = self._facts()
-            facts["address"] = far.name
-            self._log.info(f"connected {in_words(facts)}", facts)
+        log = self._log
+        if log.level >= INFO:
+            values = self._peer.text, quoted(self.user), self.target or "-", far.name
+            fields = _CONNECTED.fields(values) if log.takes_fields else None
+            log.info(_CONNECTED.text % values, fields)
         if self._policy.resident and await self._is_handed_over(far, early):
             return None
         return await self.join(far, early)
@@ -490,7 +495,7 @@ class Session:
             return  # it has not waited for an answer, or does not read it
         await self._client.linger(_LINGER)
 
-    # Log lines, muonsocks(7)
+    # Log lines
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -509,18 +514,23 @@ class Session:
             self._log.debug(f'{in_words(facts)} error="{why}"', facts | {"error": why})
 
     def _log_closed(self, end: str, detail: str) -> None:
-        if self._log.level < INFO:
+        log, relay = self._log, self._relay
+        if log.level < INFO:
             return
-        relay = self._relay
-        received, sent = (relay.up.count, relay.down.count) if relay is not None else (0, 0)
-        facts = self._facts()
-        facts["reply"] = "-" if self._reply is None else f"{self._reply}"
-        facts["in"], facts["out"] = f"{received}", f"{sent}"
-        facts["secs"] = f"{monotonic() - self._started:.3f}"
-        facts["end"] = end
-        line = f"closed {in_words(facts)}"
+        values = (
+            self._peer.text,
+            quoted(self.user),
+            self.target or "-",
+            "-" if self._reply is None else f"{self._reply}",
+            "0" if relay is None else f"{relay.up.count}",
+            "0" if relay is None else f"{relay.down.count}",
+            f"{monotonic() - self._started:.3f}",
+            end,
+        )
+        line = _CLOSED.text % values
+        fields = _CLOSED.fields(values) if log.takes_fields else {}
         if detail:
-            facts["detail"] = detail
+            fields["detail"] = detail
             escaped = detail.replace("\\", "\\\\").replace('"', '\\"')
             line += f' detail="{escaped}"'
-        self._log.info(line, facts)
+        log.info(line, fields)
