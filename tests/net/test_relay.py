@@ -185,6 +185,24 @@ def test_gone_after_its_end(kind: str, leave: str) -> None:
         assert pair.over().end in ("broken-pipe", "reset")
 
 
+def test_what_another_process_has_too_is_told_its_end() -> None:
+    """Closing it would not: a relay that hangs may hold what was offered to it."""
+    loop, joined, client, far = both_ways()
+    kept = []
+    for stream in (joined.up.source, joined.down.source):
+        stream.is_shared = True
+        kept.append(os.dup(stream.reader))
+    for end in (client, far):
+        end.shutdown(socket.SHUT_WR)
+    assert run_for(loop, joined, PATIENCE, PATIENCE).reason == "closed"
+    for end in (client, far):
+        end.settimeout(PATIENCE)
+        assert end.recv(1) == b""
+        end.close()
+    for fd in kept:
+        os.close(fd)
+
+
 def test_client_that_still_sends_gets_its_answer_whole() -> None:
     """It is told of an end, and not by a reset, though nobody takes what it sends."""
     answer = noise(50_000)

@@ -206,7 +206,7 @@ def test_the_log_line_is_whole(machine: Machine) -> None:  # noqa: F811
     assert out and int(out[1]) > len(PAGE)
     assert (entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"]) == ("socks-relay", "6")
     assert entry["_TRANSPORT"] == "journal"  # with fields
-    assert (entry["CLIENT"], entry["END"]) == (f"127.0.0.1:{port}", "closed")
+    assert (entry["SOCKS_CLIENT"], entry["SOCKS_END"]) == (f"127.0.0.1:{port}", "closed")
 
 
 def test_the_relay_is_stopped_and_away(machine: Machine) -> None:  # noqa: F811

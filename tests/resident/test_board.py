@@ -6,7 +6,7 @@ from time import monotonic
 import pytest
 from places import in_child
 
-from muonsocks.resident.board import CUT, HEARTBEAT, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import CUT, FULL, HEARTBEAT, OPEN, REFUSED, SERVED, SHORT, Board
 
 
 def in_column(board: Board, worker: int) -> Board:
@@ -52,7 +52,9 @@ def test_a_worker_that_is_no_more() -> None:
         board.add(CUT, 1)
         board.set(SHORT, 1)
         board.count_source(b"\x0a\0\0\1", 2)
+    assert board.total(FULL) == 0
     assert board.clear(0) == 5
+    assert board.total(FULL) == 1  # it has no room for anybody
     assert [board.total(field) for field in (OPEN, SERVED, CUT, SHORT)] == [5, 100, 2, 1]
     assert board.connections_of(b"\x0a\0\0\1") == 2
     assert board.clear(0) == 0

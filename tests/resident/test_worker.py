@@ -19,7 +19,7 @@ from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
-from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.plan import Capacity
 from muonsocks.resident.worker import Worker
 
@@ -323,6 +323,89 @@ def test_a_worker_that_is_full_is_not_woken() -> None:
     bench = run(story)
     assert len(bench.log.lines) == 1
     assert "allows no more connections" in bench.log.lines[0]
+
+
+class Doorman:
+    """Says no, to those that it does not hold."""
+
+    def __init__(self) -> None:
+        self.holds = False
+
+    async def turn_away(self, loop: Loop, sock: _socket.socket) -> int:
+        stream = Stream(loop, sock.fileno(), socket=sock)
+        try:
+            await stream.send(b"no room")
+            while self.holds and await stream.receive(100):
+                pass
+        finally:
+            stream.close()
+        return 0
+
+
+async def says_no(bench: Bench) -> bool:
+    """Whether a client is turned away; False if it is served."""
+    client = bench.client()
+    await client.send(b"ping")
+    return await client.receive(100) == b"no room"
+
+
+def test_a_doorman_when_all_are_full() -> None:
+    """The log says it once, and the clients count as refused."""
+
+    async def story(bench: Bench) -> None:
+        bench.worker._fits = 2
+        first = await bench.served()
+        await bench.served()
+        assert bench.accepts() and bench.total(FULL) == 1
+        for _ in range(50):
+            assert await says_no(bench)
+        await bench.until(lambda: bench.total(OPEN) == 2)
+        assert (bench.total(SERVED), bench.total(REFUSED)) == (2, 50)
+        await bench.gone(first)
+        assert bench.accepts() and bench.total(FULL) == 0
+        await bench.served()
+        assert await says_no(bench)
+
+    bench = run(story, Capacity(0, doorman=Doorman()))
+    assert len(bench.log.lines) == 1
+    assert "allows no more connections" in bench.log.lines[0]
+
+
+def test_a_doorman_when_others_have_room() -> None:
+    """What comes is for them. One that is there no more, or drains, has none."""
+
+    async def story(bench: Bench) -> None:
+        bench.worker._fits = 1
+        await bench.served()
+        assert bench.total(FULL) == 1
+        await bench.loop.sleep(0.1)
+        assert not bench.accepts()
+        bench.board.clear(1)
+        assert await says_no(bench)  # as soon as it looks again
+        assert bench.accepts()
+
+    run(story, Capacity(0, doorman=Doorman()), workers=2)
+
+
+def test_a_doorman_holds_no_more_than_some() -> None:
+    """There are descriptors left for so many."""
+
+    async def story(bench: Bench) -> None:
+        bench.worker._fits = 1
+        await bench.served()
+        for _ in range(worker_module._TURNED_AWAY):
+            assert bench.accepts()
+            assert await says_no(bench)
+        assert not bench.accepts()
+        bench.clients[5].close()
+        await bench.until(bench.accepts)
+        assert await says_no(bench)
+        assert not bench.accepts()
+
+    doorman = Doorman()
+    doorman.holds = True
+    run(story, Capacity(0, doorman=doorman))
+    assert worker_module._TURNED_AWAY + 2 < worker_module._RESERVE
 
 
 @pytest.mark.parametrize(("limit", "least", "most"), [(64, 10, 20), (256, 80, 110), (20, 1, 1)])

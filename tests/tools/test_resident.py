@@ -930,6 +930,15 @@ def test_wrong_usage(what: str) -> None:
     assert said in done.log and done.log.count("\n") == 1
 
 
+def test_the_environment_is_not_for_a_relay(tmp_path: Path) -> None:
+    """What it would make of SOCKS_RELAY is for the programs that hand over."""
+    for value in (str(tmp_path / "relay"), f"{tmp_path}/{'p' * 120}"):
+        Path(value).touch()
+        done = run(RELAY, f"--listen={tmp_path}/no/relay", env=environment(SOCKS_RELAY=value))
+        assert (done.status, done.log.count("\n")) == (111, 1)
+        assert f"{tmp_path}/no/relay: No such file or directory" in done.log
+
+
 def test_a_place_that_is_taken(relay: Resident) -> None:
     done = run(RELAY, f"--listen={relay.path}")
     assert (done.status, done.log.count("\n")) == (111, 1)
