@@ -33,9 +33,10 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.socks import session
 from muonsocks.socks.auth_once import AuthOnce
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.request import Credentials
 from muonsocks.socks.rules import Rules, parse_rules
-from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
+from muonsocks.socks.session import Finished, Session
 from muonsocks.socks.users import ScryptHash, Users, parse_users
 
 SECONDS = 10  # for whatever takes milliseconds on a machine that is not busy
