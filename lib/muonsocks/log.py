@@ -33,11 +33,13 @@ class Log:
         "_head",
         "_journal",
         "_never_waits",
+        "_pid",
         "_poll",
         "_program",
+        "_second",
         "_sendv",
-        "_when",
         "level",
+        "takes_fields",
         "to_syslog",
     )
 
@@ -49,11 +51,9 @@ class Log:
         self._never_waits = False  # libsystemd's socket
         self._poll = poll()
         self._blocks = _may_block()
-        self._when, self._head = (
-            (0, 0),
-            "",
-        )  # a second and a process, and what their lines begin with
+        self._second, self._pid, self._head = 0, 0, ""  # and what lines begin with then and there
         self.level = INFO
+        self.takes_fields = False  # else nobody need collect them
         if to_syslog:
             import syslog
 
@@ -68,6 +68,7 @@ class Log:
             from systemd.journal import sendv
 
             self._sendv = sendv
+            self.takes_fields = True
 
     def error(self, message: str) -> None:
         """Say what keeps this program from its work."""
@@ -103,10 +104,11 @@ class Log:
         if self._journal:
             head = f"<{level}>"
         else:
-            when = int(time()), os.getpid()
-            if when != self._when:
-                moment = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(when[0]))
-                self._when, self._head = when, f"{moment} {self._program}[{when[1]}]: "
+            second, pid = int(time()), os.getpid()
+            if second != self._second or pid != self._pid:
+                moment = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(second))
+                self._second, self._pid = second, pid
+                self._head = f"{moment} {self._program}[{pid}]: "
             head = self._head
         self._print(head + message)
 
@@ -142,7 +144,7 @@ class Log:
         return True
 
     def _print(self, text: str) -> None:
-        line = text.encode("utf-8", "backslashreplace")[:_LONGEST].replace(b"\n", b" ") + b"\n"
+        line = _line(text) + b"\n"
         try:
             if self._blocks:
                 self._poll.register(2, POLLOUT)
@@ -165,6 +167,20 @@ def _may_block() -> bool:
     except OSError:
         return True
     return not S_ISREG(status.st_mode) and status.st_rdev != os.makedev(1, 3)  # null(4)
+
+
+class Form:
+    """A line that many connections have, but for the values: a word, then name=value each."""
+
+    __slots__ = ("names", "text")
+
+    def __init__(self, word: str, *names: str) -> None:
+        self.names = names
+        self.text = word + "".join(f" {name}=%s" for name in names)
+
+    def fields(self, values: tuple[str, ...]) -> dict[str, str]:
+        """Give the fields of the line that is `text % values`."""
+        return dict(zip(self.names, values, strict=True))
 
 
 def in_words(fields: dict[str, str]) -> str:
@@ -214,7 +230,7 @@ def quoted(value: str | bytes) -> str:
     """Write what a peer has said as one word of a log line; "-" if it is empty."""
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogateescape")
-    return "".join(_as_printable(byte) for byte in value) or "-"
+    return "".join(_as_printable(byte) for byte in value) if value else "-"
 
 
 def _as_printable(byte: int) -> str:

@@ -9,23 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from booted import MANY, PAGE, PROBE, PROXY, SECONDS, WEB, WEB_6, curl, fetches, start
 from nspawn import Machine
 from test_systemd import (  # the fixtures too
-    MANY,
-    PAGE,
-    PROBE,
-    PROXY,
-    SECONDS,
-    WEB,
-    WEB_6,
     booted,  # noqa: F401
-    curl,
     drop_in,
-    fetches,
     instances,
     machine,  # noqa: F401
     options,
-    start,
 )
 
 pytestmark = pytest.mark.xdist_group("systemd")

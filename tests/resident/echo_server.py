@@ -28,8 +28,8 @@ from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.supervisor import Plan, Supervisor
-from muonsocks.resident.worker import Capacity
+from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.supervisor import Supervisor
 
 HOW = os.environ.get("HOW", "")
 

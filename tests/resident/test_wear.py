@@ -25,7 +25,8 @@ from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import OPEN, SERVED, Board
-from muonsocks.resident.worker import Capacity, Worker
+from muonsocks.resident.plan import Capacity
+from muonsocks.resident.worker import Worker
 from muonsocks.tools.muonsocks import Socks
 from muonsocks.tools.options import Options
 

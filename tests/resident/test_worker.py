@@ -20,7 +20,8 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
-from muonsocks.resident.worker import Capacity, Worker
+from muonsocks.resident.plan import Capacity
+from muonsocks.resident.worker import Worker
 
 LOOPBACK = bytes([127, 0, 0, 1])
 

@@ -28,10 +28,11 @@ from hypothesis import strategies as st
 from places import descriptor_limit
 from strategies import few
 
-from muonsocks.log import DEBUG
+from muonsocks.log import DEBUG, INFO
 from muonsocks.net import passing
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
+from muonsocks.net.listen import listen_at
 from muonsocks.net.loop import Loop
 from muonsocks.net.passing import Passage
 from muonsocks.net.relay import Ended
@@ -54,6 +55,11 @@ def leaks_nothing() -> Iterator[None]:
         yield
 
 
+def accepted(listener: Any) -> socket.SocketType:
+    fd, _ = listener._accept()
+    return socket.SocketType(fileno=fd)
+
+
 def session(client: Any, log: Lines, path: str, limits: Limits | None = None) -> Session:
     limits = limits or Limits(PATIENCE, PATIENCE, PATIENCE)
     policy = Policy(Access(), Rules((), allow_local=True), Dialler(), limits, path)
@@ -73,7 +79,7 @@ class TestConformance(Conformance):
         (place / "far").mkdir()
         our_far, far = KINDS[kind.partition("-")[2]].make(place / "far")
         path, log = str(place / "relay"), Lines()
-        listener = passing.listen(path)
+        listener = listen_at(path)
 
         def tool() -> None:
             loop = Loop()
@@ -92,10 +98,10 @@ class TestConformance(Conformance):
         def relay() -> None:
             select.select([listener], [], [], PATIENCE)
             loop = Loop()
-            loop.run(serve(loop, passing.accept(listener), log, lambda: True))
+            loop.run(serve(loop, accepted(listener), log))
             listener.close()
             assert not loop.handlers
-            assert not any(timer.callback for _, _, timer in loop._timers)
+            assert not any(timer.callback for _, _, timer in loop.timers)
             loop.close()
 
         threads = [Thread(relay), Thread(tool)]
@@ -138,8 +144,8 @@ class Stage:
 
     def listen(self, answer: Callable[[socket.SocketType], None]) -> Any:
         """Listen, and call with each connection."""
-        listener = passing.listen(self.path)
-        self.loop.register(listener.fileno(), lambda _: answer(passing.accept(listener)))
+        listener = listen_at(self.path)
+        self.loop.register(listener.fileno(), lambda _: answer(accepted(listener)))
         return listener
 
     def unlisten(self, listener: Any) -> None:
@@ -150,7 +156,7 @@ class Stage:
         """Listen, and serve."""
 
         async def serving(sock: socket.SocketType) -> None:
-            await serve(self.loop, sock, self.relay_log, lambda: self.room)
+            await serve(self.loop, sock, self.relay_log, self.room)
             self.served += 1
 
         def answer(sock: socket.SocketType) -> None:
@@ -219,6 +225,7 @@ def test_the_line_at_the_end_has_the_facts(perform: Perform) -> None:
         stage.relay_log.level = DEBUG
         tool = session(stage.ours, stage.log, stage.path, Limits(1, 70, 80))
         tool._reply = 0
+        stage.our_far.name = "127.0.0.1:80"
         tool._started -= 100
         assert await tool.relay(stage.our_far, b"early, ") is None
         stage.our_far.close()
@@ -239,7 +246,7 @@ def test_the_line_at_the_end_has_the_facts(perform: Perform) -> None:
     stage = perform(story)
     facts = r"client=192.0.2.9:999 user=al\x20ice target=host:80"
     [connected] = stage.log.lines
-    assert connected.startswith(f"connected {facts} address=127.0.0.1:")
+    assert connected.startswith(f"connected {facts} address=127.0.0.1:80")
     taken, closed = stage.relay_log.lines
     assert taken == connected.replace("connected", "taken")
     head, _, rest = closed.partition(" secs=")
@@ -358,9 +365,11 @@ def test_a_tool_that_offers_nothing(perform: Perform, monkeypatch: Any) -> None:
 
     async def story(stage: Stage) -> None:
         listener = stage.reside()
-        passage = Passage.to(stage.loop, stage.path)
-        assert await passage.receive_message(100) == (b"", [])
-        passage.close()
+        for level in (DEBUG, INFO):
+            stage.relay_log.level = level
+            passage = Passage.to(stage.loop, stage.path)
+            assert await passage.receive_message(100) == (b"", [])
+            passage.close()
         stage.unlisten(listener)
 
     assert perform(story).relay_log.lines == ["refused an offer: it has not come"]
@@ -480,7 +489,7 @@ def test_damaged_offers(noise: bytes, place: int, fds: list[int]) -> None:
     whose = [(0, sockets[0].fileno(), sockets[1].fileno())[number] for number in fds]
 
     async def story() -> None:
-        relaying = serve(loop, socket.SocketType(fileno=ends[1].detach()), log, lambda: True)
+        relaying = serve(loop, socket.SocketType(fileno=ends[1].detach()), log)
         passing.send(ends[0], offer[:place] + noise + offer[place + len(noise) :] or b".", whose)
         failures: list[BaseException] = []
         task = loop.spawn(relaying, failures.append)
@@ -577,7 +586,7 @@ async def kept(stage: Stage) -> str:
 def test_no_relay(perform: Perform) -> None:
     async def story(stage: Stage) -> None:
         assert await kept(stage) == os.strerror(errno.ENOENT)
-        passing.listen(stage.path).close()
+        listen_at(stage.path).close()
         assert await kept(stage) == os.strerror(errno.ECONNREFUSED)
 
     perform(story)
@@ -645,6 +654,8 @@ def test_a_relay_that_says_nothing(perform: Perform, monkeypatch: Any) -> None:
 
         async def relay() -> None:
             over.append(await tool.relay(stage.our_far, b"early"))
+            stage.ours.close()
+            stage.our_far.close()
 
         stage.loop.spawn(relay(), pytest.fail)
         await stage.until(lambda: select.select([stage.far], [], [], 0)[0])

@@ -47,6 +47,7 @@ class Lines(Log):
     def __init__(self, level: int) -> None:
         super().__init__("test")
         self.level = level
+        self.takes_fields = True
         self.lines: list[str] = []
         self.fields: list[dict[str, str] | None] = []
 

@@ -1,6 +1,7 @@
 """Programs that hand their connections over, and the resident relay that takes them: processes."""
 
 import contextlib
+import errno
 import os
 import random
 import re
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,12 @@ from programs import (
 )
 
 MESSAGES = socket.SOCK_SEQPACKET
+WORKERS = 2
 LOCAL = [INETD, "--allow-local", "-v"]
 
 
 class Resident:
-    """A resident relay: its process, and its log."""
+    """A resident relay: its supervisor, its workers, and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], path: str, log: int) -> None:
         self.process = process
@@ -54,22 +57,54 @@ class Resident:
 
     def await_log(self, pattern: str) -> str:
         """Give the first line of the log in which the pattern is found, once there is one."""
-        return self._until(lambda: next(filter(re.compile(pattern).search, self.lines()), None))
+        return self.until(lambda: next(filter(re.compile(pattern).search, self.lines()), None))
 
     def lines(self) -> list[str]:
         return self.log.splitlines()
 
+    def workers(self) -> list[int]:
+        """Give the process IDs of its workers, as they are now."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """Count what the workers have open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.workers())
+
+    def kilobytes(self) -> int:
+        """Sum up what is resident of its processes."""
+        total = 0
+        for pid in (self.process.pid, *self.workers()):
+            found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+            assert found
+            total += int(found[1])
+        return total
+
+    def connections(self) -> list[int]:
+        """Say how many connections each worker has: there is a TCP socket at both ends of one."""
+        counts = []
+        for pid in self.workers():
+            places = Path(f"/proc/{pid}/fd").iterdir()
+            inodes = {place.readlink().name for place in places}
+            table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+            counts.append(sum(f"socket:[{line.split()[9]}]" in inodes for line in table) // 2)
+        return counts
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        os.killpg(self.process.pid, number)
 
     def await_descriptors(self, count: int) -> None:
-        self._until(lambda: self.descriptors() == count)
+        self.until(lambda: self.descriptors() == count)
 
-    def await_stop(self) -> None:
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        self._until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    def stop(self) -> None:
+        """Suspend all of its processes."""
+        self.send_signal(signal.SIGSTOP)
+        for pid in (self.process.pid, *self.workers()):
+            stat = Path(f"/proc/{pid}/stat")
+            self.until(lambda stat=stat: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
-    def _until(self, condition: Callable[[], Any]) -> Any:
+    def until(self, condition: Callable[[], Any]) -> Any:
         """Wait; neither a file nor /proc has an event for this."""
         deadline = time.monotonic() + SECONDS
         while not (found := condition()):
@@ -79,34 +114,50 @@ class Resident:
 
 
 @contextlib.contextmanager
-def resident(place: Path, *options: str, limit: int = 1024, status: int = 0) -> Iterator[Resident]:
-    """Run one; in the end it is told to go, and must have no descriptor left that it has taken."""
-    path = str(place / "relay")
+def resident(
+    place: Path, *options: str, limit: int = 1024, status: int = 0, workers: int = WORKERS
+) -> Iterator[Resident]:
+    """Run one; in the end it is told to go, and must go soon: it has no connection left then."""
+    path, notify = str(place / "relay"), f"{place}/notify-{time.monotonic_ns()}"
 
     def set_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
-    with tempfile.TemporaryFile() as log:
+    with (
+        tempfile.TemporaryFile() as log,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        manager.bind(notify)
         process = subprocess.Popen(
-            [RELAY, f"--listen={path}", "-v", *options],
+            [RELAY, f"--listen={path}", "-v", f"--workers={workers}", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,  # as under systemd, where both are the journal: that is no client
             stderr=log,
-            env=environment(),
+            env=environment(NOTIFY_SOCKET=notify),
             preexec_fn=set_limit,
+            start_new_session=True,
         )
         relay = Resident(process, path, log.fileno())
         try:
-            await_listener(path)
+            await_ready(manager)
+            manager.close()
             yield relay
             process.send_signal(signal.SIGTERM)
             assert process.wait(SECONDS) == status
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                relay.send_signal(signal.SIGKILL)
             process.wait()
             print(relay.log)  # pytest shows it with a failure
         assert "Traceback" not in relay.log
         assert "this is a bug" not in relay.log
+
+
+def await_ready(manager: socket.socket) -> None:
+    """Wait, as systemd does, until all workers are ready."""
+    manager.settimeout(SECONDS)
+    while b"READY=1" not in manager.recv(4096):
+        pass
 
 
 def await_listener(path: str) -> None:
@@ -293,7 +344,7 @@ def test_resets_pass(relay: Resident) -> None:
                 reset(conn)
                 with pytest.raises(ConnectionResetError):
                     program.client.read(1)
-    relay._until(lambda: relay.log.count("out=4 ") == relay.log.count("end=reset") == 2)
+    relay.until(lambda: relay.log.count("out=4 ") == relay.log.count("end=reset") == 2)
 
 
 def test_limits_go_with_the_connection(relay: Resident) -> None:
@@ -318,13 +369,17 @@ def test_the_blocking_mode_is_left_as_the_relay_needs_it(relay: Resident) -> Non
         exchange(program, conn)
 
 
-def test_many_idle_connections(relay: Resident) -> None:
+def test_many_idle_connections(tmp_path: Path) -> None:
     """Hundreds take no process, few kilobytes each, and are all alive."""
     clients = []
-    with listener() as far, contextlib.ExitStack() as stack:
+    with (
+        resident(tmp_path, workers=1) as relay,
+        listener() as far,
+        contextlib.ExitStack() as stack,
+    ):
         far.listen(300)
         environ = environment()
-        before = resident_kilobytes(relay.process.pid)
+        before = relay.kilobytes()
         for _ in range(250):
             client, served = (stack.enter_context(sock) for sock in socket.socketpair())
             clients.append(client)
@@ -343,18 +398,14 @@ def test_many_idle_connections(relay: Resident) -> None:
             conn = stack.enter_context(accept(far))
             assert process.wait(SECONDS) == 0
             clients.append(conn)
-        each = (resident_kilobytes(relay.process.pid) - before) / 250
+        each = (relay.kilobytes() - before) / 250
         for client, conn in zip(clients[::2], clients[1::2], strict=True):
             client.sendall(b"still there?")
             assert read_all(conn, 12) == b"still there?"
+        for sock in clients:
+            sock.close()
+        relay.until(lambda: relay.log.count("end=") == 250)
     assert each < 20
-    relay._until(lambda: relay.log.count("end=") == 250)
-
-
-def resident_kilobytes(pid: int) -> int:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1])
 
 
 # One that is not
@@ -416,29 +467,51 @@ def test_a_relay_that_may_not_be_asked(tmp_path: Path) -> None:
 
 
 def test_a_relay_that_is_full(tmp_path: Path) -> None:
-    """There is room for one."""
-    with resident(tmp_path, limit=131) as relay, listener() as far:
-        with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as first:
-            conn = begin(first, far)
-            assert first.status == 0
-            for _ in range(2):
-                with keeps("it is full", relay.path):
-                    pass
-            exchange(first, conn)
-        relay.await_log("closed")
+    """Who asks is told so at once, but not before all workers are; the log says it once."""
+    with (
+        resident(tmp_path, limit=40) as relay,
+        listener() as far,
+        contextlib.ExitStack() as stack,
+    ):
+        far.listen(100)
+        taken = []
+        while True:
+            command = [*LOCAL, f"--relay={relay.path}"]
+            program = stack.enter_context(serving(*command, over="tcp"))
+            conn = stack.enter_context(begin(program, far))
+            relay.until(
+                lambda program=program: (
+                    program.process.poll() is not None or "not handed over" in program.log
+                )
+            )
+            if "it is full" in program.log:
+                break
+            assert program.status == 0
+            taken.append((program, conn))
+        exchange(program, conn)
+        assert relay.connections() == [len(taken) // WORKERS] * WORKERS
+        assert len(taken) > WORKERS
+        for _ in range(20):
+            before = time.monotonic()
+            with keeps("it is full", relay.path):
+                assert time.monotonic() - before < 0.9  # a relay that says nothing gets a second
+        assert len([line for line in relay.lines() if "no more connections for now" in line]) == 1
+        for program, conn in taken:
+            exchange(program, conn)
+        relay.until(lambda: sum(relay.connections()) == 0)
         with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as another:
             conn = begin(another, far)
             assert another.status == 0
             exchange(another, conn)
+        relay.await_log("the shortage is over")
 
 
 def test_a_relay_that_is_stopped(relay: Resident) -> None:
     """It wakes up when the program has long gone on by itself: it has to let go then."""
     before = relay.descriptors()
-    relay.process.send_signal(signal.SIGSTOP)
-    relay.await_stop()
+    relay.stop()
     with keeps("the time limit has passed", relay.path) as program:
-        relay.process.send_signal(signal.SIGCONT)
+        relay.send_signal(signal.SIGCONT)
         # It accepts in its turn: once a second one is served, it has looked at the first.
         with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as other, listener() as far:
             conn = begin(other, far)
@@ -452,11 +525,10 @@ def test_a_relay_that_is_stopped(relay: Resident) -> None:
 
 def test_a_relay_that_is_stopped_up_to_the_end(relay: Resident) -> None:
     """Even what the relay has not looked at yet is ended in time."""
-    relay.process.send_signal(signal.SIGSTOP)
-    relay.await_stop()
+    relay.stop()
     with keeps("the time limit has passed", relay.path):
         pass
-    relay.process.send_signal(signal.SIGCONT)
+    relay.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -546,20 +618,144 @@ def test_terminated_while_it_waits(tmp_path: Path) -> None:
 # The relay
 
 
-def test_a_relay_that_is_terminated_resets(tmp_path: Path) -> None:
+def test_a_relay_that_is_told_to_stop_lets_connections_finish(tmp_path: Path) -> None:
     with resident(tmp_path) as relay, listener() as far:
+        with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as program:
+            conn = begin(program, far)
+            assert program.status == 0
+            relay.process.send_signal(signal.SIGTERM)
+            relay.until(lambda: no_listener(relay.path))
+            with keeps("Connection refused", relay.path):
+                pass  # and that at once
+            assert relay.process.poll() is None
+            exchange(program, conn)
+        assert relay.process.wait(SECONDS) == 0
+        relay.await_log("closed .* in=8 out=10 .*end=closed")
+        assert relay.lines()[-1].endswith("stopped, connections that were cut: 0")
+
+
+@pytest.mark.parametrize("how", ["the time is over", "told twice"])
+def test_a_relay_that_ends_resets(tmp_path: Path, how: str) -> None:
+    options = ["--drain-timeout=0.3"] if how == "the time is over" else []
+    with resident(tmp_path, *options) as relay, listener() as far:
         with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as program:
             conn = begin(program, far)
             assert program.status == 0
             conn.sendall(b"half")
             assert program.client.read(4) == b"half"
             relay.process.send_signal(signal.SIGTERM)
+            relay.until(lambda: no_listener(relay.path))
+            if not options:
+                relay.process.send_signal(signal.SIGINT)
             assert relay.process.wait(SECONDS) == 0
             for read in (lambda: conn.recv(1), lambda: program.client.read(1)):
                 with pytest.raises(ConnectionResetError):
                     read()
             conn.close()
         relay.await_log("closed .* out=4 .*end=terminated")
+        assert relay.lines()[-1].endswith("stopped, connections that were cut: 1")
+
+
+def no_listener(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, MESSAGES) as probe:
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def test_a_worker_that_is_killed(relay: Resident) -> None:
+    """Its connections are lost, the others' are not; another worker takes its place."""
+    with listener() as far, contextlib.ExitStack() as stack:
+        pairs = []
+        while len(pairs) < 40 and (len(pairs) < 2 or 0 in relay.connections()):
+            command = [*LOCAL, f"--relay={relay.path}"]
+            program = stack.enter_context(serving(*command, over="tcp"))
+            pairs.append((program, stack.enter_context(begin(program, far))))
+            assert program.status == 0
+        had = relay.connections()
+        assert sum(had) == len(pairs)
+        most = had.index(max(had))
+        victim = relay.workers()[most]
+        os.kill(victim, signal.SIGKILL)
+        line = relay.await_log(f"worker {victim} was killed by signal 9")
+        assert line.endswith(f"connections lost with it: {max(had)}")
+        alive = 0
+        for program, conn in pairs:
+            try:
+                exchange(program, conn)
+                alive += 1
+            except (ConnectionError, AssertionError):  # an end where an answer should be
+                program.client.close()
+        assert alive == len(pairs) - max(had)
+        relay.until(lambda: len(relay.workers()) == WORKERS)
+        assert victim not in relay.workers()
+        with serving(*LOCAL, f"--relay={relay.path}", over="tcp") as program:
+            conn = begin(program, far)
+            assert program.status == 0
+            exchange(program, conn)
+
+
+def test_workers_that_are_killed_under_load(relay: Resident) -> None:
+    """Whatever a program has not handed over by then, it serves; and others are taken again."""
+    over = threading.Event()
+    kept, handed_over, lost = [], [], []
+
+    def use(seed: int) -> None:
+        chance = random.Random(seed)
+        while not over.is_set():
+            command = [*LOCAL, f"--relay={relay.path}"]
+            with listener() as far, serving(*command, over="tcp") as program:
+                conn = begin(program, far)
+                over.wait(chance.random() / 10)
+                try:
+                    exchange(program, conn)
+                except (ConnectionError, AssertionError):
+                    lost.append(program)
+                    program.client.close()
+                conn.close()
+                assert program.status == 0
+                is_kept = "not handed over" in program.log
+                (kept if is_kept else handed_over).append(program)
+
+    with ThreadPoolExecutor(4) as threads:
+        uses = [threads.submit(use, seed) for seed in range(4)]
+        try:
+            for count in range(1, 6):
+                relay.until(lambda: len(relay.workers()) == WORKERS)
+                already = len(handed_over)
+                relay.until(lambda already=already: len(handed_over) > already + 2)
+                os.kill(relay.workers()[count % WORKERS], signal.SIGKILL)
+                relay.until(lambda count=count: relay.log.count("by signal 9") == count)
+        finally:
+            over.set()
+        for use_ in uses:
+            use_.result()
+    assert not [program.log for program in lost if program in kept]
+    said = re.findall(r"connections lost with it: (\d+)", relay.log)
+    assert len(lost) <= sum(map(int, said)) < len(handed_over)
+    with listener() as far, serving(*LOCAL, f"--relay={relay.path}", over="tcp") as program:
+        conn = begin(program, far)
+        assert program.status == 0
+        exchange(program, conn)
+
+
+def test_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    """The workers finish what they have, and another relay can listen there at once."""
+    command = [*LOCAL, f"--relay={tmp_path}/relay"]
+    with resident(tmp_path, status=-signal.SIGKILL) as old, listener() as far:
+        with serving(*command, over="tcp") as program:
+            conn = begin(program, far)
+            assert program.status == 0
+            workers = old.workers()
+            old.process.kill()
+            old.until(lambda: no_listener(old.path))
+            with resident(tmp_path) as new:
+                with serving(*command, over="tcp") as another:
+                    another_conn = begin(another, far)
+                    assert another.status == 0
+                    exchange(another, another_conn)
+                new.await_log(" closed ")
+            exchange(program, conn)
+        old.await_log("closed .* in=8 out=10 .*end=closed")
+        old.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
 
 
 def test_relays_from_systemd(tmp_path: Path) -> None:
@@ -673,12 +869,12 @@ def test_bad_offers_by_the_hundred(relay: Resident) -> None:
 
 def test_those_that_say_nothing_are_no_harm(tmp_path: Path) -> None:
     """More of them than it may have descriptors: who comes later waits, or relays itself."""
-    with resident(tmp_path, limit=140) as relay, contextlib.ExitStack() as stack:
+    with resident(tmp_path, limit=40) as relay, contextlib.ExitStack() as stack:
         before = relay.descriptors()
         for _ in range(200):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX, MESSAGES))
             sock.connect(relay.path)
-        relay.await_log("no connection is accepted for now: Too many open files")
+        relay.await_log("the limit on descriptors, 40, allows no more connections for now")
         with listener() as far, serving(*LOCAL, f"--relay={relay.path}", over="tcp") as program:
             exchange(program, begin(program, far))
         stack.close()
@@ -695,10 +891,12 @@ def test_descriptors_are_not_inherited(relay: Resident) -> None:
         conn = begin(program, far)
         assert program.status == 0
         flags = {}
-        for info in Path(f"/proc/{relay.process.pid}/fdinfo").iterdir():
-            found = re.search(r"flags:\s+(\d+)", info.read_text())
-            flags[int(info.name)] = bool(found and int(found[1], 8) & os.O_CLOEXEC)
-        assert [fd for fd, on_exec in flags.items() if not on_exec] == [0, 1, 2]
+        for pid in (relay.process.pid, *relay.workers()):
+            for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+                found = re.search(r"flags:\s+(\d+)", info.read_text())
+                flags[pid, int(info.name)] = bool(found and int(found[1], 8) & os.O_CLOEXEC)
+        assert {fd for (_, fd), on_exec in flags.items() if not on_exec} == {0, 1, 2}
+        assert len(flags) > (1 + WORKERS) * 3 + 2
         exchange(program, conn)
 
 
@@ -706,9 +904,18 @@ USAGE = {
     "too long": (["--listen=/" + "p" * 107], "1 to 107 bytes fit"),
     "empty": (["--listen="], "1 to 107 bytes fit"),
     "no systemd": (["--listen=systemd"], "systemd has passed no socket; start it by"),
-    "rules": (["--listen=/tmp/x", "--allow-local"], "--listen goes with -v and -q only"),
-    "an address to leave from": (["--listen=/tmp/x", "-b", "::1"], "--listen goes with"),
-    "a relay": (["--listen=/tmp/x", "--relay=/tmp/y"], "--listen goes with -v and -q only"),
+    "rules": (["--listen=/tmp/x", "--allow-local"], "--listen does not go with --allow-local"),
+    "an address to leave from": (
+        ["--listen=/tmp/x", "-b", "::1"],
+        "--listen does not go with --bind-address; give that to who hands over; here go"
+        " --workers, --drain-timeout, -v and -q\n",
+    ),
+    "a relay": (["--listen=/tmp/x", "--relay=/tmp/y"], "--listen does not go with --relay"),
+    "a limit": (["--listen=/tmp/x", "--idle-timeout=5"], "does not go with --idle-timeout"),
+    "workers that are none": (["--listen=/tmp/x", "--workers=-1"], "--workers: '-1' is not a"),
+    "no time": (["--listen=/tmp/x", "--drain-timeout=0"], "--drain-timeout: '0' is not a time"),
+    "workers for one": (["--workers=2", "host", "80"], "--workers is for a resident relay; give"),
+    "a drain for one": (["--drain-timeout=2", "host", "80"], "--drain-timeout is for a resident"),
     "a destination": (["--listen=/tmp/x", "host", "80"], "the arguments do not fit; see --help"),
     "a refusal": (["--listen=/tmp/x", "--refuse=2"], "the arguments do not fit; see --help"),
     "a long relay": (["--relay=/" + "p" * 107, "host", "80"], "--relay: '/ppp"),

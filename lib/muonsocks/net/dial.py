@@ -123,11 +123,11 @@ class Dialler:
         if destination.packed is not None:
             candidate = self._literal(destination, permit)
             try:
-                attempt = _Attempt(loop, self, candidate)
+                attempt = self._start(loop, candidate)
             except OSError as error:
                 raise _dial_error([(candidate.host, error.errno or 0)]) from None
-            if attempt.is_connected:
-                return attempt.stream()
+            if isinstance(attempt, Stream):
+                return attempt
             return await self._race(loop, [], failures, attempt)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
@@ -187,20 +187,20 @@ class Dialler:
         mailbox = Mailbox()
         waiting = candidates[::-1]
         racing = set(under_way)
-        for attempt in racing:
-            attempt.mailbox = mailbox
+        for one in racing:
+            one.mailbox = mailbox
         stagger: Timer | None = None
         try:
             while waiting or racing:
                 if waiting and stagger is None:
                     candidate = waiting.pop()
                     try:
-                        attempt = _Attempt(loop, self, candidate)
+                        attempt = self._start(loop, candidate)
                     except OSError as error:
                         failures.append((candidate.host, error.errno or 0))
                         continue
-                    if attempt.is_connected:
-                        return attempt.stream()
+                    if isinstance(attempt, Stream):
+                        return attempt
                     attempt.mailbox = mailbox
                     racing.add(attempt)
                     if waiting:
@@ -226,10 +226,29 @@ class Dialler:
         finally:
             if stagger is not None:
                 stagger.cancel()
-            for attempt in racing:
-                attempt.close()
-                failures.append((attempt.candidate.host, errno.ETIMEDOUT))
+            for one in racing:
+                one.close()
+                failures.append((one.candidate.host, errno.ETIMEDOUT))
         raise _dial_error(failures)
+
+    def _start(self, loop: Loop, candidate: Candidate) -> Stream | _Attempt:
+        """Begin to connect; give a stream if that is done at once. OSError if it cannot be."""
+        sock = self.open_socket(candidate.family)
+        try:
+            number = sock.connect_ex(candidate.sockaddr)
+            if number == errno.EINPROGRESS:
+                number = sock.connect_ex(candidate.sockaddr)  # on this host nothing takes time
+            if number in _CONNECTED:
+                stream = Stream(loop, sock.fileno(), socket=sock)
+                stream.ready = EPOLLOUT
+                stream.name = candidate.name
+                return stream
+            if number not in _STILL_CONNECTING:
+                raise OSError(number, os.strerror(number))
+            return _Attempt(loop, self, candidate, sock)
+        except OSError:
+            sock.close()
+            raise
 
     def open_socket(self, family: int) -> socket:
         """Make the socket for one attempt, from the right place. OSError if that cannot be."""
@@ -250,7 +269,7 @@ class Dialler:
 
 
 class _Attempt:
-    """One connection attempt; posts itself when something has happened to it."""
+    """One connection attempt under way; posts itself when something has happened to it."""
 
     __slots__ = (
         "_ready",
@@ -258,36 +277,21 @@ class _Attempt:
         "_timed_out",
         "_timer",
         "candidate",
-        "is_connected",
         "loop",
         "mailbox",
     )
 
     mailbox: Mailbox
 
-    def __init__(self, loop: Loop, dialler: Dialler, candidate: Candidate) -> None:
+    def __init__(self, loop: Loop, dialler: Dialler, candidate: Candidate, sock: socket) -> None:
         self.loop = loop
         self.candidate = candidate
+        self._sock = sock
         self._ready = 0
         self._timed_out = False
-        self._timer: Timer | None = None
-        self._sock = sock = dialler.open_socket(candidate.family)
-        try:
-            number = sock.connect_ex(candidate.sockaddr)
-            if number == errno.EINPROGRESS:
-                number = sock.connect_ex(candidate.sockaddr)  # on this host nothing takes time
-            self.is_connected = number in _CONNECTED
-            if not self.is_connected and number not in _STILL_CONNECTING:
-                raise OSError(number, os.strerror(number))
-            loop.register(sock.fileno(), self._on_event)
-        except OSError:
-            sock.close()
-            raise
-        if self.is_connected:
-            self._ready = EPOLLOUT
-        else:
-            patience = min(dialler.connect_timeout, dialler.dial_timeout)
-            self._timer = loop.call_later(patience, self._on_timeout)
+        loop.register(sock.fileno(), self._on_event)
+        patience = min(dialler.connect_timeout, dialler.dial_timeout)
+        self._timer = loop.call_later(patience, self._on_timeout)
 
     def _on_event(self, events: int) -> None:
         self._ready |= events
@@ -309,14 +313,12 @@ class _Attempt:
 
     def stream(self) -> Stream:
         """Make a stream of a socket that is connected."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         return Stream.connected(self.loop, self._sock, self._ready, self.candidate.name)
 
     def close(self) -> None:
         """Give up."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self.loop.unregister(self._sock.fileno())
         self._sock.close()
 

@@ -77,7 +77,7 @@ class Half:
         handlers, read_fd, write_fd = loop.handlers, self.read_fd, self._write_fd
         if read_fd in handlers:
             is_one = self.source.writer == read_fd
-            handlers[read_fd] = self._on_both if is_one else self._on_source
+            handlers[read_fd] = self._on_both if is_one else self.pull
         if write_fd != self.sink.reader and write_fd in handlers:
             handlers[write_fd] = self._on_sink
 
@@ -107,9 +107,6 @@ class Half:
                 opposite._sink_failed(errno.EPIPE)  # it has ended, and now it is gone altogether
         elif events & READABLE:
             self.pull(events)
-
-    def _on_source(self, events: int) -> None:
-        self.pull(events)
 
     def _on_sink(self, events: int) -> None:
         if self.pending is not None:
@@ -285,8 +282,8 @@ class Half:
 
     def _close_sink(self) -> None:
         self.over = True
-        # The last one to end need not say so: both streams are about to be closed.
-        if not self.source_error and not self.opposite.over:
+        # The last one to end need not say so if nobody else has the sink: it is about to be closed.
+        if not self.source_error and (not self.opposite.over or self.sink.is_shared):
             self.sink.end_output()
         self._relay.half_over()
 

@@ -78,6 +78,7 @@ class Stdio:
         else:
             self.stream = Stream(loop, 0, 1)
         self.stream.borrowed = self._found_blocking
+        self.stream.is_shared = True
 
     def borrow(self) -> None:
         """Make the descriptors non-blocking, as the stream needs them."""

@@ -38,7 +38,7 @@ READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
 
 
-_MANY = 1000  # cancelled timers that may wait for their time to come
+_MANY = 64  # cancelled timers that may wait for their time to come; more would be cold memory
 _LONGEST_WAIT = 86400.0  # s; epoll counts milliseconds in an int
 
 
@@ -51,7 +51,7 @@ class Timer:
         self.loop = loop
         self.callback: Callable[[], None] | None = callback
 
-    def cancel(self) -> None:
+    def cancel(self, *_: object) -> None:
         """Let the call not happen. Harmless when it has happened."""
         if self.callback is not None:
             self.callback = None
@@ -79,8 +79,7 @@ class Deadline(Timer):
         self.loop.start_timer(self, self._seconds)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.cancel()
+    __exit__ = Timer.cancel
 
     def _expire(self) -> None:
         self.passed = True
@@ -255,12 +254,10 @@ class Loop:
         if soon:
             patience = 0.0
         elif timers:
-            while timers and timers[0][2].callback is None:
-                heappop(timers)
-                self.cancelled -= 1
-            if timers:
-                patience = timers[0][0] - monotonic()
-                patience = _LONGEST_WAIT if patience > _LONGEST_WAIT else max(0.0, patience)
+            # If that one has been cancelled, there will be a round for nothing.
+            patience = timers[0][0] - monotonic()
+            if not 0.0 <= patience <= _LONGEST_WAIT:
+                patience = 0.0 if patience < 0.0 else _LONGEST_WAIT
         events = self._epoll.poll(patience)
         self.now = now = monotonic()
         if self.interruption is not None:
@@ -270,14 +267,13 @@ class Loop:
             self._soon = []
         else:
             soon = []
-        handlers = self.handlers
-        new = self._new
-        new.clear()
+        handlers, new = self.handlers, self._new
+        if new:
+            new.clear()
         for fd, happened in events:
-            handler = handlers.get(fd)
             # An event for what was registered since is one of an earlier owner of the number.
-            if handler is not None and fd not in new:
-                handler(happened)
+            if fd in handlers and fd not in new:
+                handlers[fd](happened)
         for callback in soon:
             callback()
         timers = self.timers

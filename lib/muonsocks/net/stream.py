@@ -56,6 +56,7 @@ class Stream(Waitable):
         "always_ready",
         "borrowed",
         "drains",
+        "is_shared",
         "loop",
         "name",
         "reader",
@@ -81,6 +82,7 @@ class Stream(Waitable):
         self.loop = loop
         self.reader = self.writer = reader
         self.socket = socket
+        self.is_shared = False  # another process may have it open, and closing it says nothing
         self.name = "-"  # where it leads, for the log
         self.borrowed: tuple[int, ...] = ()  # of the descriptors: to be blocking again when closed
         # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mmap import mmap
 from time import monotonic_ns
 
-OPEN, SERVED, REFUSED, CUT, SHORT, HEARTBEAT = range(6)
+OPEN, SERVED, REFUSED, CUT, SHORT, HEARTBEAT, FULL = range(7)
 _FIELDS = 8  # 64-bit numbers a worker
 _ROWS, _BITS = 4, 12
 _CELLS = 1 << _BITS  # of each row of the sketch that counts connections by source
@@ -19,7 +19,8 @@ class Board:
     """Counters by worker, and connections by source.
 
     The fields: connections that are OPEN, have been SERVED, were REFUSED for a limit, were CUT at
-    the end of a drain; whether the worker is SHORT of something; when it was last alive.
+    the end of a drain; whether the worker is SHORT of something; when it was last alive; whether it
+    is FULL, as one is that is not there.
 
     The sources are counted in a count-min sketch, so that no peer can make it grow: a source may be
     taken for more than it is when in each of four rows others share its cell. With a hash that
@@ -52,6 +53,7 @@ class Board:
         lost = self._counters[base + OPEN]
         self._counters[base + OPEN] = self._counters[base + SHORT] = 0
         self._counters[base + HEARTBEAT] = monotonic_ns()
+        self._counters[base + FULL] = 1
         size = _ROWS * _CELLS
         self._sources[worker * size : (worker + 1) * size] = memoryview(bytes(4 * size)).cast("I")
         return lost

@@ -1,22 +1,14 @@
 """The process that stays: it starts the workers, replaces those that die, rereads, and stops all.
 
 It keeps its privileges, which the workers give up, and so it reads nothing that a peer has sent.
-Each worker has a channel to it, a socketpair:
-
-    to the supervisor   READY, once the worker is about to accept
-    to the worker       TAKE, with configuration that was read again
-                        DRAIN: accept no more, finish, end; an end of file means the same
-                        CUT: end now
 """
 
 from __future__ import annotations
 
-import _pickle
 import gc
 import os
 from _signal import (
     SIG_BLOCK,
-    SIG_DFL,
     SIG_IGN,
     SIG_UNBLOCK,
     SIGABRT,
@@ -27,7 +19,6 @@ from _signal import (
     SIGTERM,
     getsignal,
     pthread_sigmask,
-    signal,
 )
 from _socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, socket, socketpair
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
@@ -40,53 +31,20 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.worker import Capacity, Worker
+from muonsocks.resident.process import CUT_NOW, DRAIN, HAS_SAID_WHY, READY, Process, take_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn, Protocol
-
     from muonsocks.log import Log
     from muonsocks.net.task import Task
-    from muonsocks.resident import worker
+    from muonsocks.resident.plan import Plan, Service
 
-    class Service(worker.Service, Protocol):
-        """What a resident program does: how it is configured, and what it does for each client."""
-
-        def reread(self) -> Any:
-            """Read again what may change, in the supervisor. What is given is what `take` gets in
-            the workers; it can be pickled. UsageError or OSError leave everything as it was.
-            """
-
-        def take(self, configuration: Any) -> None:
-            """Go on with what `reread` has given."""
-
-        def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
-            """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
-            called later, for another worker to take the place of this one.
-            """
-
-
-READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
 _HANDLED = (SIGTERM, SIGINT, SIGHUP, SIGCHLD)
-_HAS_SAID_WHY = 111  # exit status of a worker
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
 _STATUS = 5.0  # s between two status lines
 _LATE = 4  # intervals without a sign of life after which a worker is given up
-
-
-class Plan:
-    """How many workers there are, what they may have open, how long (s) they may drain."""
-
-    __slots__ = ("capacity", "drain", "workers")
-
-    def __init__(self, workers: int, capacity: Capacity, drain: float) -> None:
-        self.workers = workers
-        self.capacity = capacity
-        self.drain = drain
 
 
 class _Child:
@@ -204,9 +162,9 @@ class Supervisor:
             self._log.error(f"not reloaded, all stays as it was: {in_one_line(error)}")
         else:
             self._service.take(configuration)  # for workers to come
-            order = _pickle.dumps(configuration)
+            order = take_order(configuration)
             for child in self._children.values():
-                child.orders.post(TAKE + len(order).to_bytes(4, "big") + order)
+                child.orders.post(order)
             self._log.info("reloaded")
         if self._is_up:
             self._notifier.ready()
@@ -239,7 +197,7 @@ class Supervisor:
             child.channel.close()
             lost = self._board.clear(child.number)
             code = os.waitstatus_to_exitcode(status)
-            if code and (child.ready or code != _HAS_SAID_WHY):
+            if code and (child.ready or code != HAS_SAID_WHY):
                 how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
                 self._log.error(f"worker {pid} {how}; connections lost with it: {lost}")
             if not self._is_up and not self._stops:
@@ -311,7 +269,11 @@ class Supervisor:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                self._be_worker(number, theirs)
+                self._let_go()
+                self._board.take_column(number)
+                Process(self._service, self._listeners, self._plan, self._board, self._log).run(
+                    theirs, self._interval
+                )
         finally:
             pthread_sigmask(SIG_UNBLOCK, _HANDLED)
         theirs.close()
@@ -332,80 +294,10 @@ class Supervisor:
         if not isinstance(error, (_Gone, ConnectionError)):
             raise error
 
-    def _be_worker(self, number: int, channel: socket) -> NoReturn:
-        """Serve, in the child process."""
-        status = _HAS_SAID_WHY
-        try:
-            self._loop.close()
-            self._signals.close()
-            self._notifier.close()
-            for child in self._children.values():
-                child.channel.close()
-            for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
-                signal(ignored, SIG_IGN)
-            signal(SIGCHLD, SIG_DFL)
-            pthread_sigmask(SIG_UNBLOCK, _HANDLED)
-            loop = Loop()
-            Signals(loop)
-            self._board.take_column(number)
-            plan = self._plan
-            worker = Worker(
-                loop, self._listeners, self._service, plan.capacity, self._board, self._log
-            )
-            drain = Mailbox()
-            self._service.settle(loop, lambda: drain.post(DRAIN))
-            gc.collect()
-            gc.freeze()
-            gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
-            stream = Stream(loop, channel.fileno(), socket=channel)
-            loop.run(self._work(stream, worker, drain))
-            status = 0
-        except ConnectionError:
-            pass  # the supervisor is gone already, and has said why
-        except (UsageError, OSError) as error:
-            self._log.error(in_one_line(error))
-        except BaseException as error:
-            self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
-        os._exit(status)
-
-    async def _work(self, channel: Stream, worker: Worker, drain: Mailbox) -> None:
-        """Accept until told to stop, then drain."""
-        loop = channel.loop
-        if self._interval:
-            beat(loop, self._board, self._interval)
-        await channel.send(READY)
-        worker.start()
-        loop.spawn(self._obey(channel, worker, drain), self._on_failure)
-        await drain.take()
-        await worker.drain(self._plan.drain)
-
-    async def _obey(self, channel: Stream, worker: Worker, drain: Mailbox) -> None:
-        """Follow the supervisor's orders."""
-        try:
-            while order := await channel.receive(1):
-                if order == TAKE:
-                    length = int.from_bytes(await _exactly(channel, 4), "big")
-                    self._service.take(_pickle.loads(await _exactly(channel, length)))
-                elif order == DRAIN:
-                    drain.post(order)
-                else:
-                    worker.cut()
-        finally:
-            drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
-
-
-def beat(loop: Loop, board: Board, interval: float) -> None:
-    """Give signs of life from now on."""
-    board.beat()
-    loop.call_later(interval, lambda: beat(loop, board, interval))
-
-
-async def _exactly(stream: Stream, size: int) -> bytes:
-    parts = []
-    while size:
-        part = await stream.receive(size)
-        if not part:
-            raise ConnectionResetError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    def _let_go(self) -> None:
+        """Close what is the supervisor's, in a worker."""
+        self._loop.close()
+        self._signals.close()
+        self._notifier.close()
+        for child in self._children.values():
+            child.channel.close()

@@ -15,29 +15,21 @@ from muonsocks.log import in_words
 from muonsocks.net import pipes
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Waitable
-from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Protocol
 
     from muonsocks.log import Log
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.net.task import Task
-
-    class Service(Protocol):
-        """What a resident program does for each connection."""
-
-        def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
-            """Serve a client and close its socket. Gives the errno of what this host ran out of
-            meanwhile, 0 for nothing; OSError means the same.
-            """
-
+    from muonsocks.resident.plan import Capacity, Service
 
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
-_RESERVE = 16  # descriptors that are left for look-ups and second attempts
+_RESERVE = 16  # descriptors that are left for look-ups and second attempts, or for a doorman
+_TURNED_AWAY = 12  # clients at a time
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
 # passes on errors that were pending on the new socket. The next one may be well.
@@ -59,21 +51,6 @@ _PASSING = frozenset(
 )
 
 
-class Capacity:
-    """How many connections there may be: in all workers, and there from one source; 0: any number.
-
-    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
-    how many descriptors one takes.
-    """
-
-    __slots__ = ("connections", "each", "per_source")
-
-    def __init__(self, connections: int, per_source: int = 0, each: int = 2) -> None:
-        self.connections = connections
-        self.per_source = per_source
-        self.each = each
-
-
 class Cut(BaseException):
     """The session outlived the time it had to end."""
 
@@ -87,6 +64,7 @@ class Worker:
         "_drained",
         "_draining",
         "_fits",
+        "_full",
         "_listeners",
         "_log",
         "_loop",
@@ -120,6 +98,7 @@ class Worker:
         self._served = 0  # in all workers, at the last shortage
         self._draining = False
         self._drained = Waitable()
+        self._full = False
         left = _descriptors_left()
         self._fits = max((left - pipes.limit(left // 4)) // capacity.each, 1)
 
@@ -127,11 +106,13 @@ class Worker:
 
     def start(self) -> None:
         """Begin to accept."""
+        self._board.set(FULL, 0)
         self._resume()
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, and wait for the connections to end; then cut those that are left."""
         self._draining = True
+        self._board.set(FULL, 1)
         self._stop_accepting()
         for listener in self._listeners:
             listener.close()
@@ -170,13 +151,24 @@ class Worker:
 
     def _is_full(self) -> bool:
         """Pause if no other connection fits, before one comes: the kernel would wake this worker
-        alone for it (EPOLLEXCLUSIVE), though another one may have room.
+        alone for it (EPOLLEXCLUSIVE), though another one may have room. If none has, a doorman may
+        say so to some at a time.
         """
-        if len(self._tasks) < self._fits:
+        count, board = len(self._tasks), self._board
+        if self._full != (count >= self._fits):
+            self._full = not self._full
+            board.set(FULL, self._full)
+        if not self._full:
             return False
         number = _limit()
-        self._run_short(f"the limit on descriptors, {number}, allows no more connections for now")
-        return True
+        turns_away = (
+            self._capacity.doorman is not None
+            and board.total(FULL) == board.workers
+            and count < self._fits + _TURNED_AWAY
+        )
+        what = f"the limit on descriptors, {number}, allows no more connections for now"
+        self._run_short(what, pause=not turns_away)
+        return not turns_away
 
     def _pause(self) -> None:
         """Leave new connections in the queue until one of ours has ended, or for a moment."""
@@ -210,8 +202,14 @@ class Worker:
             board.add(REFUSED, 1)
             sock.close()
             return
-        board.add(SERVED, 1)
-        self._loop.spawn(self._serve(sock, peer, source), self._on_failure)
+        doorman = self._capacity.doorman
+        if self._full and doorman is not None:
+            board.add(REFUSED, 1)
+            work = doorman.turn_away(self._loop, sock)
+        else:
+            board.add(SERVED, 1)
+            work = self._service.serve(self._loop, sock, peer)
+        self._loop.spawn(self._serve(work, source), self._on_failure)
         self._is_full()
 
     def _admit(self, source: bytes, peer: Peer) -> bool:
@@ -226,12 +224,12 @@ class Worker:
 
     # Serving
 
-    async def _serve(self, sock: socket, peer: Peer, source: bytes) -> None:
+    async def _serve(self, work: Coroutine[Waitable, None, int], source: bytes) -> None:
         task = self._loop.current
         assert task is not None
         self._tasks.add(task)
         try:
-            self._note(await self._service.serve(self._loop, sock, peer))
+            self._note(await work)
         finally:
             self._tasks.discard(task)
             self._board.add(OPEN, -1)
@@ -240,6 +238,8 @@ class Worker:
             if self._paused is not None:
                 self._paused.cancel()
                 self._resume()
+            elif self._full and len(self._tasks) < self._fits and not self._draining:
+                self._is_full()
             if self._draining and not self._tasks:
                 self._drained.wake()
 

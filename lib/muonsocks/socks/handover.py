@@ -32,7 +32,6 @@ from muonsocks.socks.session import Access, Limits, Policy, Session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Callable
 
     from muonsocks.net.loop import Loop
     from muonsocks.net.relay import Ended
@@ -63,6 +62,7 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
     except OSError as error:
         raise NotTaken(f"{path}: {error.strerror or error}") from None
     try:
+        client.is_shared = far.is_shared = True  # from now on, even if it is not taken
         with client.loop.deadline(_PATIENCE):
             await passage.send_message(offer.encode(), (client.reader, far.reader))
             answer, _ = await passage.receive_message(LONGEST_WORD)
@@ -79,17 +79,17 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
 # The relay
 
 
-async def serve(loop: Loop, sock: socket, log: Log, has_room: Callable[[], bool]) -> int:
+async def serve(loop: Loop, sock: socket, log: Log, has_room: bool = True) -> int:
     """Serve a tool that has connected, from its offer to the end of the connection it hands over.
 
-    `sock` is closed on the way. `has_room` is asked whether one more can be relayed. A bad offer
-    is logged and refused; what goes wrong later is given and raised as by `Session.run`.
+    `sock` is closed on the way. Without room the offer is refused. So is a bad one, and logged;
+    what goes wrong later is given and raised as by `Session.run`.
     """
     passage = Passage.over(loop, sock)
     try:
         adopted = await _adopt(passage, log, has_room)
     except TimeoutError:
-        log.warning("refused an offer: it has not come")
+        log.debug("refused an offer: it has not come")  # who only connects is not to fill the log
         return 0
     except ConnectionError:
         return 0  # the tool is gone, or keeps what it has
@@ -101,7 +101,7 @@ async def serve(loop: Loop, sock: socket, log: Log, has_room: Callable[[], bool]
     return 0 if adopted is None else await adopted.run()
 
 
-async def _adopt(passage: Passage, log: Log, has_room: Callable[[], bool]) -> Adopted | None:
+async def _adopt(passage: Passage, log: Log, has_room: bool) -> Adopted | None:
     """Take a connection over; None if it stays where it is. Raises what is wrong with the offer."""
     with passage.loop.deadline(_STEP):
         message, fds = await passage.receive_message(LARGEST, 2)
@@ -114,7 +114,7 @@ async def _adopt(passage: Passage, log: Log, has_room: Callable[[], bool]) -> Ad
         if len(sockets) != 2:
             raise RemoteProtocolError(f"it has {len(sockets)} sockets, not 2")
         assert passage.socket is not None
-        if not has_room():
+        if not has_room:
             send(passage.socket, FULL)
             return None
         # All that can fail comes before TAKEN.
@@ -155,6 +155,7 @@ class Adopted(Session):
         self.target = offer.target
         self._reply = offer.reply
         self._started -= offer.age
+        client.is_shared = far.is_shared = True  # its tool may take its time to go
         self._far = far
         self._offer = offer
 

@@ -11,7 +11,7 @@ import os
 from time import monotonic
 
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemoteProtocolError
-from muonsocks.log import DEBUG, INFO, Log, in_words, quoted
+from muonsocks.log import DEBUG, INFO, Form, Log, in_words, quoted
 from muonsocks.net.dial import Dialler
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import PeerGone, Stream
@@ -52,6 +52,10 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAG
 _LINGER = 2.0  # s that a client is given to read what it was told last
 _REMEMBERING = 2.0  # s that a client waits at most while its address is written down
 _IN_NO_NETWORK = "the client is in no trusted network"
+
+# Log lines, muonsocks(7)
+_CONNECTED = Form("connected", "client", "user", "target", "address")
+_CLOSED = Form("closed", "client", "user", "target", "reply", "in", "out", "secs", "end")
 
 
 class Access:
@@ -221,39 +225,39 @@ class Session:
 
         With `exact` not one byte behind the request is read, so that another program can go on.
         """
+        client = self._client
+        server: Server | None = None
+        limit = FIRST_READ if exact else _READ
         try:
-            with self.loop.deadline(self._policy.limits.handshake):
-                return await self._negotiate(exact)
+            with client.loop.deadline(self._policy.limits.handshake):
+                while data := await client.receive(limit):
+                    if server is None:
+                        server = server_for(data)
+                    server.receive(data)
+                    while (event := server.next_event()) is not None:
+                        if isinstance(event, Request):
+                            self.target = str(event.destination)
+                            if server.version != "5":
+                                await self._admit_without_password(server, event.user)
+                            return server, event
+                        if isinstance(event, MethodOffer):
+                            method = self._method(event.methods)
+                            answer = server.send(MethodChoice(method))
+                            if method == Method.NO_ACCEPTABLE:
+                                await self._turn_away(answer)
+                        else:
+                            assert isinstance(event, Credentials)
+                            answer = await self._judge(server, event)
+                        if left := client.send_now(answer):
+                            await client.send(left)
+                    if exact:
+                        limit = server.wants
         except TimeoutError:
             raise Finished("handshake-timeout") from None
         except RemoteProtocolError as error:
             self._reply = error.code
             await self._say_goodbye(error.reply)
             raise Finished("protocol-error", str(error)) from None
-
-    async def _negotiate(self, exact: bool) -> tuple[Server, Request]:
-        client = self._client
-        data = await client.receive(FIRST_READ if exact else _READ)
-        server = server_for(data) if data else None
-        while server is not None and data:
-            server.receive(data)
-            while (event := server.next_event()) is not None:
-                if isinstance(event, Request):
-                    self.target = str(event.destination)
-                    if server.version != "5":
-                        await self._admit_without_password(server, event.user)
-                    return server, event
-                if isinstance(event, MethodOffer):
-                    method = self._method(event.methods)
-                    answer = server.send(MethodChoice(method))
-                    if method == Method.NO_ACCEPTABLE:
-                        await self._turn_away(answer)
-                else:
-                    assert isinstance(event, Credentials)
-                    answer = await self._judge(server, event)
-                if left := client.send_now(answer):
-                    await client.send(left)
-            data = await client.receive(server.wants if exact else _READ)
         raise Finished("client-left")
 
     def _method(self, offered: bytes) -> int:
@@ -395,13 +399,17 @@ class Session:
         except TimeoutError:
             raise Finished("client-lost", "the reply is not read") from None
 
-    async def _dial(self, destination: Endpoint) -> Stream:
-        dialler, rules = self._policy.dialler, self._policy.rules
-        refusal = rules.refusal(destination, destination.packed)
+    def _dial(self, destination: Endpoint) -> Awaitable[Stream]:
+        """Dial a destination under the rules, which may refuse it at once."""
+        refusal = self._policy.rules.refusal(destination, destination.packed)
         if refusal:
             raise RefusedByRule(refusal)
-        if destination.packed is not None:
-            return await dialler.dial(self.loop, destination)
+        if destination.packed is None:
+            return self._dial_name(destination)
+        return self._policy.dialler.dial(self._client.loop, destination)
+
+    async def _dial_name(self, destination: Endpoint) -> Stream:
+        rules, refusal = self._policy.rules, ""
 
         def permit(address: bytes) -> bool:
             nonlocal refusal
@@ -409,22 +417,24 @@ class Session:
             return not refusal
 
         try:
-            return await dialler.dial(self.loop, destination, permit)
+            return await self._policy.dialler.dial(self.loop, destination, permit)
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
-    async def relay(self, far: Stream, early: bytes = b"") -> Ended | None:
+    def relay(self, far: Stream, early: bytes = b"") -> Awaitable[Ended | None]:
         """Join the client and the far end until they are done with each other.
 
         None if a resident relay does that, and the streams are not this process's any more.
         """
-        if self._log.level >= INFO:
-            facts = self._facts()
-            facts["address"] = far.name
-            self._log.info(f"connected {in_words(facts)}", facts)
-        if self._policy.resident and await self._is_handed_over(far, early):
-            return None
-        return await self.join(far, early)
+        log = self._log
+        if log.level >= INFO:
+            values = self._peer.text, quoted(self.user), self.target or "-", far.name
+            fields = _CONNECTED.fields(values) if log.takes_fields else None
+            log.info(_CONNECTED.text % values, fields)
+        return self._hand_over(far, early) if self._policy.resident else self.join(far, early)
+
+    async def _hand_over(self, far: Stream, early: bytes) -> Ended | None:
+        return None if await self._is_handed_over(far, early) else await self.join(far, early)
 
     async def _is_handed_over(self, far: Stream, early: bytes) -> bool:
         """Leave the connection to the resident relay, if that is there and takes it."""
@@ -466,6 +476,8 @@ class Session:
             for stream in (client, far):
                 stream.reset_on_close()  # what was carried is not the whole, and must not seem so
             raise
+        if ended.reason == "closed":
+            return ended
         for stream in ended.owed_resets:
             await stream.abort(_LINGER)
         for half in (relay.up, relay.down):
@@ -490,7 +502,7 @@ class Session:
             return  # it has not waited for an answer, or does not read it
         await self._client.linger(_LINGER)
 
-    # Log lines, muonsocks(7)
+    # Log lines
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -509,18 +521,23 @@ class Session:
             self._log.debug(f'{in_words(facts)} error="{why}"', facts | {"error": why})
 
     def _log_closed(self, end: str, detail: str) -> None:
-        if self._log.level < INFO:
+        log, relay = self._log, self._relay
+        if log.level < INFO:
             return
-        relay = self._relay
-        received, sent = (relay.up.count, relay.down.count) if relay is not None else (0, 0)
-        facts = self._facts()
-        facts["reply"] = "-" if self._reply is None else f"{self._reply}"
-        facts["in"], facts["out"] = f"{received}", f"{sent}"
-        facts["secs"] = f"{monotonic() - self._started:.3f}"
-        facts["end"] = end
-        line = f"closed {in_words(facts)}"
+        values = (
+            self._peer.text,
+            quoted(self.user),
+            self.target or "-",
+            "-" if self._reply is None else f"{self._reply}",
+            "0" if relay is None else f"{relay.up.count}",
+            "0" if relay is None else f"{relay.down.count}",
+            f"{monotonic() - self._started:.3f}",
+            end,
+        )
+        line = _CLOSED.text % values
+        fields = _CLOSED.fields(values) if log.takes_fields else {}
         if detail:
-            facts["detail"] = detail
+            fields["detail"] = detail
             escaped = detail.replace("\\", "\\\\").replace('"', '\\"')
             line += f' detail="{escaped}"'
-        self._log.info(line, facts)
+        log.info(line, fields)

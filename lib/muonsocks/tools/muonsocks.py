@@ -74,8 +74,8 @@ from muonsocks.net.privileges import Identity, give_up
 from muonsocks.net.resolver import Resolver
 from muonsocks.net.stream import Stream
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.supervisor import Plan, Supervisor
-from muonsocks.resident.worker import Capacity
+from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
 from muonsocks.tools.environment import port_number

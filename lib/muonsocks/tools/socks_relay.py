@@ -33,9 +33,9 @@ Who relays:
                               and it has room (without it: $SOCKS_RELAY)
   --listen=SOCKET             this process, for all that connect to this unix socket;
                               "systemd" for the sockets that systemd has passed
-  --workers=NUMBER            with --listen: processes; by default one for each CPU
-  --drain-timeout=SECS        with --listen: time to finish when it is told to stop
-                              [default: 30]
+  --workers=NUMBER            with --listen: so many; by default one for each CPU
+  --drain-timeout=SECS        with --listen: for connections to finish when it is told
+                              to stop; by default 30
 
 How long it may take, in seconds:
   --connect-timeout=SECS      for each address [default: 10]
@@ -71,10 +71,11 @@ from muonsocks.tools.environment import owed_server, port_number, request_from
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
+    from muonsocks.net.task import Waitable
 
 _REASONS = {
     "general-failure": ReplyCode.GENERAL_FAILURE,
@@ -98,6 +99,9 @@ def main(arguments: list[str], log: Log) -> int:
         listen = given.text("--listen")
         if listen is not None:
             return _reside(listen, given, log)
+        for name in _FOR_RESIDENTS:
+            if given.text(name) is not None:
+                raise UsageError(f"{name} is for a resident relay", "give --listen too")
         errand = _Errand(given, server)
     except (UsageError, OSError):
         if server is not None:
@@ -184,12 +188,16 @@ def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
     return "", Endpoint(host, port_number(arguments[1], "PORT"))
 
 
-_NOT_FOR_ALL = (
-    *("-4", "-6", "--bind-address", "--bind-interface", "--mark"),
-    *("--rules", "--allow-local", "--relay"),
-)
+_FOR_RESIDENTS = ("--workers", "--drain-timeout")
+_NOT_FOR_RESIDENTS = {  # and what docopt gives for those that are not given
+    **dict.fromkeys(("-4", "-6", "--bind-address", "--bind-interface", "--mark"), ""),
+    **dict.fromkeys(("--rules", "--allow-local", "--relay"), ""),
+    "--connect-timeout": "10",
+    "--dial-timeout": "30",
+    "--idle-timeout": "900",
+    "--half-close-timeout": "120",
+}
 _DESCRIPTORS = 3  # of a connection: both ends, and the way it comes by
-_OTHER_DESCRIPTORS = 128  # the loop's, and pipes
 
 
 def _reside(address: str, given: options.Options, log: Log) -> int:
@@ -198,34 +206,35 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
 
     from muonsocks.net.listen import inherited, listen_at
     from muonsocks.resident.notify import Notifier
-    from muonsocks.resident.supervisor import Plan, Supervisor
-    from muonsocks.resident.worker import Capacity
+    from muonsocks.resident.plan import Capacity, Plan
+    from muonsocks.resident.supervisor import Supervisor
 
-    if any(given.flag(name) for name in _NOT_FOR_ALL):
-        raise UsageError("--listen goes with few options", "the rest comes with the connections")
+    for name, default in _NOT_FOR_RESIDENTS.items():
+        if given.flag(name) and given.text(name) != default:
+            hint = "give that to who hands over; here go --workers, --drain-timeout, -v and -q"
+            raise UsageError(f"--listen does not go with {name}", hint)
     log.use_journal_fields()
+    adopter = _Adopter(log)
+    plan = Plan(
+        given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
+        Capacity(0, each=_DESCRIPTORS, doorman=adopter),
+        given.seconds("--drain-timeout", 30),
+    )
+    notifier = Notifier()
     if address != "systemd":
         listeners = [listen_at(options.unix_path(address, "--listen"))]
     elif not (listeners := inherited(SOCK_SEQPACKET)):
         raise UsageError("systemd has passed no socket", "start it by its socket unit")
-    plan = Plan(
-        given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
-        Capacity(0, each=_DESCRIPTORS),
-        given.seconds("--drain-timeout", 30),
-    )
-    supervisor = Supervisor(_Adopter(log), listeners, plan, Notifier(), log)
-    return DONE if supervisor.run() else SYSTEM_FAILED
+    return DONE if Supervisor(adopter, listeners, plan, notifier, log).run() else SYSTEM_FAILED
 
 
 class _Adopter:
     """Serves the tools that hand connections over to a resident relay."""
 
-    __slots__ = ("_log", "_most", "_open")
+    __slots__ = ("_log",)
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._open = 0
-        self._most = 0
 
     def reread(self) -> None:
         """There is nothing to read."""
@@ -234,21 +243,20 @@ class _Adopter:
         """There is nothing to take."""
 
     def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
-        """See how many connections there is room for."""
-        from resource import RLIMIT_NOFILE, getrlimit
+        """Load what is needed."""
+        import muonsocks.socks.handover  # noqa: F401
 
-        # Fewer than it takes for the worker to accept no more: who asks is to get an answer.
-        self._most = max(1, (getrlimit(RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS) // _DESCRIPTORS)
-
-    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
         """Take one connection over, and relay it."""
         from muonsocks.socks.handover import serve
 
-        self._open += 1
-        try:
-            return await serve(loop, sock, self._log, lambda: self._open <= self._most)
-        finally:
-            self._open -= 1
+        return serve(loop, sock, self._log)
+
+    def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int]:
+        """Leave one connection to its tool, which can go on at once."""
+        from muonsocks.socks.handover import serve
+
+        return serve(loop, sock, self._log, has_room=False)
 
 
 def _answer_failure(server: Server, log: Log) -> None:

@@ -1,0 +1,73 @@
+"""What makes a resident program: the service it gives, and how much of it there is to be."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Callable, Coroutine
+    from typing import Any, Protocol
+
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
+    from muonsocks.net.task import Waitable
+
+    class Service(Protocol):
+        """How a resident program is configured, and what it does for each client."""
+
+        def reread(self) -> Any:
+            """Read again what may change, in the supervisor. What is given is what `take` gets in
+            the workers; it can be pickled. UsageError or OSError leave everything as it was.
+            """
+
+        def take(self, configuration: Any) -> None:
+            """Go on with what `reread` has given."""
+
+        def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+            """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
+            called later, for another worker to take the place of this one.
+            """
+
+        def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
+            """Serve a client and close its socket. Gives the errno of what this host ran out of
+            meanwhile, 0 for nothing; OSError means the same.
+            """
+
+    class Doorman(Protocol):
+        """Tells clients when there is no room, where they are not to wait for some."""
+
+        def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int]:
+            """Tell a client so and close its socket; the rest is as for `serve`."""
+
+
+class Capacity:
+    """How many connections there may be: in all workers, and there from one source; 0: any number.
+
+    A source is an IPv4 address or a /64 of IPv6. `each` is how many descriptors one takes. When no
+    worker has descriptors for one more, clients wait, or the doorman turns them away.
+    """
+
+    __slots__ = ("connections", "doorman", "each", "per_source")
+
+    def __init__(
+        self,
+        connections: int,
+        per_source: int = 0,
+        each: int = 2,
+        doorman: Doorman | None = None,
+    ) -> None:
+        self.connections = connections
+        self.per_source = per_source
+        self.each = each
+        self.doorman = doorman
+
+
+class Plan:
+    """How many workers there are, what they may have open, how long (s) they may drain."""
+
+    __slots__ = ("capacity", "drain", "workers")
+
+    def __init__(self, workers: int, capacity: Capacity, drain: float) -> None:
+        self.workers = workers
+        self.capacity = capacity
+        self.drain = drain

@@ -1,0 +1,139 @@
+"""The process of a worker, from the fork to its end, and what its supervisor tells it.
+
+They have a channel, a socketpair:
+
+    to the supervisor   READY, once the worker is about to accept
+    to the worker       TAKE, with configuration that was read again
+                        DRAIN: accept no more, finish, end; an end of file means the same
+                        CUT_NOW: end at once
+"""
+
+from __future__ import annotations
+
+import _pickle
+import gc
+import os
+from _signal import (
+    SIG_DFL,
+    SIG_IGN,
+    SIG_UNBLOCK,
+    SIGCHLD,
+    SIGHUP,
+    SIGINT,
+    SIGTERM,
+    pthread_sigmask,
+    signal,
+)
+
+from muonsocks.errors import UsageError, in_one_line
+from muonsocks.net.loop import Loop
+from muonsocks.net.signals import Signals
+from muonsocks.net.stream import Stream
+from muonsocks.net.task import Mailbox
+from muonsocks.resident.worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import NoReturn
+
+    from muonsocks.log import Log
+    from muonsocks.resident.board import Board
+    from muonsocks.resident.plan import Plan, Service
+
+READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+HAS_SAID_WHY = 111  # exit status of a worker that has logged what went wrong
+
+
+def take_order(configuration: object) -> bytes:
+    """Write the order to take configuration: its length follows, 4 bytes, and then itself."""
+    pickled = _pickle.dumps(configuration)
+    return TAKE + len(pickled).to_bytes(4, "big") + pickled
+
+
+class Process:
+    """What a worker process does, and with what."""
+
+    __slots__ = ("_board", "_drain", "_listeners", "_log", "_plan", "_service")
+
+    def __init__(
+        self, service: Service, listeners: list[socket], plan: Plan, board: Board, log: Log
+    ) -> None:
+        self._service = service
+        self._listeners = listeners
+        self._plan = plan
+        self._board = board
+        self._log = log
+        self._drain = Mailbox()  # has something once it is time to
+
+    def run(self, channel: socket, beat: float) -> NoReturn:
+        """Serve, showing a sign of life every `beat` seconds (0: none); then end the process."""
+        status = HAS_SAID_WHY
+        try:
+            for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
+                signal(ignored, SIG_IGN)
+            signal(SIGCHLD, SIG_DFL)
+            pthread_sigmask(SIG_UNBLOCK, (SIGTERM, SIGINT, SIGHUP, SIGCHLD))
+            loop = Loop()
+            Signals(loop)
+            capacity = self._plan.capacity
+            worker = Worker(loop, self._listeners, self._service, capacity, self._board, self._log)
+            self._service.settle(loop, lambda: self._drain.post(DRAIN))
+            gc.collect()
+            gc.freeze()
+            gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
+            stream = Stream(loop, channel.fileno(), socket=channel)
+            loop.run(self._work(stream, worker, beat))
+            status = 0
+        except ConnectionError:
+            pass  # the supervisor is gone already, and has said why
+        except (UsageError, OSError) as error:
+            self._log.error(in_one_line(error))
+        except BaseException as error:
+            self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
+        os._exit(status)
+
+    async def _work(self, channel: Stream, worker: Worker, beat: float) -> None:
+        """Accept until told to stop, then drain."""
+        loop = channel.loop
+
+        def show_life() -> None:
+            self._board.beat()
+            loop.call_later(beat, show_life)
+
+        if beat:
+            show_life()
+        await channel.send(READY)
+        worker.start()
+        loop.spawn(self._obey(channel, worker), self._on_failure)
+        await self._drain.take()
+        await worker.drain(self._plan.drain)
+
+    async def _obey(self, channel: Stream, worker: Worker) -> None:
+        """Follow the supervisor's orders."""
+        try:
+            while order := await channel.receive(1):
+                if order == TAKE:
+                    length = int.from_bytes(await _exactly(channel, 4), "big")
+                    self._service.take(_pickle.loads(await _exactly(channel, length)))
+                elif order == DRAIN:
+                    self._drain.post(order)
+                else:
+                    worker.cut()
+        finally:
+            self._drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
+
+    def _on_failure(self, error: BaseException) -> None:
+        if not isinstance(error, ConnectionError):  # then the supervisor is gone, too
+            raise error
+
+
+async def _exactly(stream: Stream, size: int) -> bytes:
+    parts = []
+    while size:
+        part = await stream.receive(size)
+        if not part:
+            raise ConnectionResetError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
