@@ -82,7 +82,22 @@ def stream_pair(loop: Loop) -> tuple[Stream, Stream]:
     for end in ends:
         end.setblocking(False)
     one, other = (Stream(loop, end.fileno(), socket=end) for end in ends)
+    _opened.extend((one, other))
     return one, other
+
+
+_opened: list[Stream] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    """Or it is closed in the middle of another test, by the collector."""
+    yield
+    while _opened:
+        stream = _opened.pop()
+        stream.close()
+        if not stream.loop._epoll.closed:
+            stream.loop.close()
 
 
 def failure(text: str) -> Exception:
