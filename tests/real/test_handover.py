@@ -77,12 +77,19 @@ print(json.dumps(done), file=sys.stderr)
 
 
 @contextlib.contextmanager
-def resident(machine: Machine) -> Iterator[None]:  # noqa: F811
+def resident(machine: Machine, *lines: str) -> Iterator[None]:  # noqa: F811
+    """Have the socket started, and maybe lines of one's own in the service's unit."""
+    place = "/run/systemd/system/muonsocks-relay.service.d/test.conf"
+    if lines:
+        machine.put(place, "\n".join(("[Service]", *lines, "")))
+        machine.run("systemctl daemon-reload")
     machine.run("systemctl start muonsocks-relay.socket")
     try:
         yield
     finally:
         machine.run("systemctl stop muonsocks-relay.socket muonsocks-relay.service")
+        if lines:
+            machine.run(f"rm {place}; systemctl daemon-reload")
 
 
 class Holder:
@@ -125,6 +132,17 @@ def relay_pid(machine: Machine) -> str:  # noqa: F811
     return machine.run(show).stdout.strip()
 
 
+def worker_pids(machine: Machine) -> list[str]:  # noqa: F811
+    pid = relay_pid(machine)
+    return machine.run(f"cat /proc/{pid}/task/{pid}/children").stdout.split()
+
+
+def descriptors(machine: Machine, kind: str) -> int:  # noqa: F811
+    """Count descriptors of a kind in all workers."""
+    places = " ".join(f"/proc/{pid}/fd" for pid in worker_pids(machine))
+    return machine.run(f"ls -l {places}").stdout.count(f"{kind}:")
+
+
 def relay_line(machine: Machine, pattern: str) -> str:  # noqa: F811
     """Wait for a line of the relay in the journal."""
     follow = "journalctl --boot --follow --lines=all --output=cat --unit=muonsocks-relay.service"
@@ -138,15 +156,18 @@ def test_no_process_stays_for_a_connection(machine: Machine) -> None:  # noqa: F
         assert holder.alive() == 20
         log = "journalctl --boot --output=cat --unit='muonsocks@*'"
         assert "not handed over" not in machine.run(log).stdout
-        pid = relay_pid(machine)
-        status = machine.run(f"cat /proc/{pid}/status").stdout
-        sockets = machine.run(f"ls -l /proc/{pid}/fd").stdout.count("socket:")
+        pids = (relay_pid(machine), *worker_pids(machine))
+        assert len(pids) > 1
+        statuses = [machine.run(f"cat /proc/{pid}/status").stdout for pid in pids]
+        sockets = descriptors(machine, "socket")
     assert sockets >= 2 * 20
-    found = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-    assert 0 not in map(int, found["Uid"].split() + found["Gid"].split())
-    assert {int(found[f"Cap{which}"], 16) for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
-    assert found["NoNewPrivs"] == "1"
-    assert found["Seccomp"] == "2"  # a filter
+    for status in statuses:
+        found = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+        assert 0 not in map(int, found["Uid"].split() + found["Gid"].split())
+        sets = ("Inh", "Prm", "Eff", "Bnd", "Amb")
+        assert {int(found[f"Cap{which}"], 16) for which in sets} == {0}
+        assert found["NoNewPrivs"] == "1"
+        assert found["Seccomp"] == "2"  # a filter
 
 
 @pytest.mark.parametrize("url", [f"http://{WEB}/page", f"http://[{WEB_6}]/page"])
@@ -165,8 +186,8 @@ def test_much_through_a_pipe(machine: Machine) -> None:  # noqa: F811
         fetch = f"curl -sS --max-time 60 --proxy {PROXY} http://{WEB}/much | cmp - /srv/www/much"
         machine.run(f"bash -c {shlex.quote(f'set -o pipefail; {fetch}')}")
         relay_line(machine, r"closed .* out=5242[0-9]{4} .*end=closed")
-        pipes = machine.run(f"ls -l /proc/{relay_pid(machine)}/fd").stdout.count("pipe:")
-    assert pipes >= 3  # those of the signals, and one at least for splice
+        pipes, workers = descriptors(machine, "pipe"), len(worker_pids(machine))
+    assert pipes > 2 * workers  # those of the signals, and one at least for splice
 
 
 def test_the_log_line_is_whole(machine: Machine) -> None:  # noqa: F811
@@ -184,11 +205,12 @@ def test_the_log_line_is_whole(machine: Machine) -> None:  # noqa: F811
     out = re.search(r" out=(\d+) ", line)
     assert out and int(out[1]) > len(PAGE)
     assert (entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"]) == ("socks-relay", "6")
-    assert entry["_TRANSPORT"] == "stdout"
+    assert entry["_TRANSPORT"] == "journal"  # with fields
+    assert (entry["CLIENT"], entry["END"]) == (f"127.0.0.1:{port}", "closed")
 
 
 def test_the_relay_is_stopped_and_away(machine: Machine) -> None:  # noqa: F811
-    with resident(machine):
+    with resident(machine, "Environment=MUONSOCKS_RELAY_OPTIONS=--drain-timeout=0.5"):
         with held(machine, 3) as holder:
             await_no_instances(machine)
             machine.run("systemctl stop muonsocks-relay.service")
@@ -203,13 +225,40 @@ def test_the_relay_is_stopped_and_away(machine: Machine) -> None:  # noqa: F811
             assert len(instances(machine)) == 3
 
 
+def test_the_relay_drains(machine: Machine) -> None:  # noqa: F811
+    with resident(machine), held(machine, 3) as holder:
+        await_no_instances(machine)
+        before = relay_pid(machine)
+        machine.run("systemctl stop --no-block muonsocks-relay.service")
+        state = "systemctl show --property=ActiveState --value muonsocks-relay.service"
+        machine.run(f"until [ $({state}) = deactivating ]; do sleep 0.02; done", timeout=20)
+        assert fetches(curl(machine))  # who comes meanwhile is relayed by its own process
+        assert holder.alive() == 3
+        assert relay_pid(machine) == before
+    relay_line(machine, rf"^(.*\b{before}\b.*)?stopped, connections that were cut: 0")
+
+
+def test_a_worker_is_killed(machine: Machine) -> None:  # noqa: F811
+    with resident(machine):
+        with held(machine, 3):
+            await_no_instances(machine)
+            supervisor = relay_pid(machine)
+            for pid in worker_pids(machine):
+                machine.run(f"kill -KILL {pid}")
+                relay_line(machine, f"worker {pid} was killed by signal 9")
+        with held(machine, 3) as holder:
+            assert holder.alive() == 3
+            await_no_instances(machine)
+        assert relay_pid(machine) == supervisor
+
+
 def test_the_relay_hangs(machine: Machine) -> None:  # noqa: F811
     with resident(machine):
         assert fetches(curl(machine))
-        machine.run(f"kill -STOP {relay_pid(machine)}")
+        machine.run("systemctl kill --signal=STOP muonsocks-relay.service")
         with held(machine, 2) as holder:
             assert len(instances(machine)) == 2
-            machine.run(f"kill -CONT {relay_pid(machine)}")
+            machine.run("systemctl kill --signal=CONT muonsocks-relay.service")
             assert holder.alive() == 2
         with held(machine, 2) as holder:
             await_no_instances(machine)
@@ -217,15 +266,14 @@ def test_the_relay_hangs(machine: Machine) -> None:  # noqa: F811
 
 
 def test_the_relay_is_full(machine: Machine) -> None:  # noqa: F811
-    place = "/run/systemd/system/muonsocks-relay.service.d/limit.conf"
-    machine.put(place, "[Service]\nLimitNOFILE=134\n")  # room for two
-    machine.run("systemctl daemon-reload")
-    try:
-        with resident(machine), held(machine, 5) as holder:
-            assert holder.alive() == 5
-            assert len(instances(machine)) == 3
-    finally:
-        machine.run(f"rm {place}; systemctl daemon-reload")
+    lines = ("LimitNOFILE=40", "Environment=MUONSOCKS_RELAY_OPTIONS=--workers=1")
+    with resident(machine, *lines), held(machine, 20) as holder:
+        assert holder.alive() == 20
+        left = len(instances(machine))
+        assert 10 < left < 20
+        log = "journalctl --boot --output=cat --unit=muonsocks-relay.service"
+        said = machine.run(log).stdout.count("limit on descriptors, 40, allows no more connections")
+        assert said == 1
 
 
 def test_many_quick_connections(machine: Machine) -> None:  # noqa: F811
