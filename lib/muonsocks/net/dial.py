@@ -51,9 +51,10 @@ class Candidate:
 
     __slots__ = ("family", "host", "name", "packed", "sockaddr")
 
-    def __init__(self, packed: bytes, port: int, scope: int = 0) -> None:
+    def __init__(self, packed: bytes, port: int, scope: int = 0, host: str = "") -> None:
+        """`host` is the address as text, if that is known already."""
         self.packed = packed
-        self.host = host = format_address(packed)
+        self.host = host = host or format_address(packed)
         self.sockaddr: tuple[Any, ...]
         if len(packed) == 4:
             self.family = AF_INET
@@ -151,7 +152,7 @@ class Dialler:
             raise DialError(errno.EAFNOSUPPORT, reason, [])
         if not permit(packed):
             raise RefusedByRule(f"{destination} is not permitted")
-        return Candidate(packed, destination.port)
+        return Candidate(packed, destination.port, 0, destination.host)
 
     async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
         """Give the addresses of a name in the order to try them, of the right families."""
