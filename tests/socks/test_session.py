@@ -897,6 +897,14 @@ def test_the_fields_are_those_of_the_lines() -> None:
     assert [fields and fields.get("end") for fields in play.log.fields] == [None, "closed"]
 
 
+def test_fields_that_nobody_takes_are_not_collected() -> None:
+    play = Play()
+    play.log.takes_fields = False
+    play.perform(ANYONE["SOCKS5, a name"])
+    assert [line.split()[0] for line in play.log.lines] == ["connected", "closed"]
+    assert not any(play.log.fields)
+
+
 def test_the_fields_of_a_failure() -> None:
     play = Play()
     play.perform(ANYONE["a destination that refuses"])

@@ -50,6 +50,10 @@ _LINGER = 2.0  # s that a client is given to read what it was told last
 _REMEMBERING = 2.0  # s that a client waits at most while its address is written down
 _IN_NO_NETWORK = "the client is in no trusted network"
 
+_CHOICES = {
+    method: MethodChoice(method) for method in (Method.NONE, Method.PASSWORD, Method.NO_ACCEPTABLE)
+}
+
 # Log lines, muonsocks(7)
 _CONNECTED = Form("connected", "client", "user", "target", "address")
 _CLOSED = Form("closed", "client", "user", "target", "reply", "in", "out", "secs", "end")
@@ -165,7 +169,7 @@ class Session:
                             return server, event
                         if isinstance(event, MethodOffer):
                             method = self._method(event.methods)
-                            answer = server.send(MethodChoice(method))
+                            answer = server.send(_CHOICES[method])
                             if method == Method.NO_ACCEPTABLE:
                                 await self._turn_away(answer)
                         else:
