@@ -39,6 +39,7 @@ PURE = {
 IMPURE_IN_SOCKS = {
     "muonsocks.socks.auth_once",
     "muonsocks.socks.handover",
+    "muonsocks.socks.policy",
     "muonsocks.socks.session",
 }
 # Functions of their arguments and of nothing else: no clock, no descriptor, no environment.

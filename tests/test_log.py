@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from muonsocks.log import DEBUG, ERROR, INFO, WARNING, Log, in_words, quoted
+from muonsocks.log import DEBUG, ERROR, INFO, WARNING, Form, Log, in_words, quoted
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 PYTHON = "/usr/bin/python3"
@@ -163,6 +163,14 @@ def test_in_words() -> None:
     assert in_words({"client": "unix", "user": "-"}) == "client=unix user=-"
 
 
+def test_a_form() -> None:
+    form, values = Form("closed", "client", "end"), ("unix", "100%s")
+    assert form.text % values == "closed client=unix end=100%s"
+    assert form.fields(values) == {"client": "unix", "end": "100%s"}
+    with pytest.raises(ValueError):
+        form.fields(("unix",))
+
+
 # The journal's own protocol: libsystemd as it is, and a socket of ours in the place of journald's.
 # The protocol is described in systemd's "Native Journal Protocol".
 
@@ -231,6 +239,7 @@ FIELDS = """{
 def test_fields_for_the_journal() -> None:
     entry, lines = with_journal(
         f"""
+assert log.takes_fields
 log.info("closed client=192.0.2.5:49152 user=- end=closed", {FIELDS})
 give(entry(), lines())
 """
@@ -276,7 +285,7 @@ del os.environ["JOURNAL_STREAM"]
 other = Log("socks-test")
 other.use_journal_fields()
 other.info("another", {"client": "unix"})
-give(lines(), "systemd.journal" in sys.modules)
+give(lines(), "systemd.journal" in sys.modules or log.takes_fields or other.takes_fields)
 """
     )
     assert text[0] == "<6>message"

@@ -42,22 +42,27 @@ def unmapped(packed: bytes) -> bytes:
 
 
 class Endpoint:
-    """A host and a port. `packed` is the address, or None when `host` is a name to be resolved."""
+    """A host and a port. `packed` is the address, or None when `host` is a name to be resolved.
 
-    __slots__ = ("host", "packed", "port")
+    `scope` is the number of the interface that a link-local address is on, or 0.
+    """
+
+    __slots__ = ("host", "packed", "port", "scope")
 
     def __init__(self, host: str, port: int) -> None:
         self.packed = parse_address(host)
         self.host = host if self.packed is None else format_address(self.packed)
         self.port = port
+        self.scope = 0
 
     @classmethod
-    def at(cls, packed: bytes, port: int) -> Endpoint:
+    def at(cls, packed: bytes, port: int, scope: int = 0) -> Endpoint:
         """Make an endpoint of a packed address (4 or 16 bytes)."""
         self = cls.__new__(cls)
         self.packed = unmapped(packed)
         self.host = format_address(self.packed)
         self.port = port
+        self.scope = scope
         return self
 
     @classmethod
@@ -70,6 +75,7 @@ class Endpoint:
         self.packed = inet_pton(AF_INET, host)
         self.host = host
         self.port = port
+        self.scope = 0
         return self
 
     def __str__(self) -> str:

@@ -144,7 +144,7 @@ class Log:
         return True
 
     def _print(self, text: str) -> None:
-        line = _line(text) + b"\n"
+        line = text.encode("utf-8", "backslashreplace")[:_LONGEST].replace(b"\n", b" ") + b"\n"
         try:
             if self._blocks:
                 self._poll.register(2, POLLOUT)

@@ -55,11 +55,17 @@ def nothing_left_behind() -> Iterator[None]:
     """Hold that what is opened is closed, and pipes are given back, empty."""
     pipes._in_use = 0  # whatever another test has left
     _close_idle_pipes()
-    before = descriptors()
-    yield
-    assert pipes._in_use == 0, "a pipe was not released"
-    _close_idle_pipes()
-    assert descriptors() == before, "descriptors have leaked"
+    collects = gc.isenabled()
+    gc.disable()  # or what another test has left is closed meanwhile
+    try:
+        before = descriptors()
+        yield
+        assert pipes._in_use == 0, "a pipe was not released"
+        _close_idle_pipes()
+        assert descriptors() == before, "descriptors have leaked"
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.relay import Ended
 from muonsocks.net.task import Mailbox
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
-from muonsocks.socks.session import Access, Limits, Policy, Session
+from muonsocks.socks.session import Session
 
 MIB = 1 << 20
 

@@ -19,7 +19,7 @@ from muonsocks.address import Endpoint, format_address, parse_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.net import dial as dial_module
 from muonsocks.net import names
-from muonsocks.net.dial import Candidate, Dialler, dial_unix, interleaved, most_telling
+from muonsocks.net.dial import Dialler, dial_unix, interleaved, most_telling, sockaddr_of
 from muonsocks.net.loop import _EVERYTHING, Loop
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Task
@@ -323,11 +323,11 @@ def refuse_all(patch: pytest.MonkeyPatch, number: int = errno.ECONNREFUSED) -> l
 def test_families_take_turns(found: str, order: str) -> None:
     """Lower case is IPv4, upper case IPv6; within a family getaddrinfo's order stays."""
 
-    def candidate(letter: str) -> Candidate:
-        return Candidate(letter.encode() * (4 if letter.islower() else 16), 80)
+    def candidate(letter: str) -> Endpoint:
+        return Endpoint.at(letter.encode() * (4 if letter.islower() else 16), 80)
 
     got = interleaved([candidate(letter) for letter in found])
-    assert "".join(chr(one.packed[0]) for one in got) == order
+    assert "".join(chr((one.packed or b" ")[0]) for one in got) == order
 
 
 def test_order_of_attempts(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,8 +652,8 @@ def test_real_names(tmp_path: Path) -> None:
 
 
 def test_scope_of_a_link_local_address() -> None:
-    candidate = Candidate(parse_address("fe80::1") or b"", 80, 1)
-    assert candidate.sockaddr == ("fe80::1", 80, 0, 1)
+    address = Endpoint.at(parse_address("fe80::1") or b"", 80, 1)
+    assert sockaddr_of(address) == ("fe80::1", 80, 0, 1)
 
 
 @root_only()

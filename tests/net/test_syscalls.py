@@ -30,8 +30,9 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import Stream
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules, parse_rules
-from muonsocks.socks.session import Access, Limits, Policy, Session
+from muonsocks.socks.session import Session
 from muonsocks.socks.users import single_user
 
 BIN = Path(__file__).resolve().parents[2] / "bin"

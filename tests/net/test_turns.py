@@ -1,6 +1,7 @@
 """Turns: never more than so many, in order, and nobody who has left is waited for."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from ends import no_garbage
@@ -38,8 +39,10 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd() -> Crowd:
-    return Crowd(2)
+def crowd() -> Iterator[Crowd]:
+    crowd = Crowd(2)
+    yield crowd
+    crowd.loop.close()
 
 
 def test_so_many_and_then_in_order(crowd: Crowd) -> None:

@@ -39,8 +39,9 @@ from muonsocks.net.relay import Ended
 from muonsocks.socks import handover
 from muonsocks.socks.handover import NotTaken, hand_over, serve
 from muonsocks.socks.offer import FULL, GO, TAKEN, Offer
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
-from muonsocks.socks.session import Access, Limits, Policy, Session
+from muonsocks.socks.session import Session
 
 # What is closed by being forgotten only was not closed.
 pytestmark = [

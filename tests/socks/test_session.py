@@ -33,9 +33,10 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.socks import session
 from muonsocks.socks.auth_once import AuthOnce
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.request import Credentials
 from muonsocks.socks.rules import Rules, parse_rules
-from muonsocks.socks.session import Access, Finished, Limits, Policy, Session
+from muonsocks.socks.session import Finished, Session
 from muonsocks.socks.users import ScryptHash, Users, parse_users
 
 SECONDS = 10  # for whatever takes milliseconds on a machine that is not busy
@@ -81,7 +82,22 @@ def stream_pair(loop: Loop) -> tuple[Stream, Stream]:
     for end in ends:
         end.setblocking(False)
     one, other = (Stream(loop, end.fileno(), socket=end) for end in ends)
+    _opened.extend((one, other))
     return one, other
+
+
+_opened: list[Stream] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    """Or it is closed in the middle of another test, by the collector."""
+    yield
+    while _opened:
+        stream = _opened.pop()
+        stream.close()
+        if not stream.loop._epoll.closed:
+            stream.loop.close()
 
 
 def failure(text: str) -> Exception:
@@ -879,6 +895,14 @@ def test_the_fields_are_those_of_the_lines() -> None:
         assert fields is not None
         assert line.split()[1:] == [f"{name}={value}" for name, value in fields.items()]
     assert [fields and fields.get("end") for fields in play.log.fields] == [None, "closed"]
+
+
+def test_fields_that_nobody_takes_are_not_collected() -> None:
+    play = Play()
+    play.log.takes_fields = False
+    play.perform(ANYONE["SOCKS5, a name"])
+    assert [line.split()[0] for line in play.log.lines] == ["connected", "closed"]
+    assert not any(play.log.fields)
 
 
 def test_the_fields_of_a_failure() -> None:

@@ -46,25 +46,6 @@ _TELLING = (
 )
 
 
-class Candidate:
-    """One address to be tried."""
-
-    __slots__ = ("family", "host", "name", "packed", "sockaddr")
-
-    def __init__(self, packed: bytes, port: int, scope: int = 0) -> None:
-        self.packed = packed
-        self.host = host = format_address(packed)
-        self.sockaddr: tuple[Any, ...]
-        if len(packed) == 4:
-            self.family = AF_INET
-            self.sockaddr = (host, port)
-            self.name = f"{host}:{port}"
-        else:
-            self.family = AF_INET6
-            self.sockaddr = (host, port, 0, scope)
-            self.name = f"[{host}]:{port}"
-
-
 def permit_all(_: bytes) -> bool:
     """Permit every address."""
     return True
@@ -119,20 +100,24 @@ class Dialler:
         Raises RefusedByRule if it lets none pass, NameNotResolved, or DialError.
         """
         failures: list[tuple[str, int]] = []
-        candidates: list[Candidate] = []
+        candidates: list[Endpoint] = []
         if destination.packed is not None:
-            candidate = self._literal(destination, permit)
+            if not self._has_family(destination.packed):
+                reason = f"this way out has no place for {destination.host}"
+                raise DialError(errno.EAFNOSUPPORT, reason, [])
+            if not permit(destination.packed):
+                raise RefusedByRule(f"{destination} is not permitted")
             try:
-                attempt = self._start(loop, candidate)
+                attempt = self._start(loop, destination)
             except OSError as error:
-                raise _dial_error([(candidate.host, error.errno or 0)]) from None
+                raise _dial_error([(destination.host, error.errno or 0)]) from None
             if isinstance(attempt, Stream):
                 return attempt
             return await self._race(loop, [], failures, attempt)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
                 candidates = await self._look_up(loop, destination)
-                permitted = [one for one in candidates if permit(one.packed)]
+                permitted = [one for one in candidates if one.packed and permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
                 return await self._race(loop, interleaved(permitted), failures)
@@ -143,17 +128,7 @@ class Dialler:
                 raise NameNotResolved(f"{destination.host}: no answer in time") from None
             raise _dial_error(failures) from None
 
-    def _literal(self, destination: Endpoint, permit: Callable[[bytes], bool]) -> Candidate:
-        packed = destination.packed
-        assert packed is not None
-        if not self._has_family(packed):
-            reason = f"this way out has no place for {destination.host}"
-            raise DialError(errno.EAFNOSUPPORT, reason, [])
-        if not permit(packed):
-            raise RefusedByRule(f"{destination} is not permitted")
-        return Candidate(packed, destination.port)
-
-    async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Candidate]:
+    async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:
         """Give the addresses of a name in the order to try them, of the right families."""
         if self.lookup is not None:
             found = await self.lookup(destination.host)
@@ -162,7 +137,9 @@ class Dialler:
 
             found = await loop.in_thread(addresses_of, destination.host)
         port = destination.port
-        candidates = [Candidate(one, port, scope) for one, scope in found if self._has_family(one)]
+        candidates = [
+            Endpoint.at(one, port, scope) for one, scope in found if self._has_family(one)
+        ]
         if not candidates:
             raise NameNotResolved(f"{destination.host} has no address of the right family")
         return candidates
@@ -176,7 +153,7 @@ class Dialler:
     async def _race(
         self,
         loop: Loop,
-        candidates: list[Candidate],
+        candidates: list[Endpoint],
         failures: list[tuple[str, int]],
         *under_way: _Attempt,
     ) -> Stream:
@@ -231,17 +208,18 @@ class Dialler:
                 failures.append((one.candidate.host, errno.ETIMEDOUT))
         raise _dial_error(failures)
 
-    def _start(self, loop: Loop, candidate: Candidate) -> Stream | _Attempt:
+    def _start(self, loop: Loop, candidate: Endpoint) -> Stream | _Attempt:
         """Begin to connect; give a stream if that is done at once. OSError if it cannot be."""
-        sock = self.open_socket(candidate.family)
+        sock = self.open_socket(family_of(candidate))
         try:
-            number = sock.connect_ex(candidate.sockaddr)
+            sockaddr = sockaddr_of(candidate)
+            number = sock.connect_ex(sockaddr)
             if number == errno.EINPROGRESS:
-                number = sock.connect_ex(candidate.sockaddr)  # on this host nothing takes time
+                number = sock.connect_ex(sockaddr)  # on this host nothing takes time
             if number in _CONNECTED:
                 stream = Stream(loop, sock.fileno(), socket=sock)
                 stream.ready = EPOLLOUT
-                stream.name = candidate.name
+                stream.name = str(candidate)
                 return stream
             if number not in _STILL_CONNECTING:
                 raise OSError(number, os.strerror(number))
@@ -283,7 +261,7 @@ class _Attempt:
 
     mailbox: Mailbox
 
-    def __init__(self, loop: Loop, dialler: Dialler, candidate: Candidate, sock: socket) -> None:
+    def __init__(self, loop: Loop, dialler: Dialler, candidate: Endpoint, sock: socket) -> None:
         self.loop = loop
         self.candidate = candidate
         self._sock = sock
@@ -308,13 +286,13 @@ class _Attempt:
         if not self._ready & WRITABLE:
             return errno.EALREADY
         # To ask again is to be sure: an event may have been meant for an earlier owner of the fd.
-        number = self._sock.connect_ex(self.candidate.sockaddr)
+        number = self._sock.connect_ex(sockaddr_of(self.candidate))
         return 0 if number in _CONNECTED else number
 
     def stream(self) -> Stream:
         """Make a stream of a socket that is connected."""
         self._timer.cancel()
-        return Stream.connected(self.loop, self._sock, self._ready, self.candidate.name)
+        return Stream.connected(self.loop, self._sock, self._ready, str(self.candidate))
 
     def close(self) -> None:
         """Give up."""
@@ -323,13 +301,25 @@ class _Attempt:
         self._sock.close()
 
 
-def interleaved(candidates: list[Candidate]) -> list[Candidate]:
+def family_of(address: Endpoint) -> int:
+    """Give the address family of an endpoint that is no name."""
+    return AF_INET6 if ":" in address.host else AF_INET
+
+
+def sockaddr_of(address: Endpoint) -> tuple[Any, ...]:
+    """Write an endpoint that is no name as connect(2) is given it."""
+    if ":" in address.host:
+        return address.host, address.port, 0, address.scope
+    return address.host, address.port
+
+
+def interleaved(candidates: list[Endpoint]) -> list[Endpoint]:
     """Take turns between the families, beginning with that of the first (RFC 8305 section 4)."""
     if not candidates:
         return []
-    first = candidates[0].family
-    ours = [one for one in candidates if one.family == first]
-    others = [one for one in candidates if one.family != first]
+    first = family_of(candidates[0])
+    ours = [one for one in candidates if family_of(one) == first]
+    others = [one for one in candidates if family_of(one) != first]
     shorter = min(len(ours), len(others))
     woven = [one for pair in zip(ours, others, strict=False) for one in pair]
     return woven + ours[shorter:] + others[shorter:]

@@ -51,6 +51,12 @@ class Timer:
         self.loop = loop
         self.callback: Callable[[], None] | None = callback
 
+    def start(self, seconds: float) -> None:
+        """Let the call be due after so many seconds."""
+        loop = self.loop
+        loop.timer_number += 1
+        heappush(loop.timers, (monotonic() + seconds, loop.timer_number, self))
+
     def cancel(self, *_: object) -> None:
         """Let the call not happen. Harmless when it has happened."""
         if self.callback is not None:
@@ -76,7 +82,7 @@ class Deadline(Timer):
         task = self.loop.current
         assert task is not None, "a deadline is for a task"
         self._task = task
-        self.loop.start_timer(self, self._seconds)
+        self.start(self._seconds)
         return self
 
     __exit__ = Timer.cancel
@@ -94,13 +100,13 @@ class Loop:
         "_new",
         "_soon",
         "_threads",
-        "_timer_number",
         "cancelled",
         "current",
         "handlers",
         "interruption",
         "is_running",
         "now",
+        "timer_number",
         "timers",
     )
 
@@ -110,7 +116,7 @@ class Loop:
         self._new: set[int] = set()  # descriptors registered in this round
         self._soon: list[Callable[[], None]] = []
         self.timers: list[tuple[float, int, Timer]] = []
-        self._timer_number = 0
+        self.timer_number = 0  # of two that are due at the same time, the first started comes first
         self.cancelled = 0
         self._threads: Threads | None = None
         self.current: Task | None = None
@@ -157,13 +163,8 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once after so many seconds, unless the timer is cancelled."""
         timer = Timer(self, callback)
-        self.start_timer(timer, seconds)
+        timer.start(seconds)
         return timer
-
-    def start_timer(self, timer: Timer, seconds: float) -> None:
-        """Let a new timer be due after so many seconds."""
-        self._timer_number += 1
-        heappush(self.timers, (monotonic() + seconds, self._timer_number, timer))
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the next round, after the events that are there by then."""

@@ -239,7 +239,7 @@ class Stream(Waitable):
         """Give the descriptors back to the system. Harmless when it has been done."""
         reader, writer = self.reader, self.writer
         self.reader = self.writer = -1  # first: a signal may cut this short, and it is called again
-        if writer not in (reader, -1):
+        if writer != reader and writer >= 0:
             self._let_go(writer)
         if reader >= 0:
             self._let_go(reader)

@@ -28,7 +28,7 @@ class Board:
     one in six.
     """
 
-    __slots__ = ("_column", "_counters", "_memory", "_sources", "workers")
+    __slots__ = ("_column", "_counters", "_first", "_memory", "_sources", "workers")
 
     def __init__(self, workers: int) -> None:
         """Make a board for so many workers; to be shared, it must be made before they are."""
@@ -38,11 +38,12 @@ class Board:
         view = memoryview(self._memory)
         self._counters = view[:size].cast("Q")
         self._sources = view[size:].cast("I")
-        self._column = 0
+        self.take_column(0)
 
     def take_column(self, worker: int) -> None:
         """Write in the column of this worker from now on."""
         self._column = worker
+        self._first = worker * _FIELDS  # of the counters
 
     def clear(self, worker: int) -> int:
         """Forget the connections of a worker that is no more, and say how many they were.
@@ -60,11 +61,11 @@ class Board:
 
     def add(self, field: int, count: int) -> None:
         """Add to a counter of ours."""
-        self._counters[self._column * _FIELDS + field] += count
+        self._counters[self._first + field] += count
 
     def set(self, field: int, value: int) -> None:
         """Set a number of ours."""
-        self._counters[self._column * _FIELDS + field] = value
+        self._counters[self._first + field] = value
 
     def total(self, field: int) -> int:
         """Sum a counter over all workers."""
@@ -72,7 +73,7 @@ class Board:
 
     def beat(self) -> None:
         """Say that this worker is alive."""
-        self._counters[self._column * _FIELDS + HEARTBEAT] = monotonic_ns()
+        self._counters[self._first + HEARTBEAT] = monotonic_ns()
 
     def silence(self, worker: int) -> float:
         """Say how long a worker has not been heard of, in seconds."""

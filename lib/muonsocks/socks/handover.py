@@ -26,8 +26,9 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.passing import Passage, is_connection, send, stream_sockets
 from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
 from muonsocks.socks.offer import FULL, GO, LARGEST, LONGEST_WORD, TAKEN, Offer
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
-from muonsocks.socks.session import Access, Limits, Policy, Session
+from muonsocks.socks.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

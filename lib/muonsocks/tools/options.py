@@ -12,8 +12,8 @@ from muonsocks.address import parse_address, parse_networks
 from muonsocks.errors import UsageError
 from muonsocks.log import DEBUG, WARNING, Log
 from muonsocks.net.dial import Dialler
+from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rule, Rules, parse_rules
-from muonsocks.socks.session import Access, Limits, Policy
 from muonsocks.socks.users import Users, parse_users, single_user
 
 TYPE_CHECKING = False
