@@ -904,20 +904,35 @@ USAGE = {
     "too long": (["--listen=/" + "p" * 107], "1 to 107 bytes fit"),
     "empty": (["--listen="], "1 to 107 bytes fit"),
     "no systemd": (["--listen=systemd"], "systemd has passed no socket; start it by"),
-    "rules": (["--listen=/tmp/x", "--allow-local"], "--listen does not go with --allow-local"),
+    "rules": (
+        ["--listen=/run/somewhere", "--allow-local"],
+        "--listen does not go with --allow-local",
+    ),
     "an address to leave from": (
-        ["--listen=/tmp/x", "-b", "::1"],
+        ["--listen=/run/somewhere", "-b", "::1"],
         "--listen does not go with --bind-address; give that to who hands over; here go"
         " --workers, --drain-timeout, -v and -q\n",
     ),
-    "a relay": (["--listen=/tmp/x", "--relay=/tmp/y"], "--listen does not go with --relay"),
-    "a limit": (["--listen=/tmp/x", "--idle-timeout=5"], "does not go with --idle-timeout"),
-    "workers that are none": (["--listen=/tmp/x", "--workers=-1"], "--workers: '-1' is not a"),
-    "no time": (["--listen=/tmp/x", "--drain-timeout=0"], "--drain-timeout: '0' is not a time"),
+    "a relay": (["--listen=/run/somewhere", "--relay=/tmp/y"], "--listen does not go with --relay"),
+    "a limit": (["--listen=/run/somewhere", "--idle-timeout=5"], "does not go with --idle-timeout"),
+    "workers that are none": (
+        ["--listen=/run/somewhere", "--workers=-1"],
+        "--workers: '-1' is not a",
+    ),
+    "no time": (
+        ["--listen=/run/somewhere", "--drain-timeout=0"],
+        "--drain-timeout: '0' is not a time",
+    ),
     "workers for one": (["--workers=2", "host", "80"], "--workers is for a resident relay; give"),
     "a drain for one": (["--drain-timeout=2", "host", "80"], "--drain-timeout is for a resident"),
-    "a destination": (["--listen=/tmp/x", "host", "80"], "the arguments do not fit; see --help"),
-    "a refusal": (["--listen=/tmp/x", "--refuse=2"], "the arguments do not fit; see --help"),
+    "a destination": (
+        ["--listen=/run/somewhere", "host", "80"],
+        "the arguments do not fit; see --help",
+    ),
+    "a refusal": (
+        ["--listen=/run/somewhere", "--refuse=2"],
+        "the arguments do not fit; see --help",
+    ),
     "a long relay": (["--relay=/" + "p" * 107, "host", "80"], "--relay: '/ppp"),
 }
 
