@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import socket
+import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -662,6 +663,9 @@ def test_link_local_address_that_names_its_interface() -> None:
 
     def run() -> None:
         sh("ip addr add fe80::1/64 dev lo nodad")
+        # The kernel adds the way to it a moment later, in a thread of its own.
+        wait = "until ip -6 route show table local | grep -q fe80::1; do sleep 0.01; done"
+        subprocess.run(["timeout", "20", "sh", "-c", wait], check=True)
         with socket.socket(socket.AF_INET6) as listener:
             listener.bind(("fe80::1", 0, 0, socket.if_nametoindex("lo")))
             listener.listen()
