@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from muonsocks.log import DEBUG, ERROR, INFO, WARNING, Form, Log, in_words, quoted
+from muonsocks.log import DEBUG, ERROR, INFO, WARNING, Form, Log, quoted
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 PYTHON = "/usr/bin/python3"
@@ -159,16 +159,49 @@ def test_quoted_is_one_word_that_can_be_read_back() -> None:
     assert back == everything
 
 
-def test_in_words() -> None:
-    assert in_words({"client": "unix", "user": "-"}) == "client=unix user=-"
+class Kept(Log):
+    """A log that keeps what is written, with its fields."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, takes_fields: bool) -> None:
+        super().__init__("test")
+        self.takes_fields = takes_fields
+        self.written: list[tuple[int, str, dict[str, str] | None]] = []
+
+    def write(self, level: int, message: str, fields: dict[str, str] | None = None) -> None:
+        self.written.append((level, message, fields))
 
 
-def test_a_form() -> None:
-    form, values = Form("closed", "client", "end"), ("unix", "100%s")
-    assert form.text % values == "closed client=unix end=100%s"
-    assert form.fields(values) == {"client": "unix", "end": "100%s"}
-    with pytest.raises(ValueError):
-        form.fields(("unix",))
+CLOSED, VALUES = Form("closed", "client", "end"), ("unix", "100%s")
+
+
+@pytest.mark.parametrize("takes_fields", [True, False])
+def test_a_form_is_filled_in(takes_fields: bool) -> None:
+    log = Kept(takes_fields)
+    log.fill_in(INFO, CLOSED, VALUES)
+    log.fill_in(INFO, CLOSED, VALUES, ("detail", 'a \\ and "b"'))
+    log.fill_in(INFO, Form("", "client"), ("unix",))
+    log.fill_in(DEBUG, CLOSED, VALUES)
+    fields = {"client": "unix", "end": "100%s"}
+    expected: list[tuple[str, dict[str, str]]] = [
+        ("closed client=unix end=100%s", fields),
+        (
+            r'''closed client=unix end=100%s detail="a \\ and \"b\""''',
+            fields | {"detail": 'a \\ and "b"'},
+        ),
+        ("client=unix", {"client": "unix"}),
+    ]
+    assert log.written == [
+        (INFO, line, known if takes_fields else None) for line, known in expected
+    ]
+
+
+@pytest.mark.parametrize("takes_fields", [True, False])
+def test_a_form_has_a_place_for_each_value(takes_fields: bool) -> None:
+    for values in (("unix",), ("unix", "closed", "more")):
+        with pytest.raises((TypeError, ValueError)):
+            Kept(takes_fields).fill_in(INFO, CLOSED, values)
 
 
 # The journal's own protocol: libsystemd as it is, and a socket of ours in the place of journald's.

@@ -112,6 +112,24 @@ class Log:
             head = self._head
         self._print(head + message)
 
+    def fill_in(
+        self, level: int, form: Form, values: tuple[str, ...], remark: tuple[str, str] | None = None
+    ) -> None:
+        """Write a form with its values, if its level is to be logged. `remark` is the name and the
+        text of one more field, which may have blanks in it.
+        """
+        if level > self.level:
+            return
+        line = form.text % values
+        fields = dict(zip(form.names, values, strict=True)) if self.takes_fields else None
+        if remark is not None:
+            name, text = remark
+            escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+            line += f' {name}="{escaped}"'
+            if fields is not None:
+                fields[name] = text
+        self.write(level, line, fields)
+
     def fatal(self, message: str) -> None:
         """Say why the program ends without having done its work: to whoever has started it."""
         if self.to_syslog or self._journal:
@@ -144,7 +162,7 @@ class Log:
         return True
 
     def _print(self, text: str) -> None:
-        line = text.encode("utf-8", "backslashreplace")[:_LONGEST].replace(b"\n", b" ") + b"\n"
+        line = _line(text) + b"\n"
         try:
             if self._blocks:
                 self._poll.register(2, POLLOUT)
@@ -170,22 +188,13 @@ def _may_block() -> bool:
 
 
 class Form:
-    """A line that many connections have, but for the values: a word, then name=value each."""
+    """A line of the log with blanks for the values: a word, or none, then name=value each."""
 
     __slots__ = ("names", "text")
 
     def __init__(self, word: str, *names: str) -> None:
         self.names = names
-        self.text = word + "".join(f" {name}=%s" for name in names)
-
-    def fields(self, values: tuple[str, ...]) -> dict[str, str]:
-        """Give the fields of the line that is `text % values`."""
-        return dict(zip(self.names, values, strict=True))
-
-
-def in_words(fields: dict[str, str]) -> str:
-    """Write fields as words of a message."""
-    return " ".join([f"{name}={value}" for name, value in fields.items()])
+        self.text = " ".join([word, *(f"{name}=%s" for name in names)]).lstrip()
 
 
 def _lowest_free_fd() -> int:

@@ -217,10 +217,7 @@ class Dialler:
             if number == errno.EINPROGRESS:
                 number = sock.connect_ex(sockaddr)  # on this host nothing takes time
             if number in _CONNECTED:
-                stream = Stream(loop, sock.fileno(), socket=sock)
-                stream.ready = EPOLLOUT
-                stream.name = str(candidate)
-                return stream
+                return Stream.connected(loop, sock, EPOLLOUT, str(candidate))
             if number not in _STILL_CONNECTING:
                 raise OSError(number, os.strerror(number))
             return _Attempt(loop, self, candidate, sock)
@@ -285,14 +282,15 @@ class _Attempt:
             return errno.ETIMEDOUT
         if not self._ready & WRITABLE:
             return errno.EALREADY
-        # To ask again is to be sure: an event may have been meant for an earlier owner of the fd.
+        # To ask again tells what has become of it.
         number = self._sock.connect_ex(sockaddr_of(self.candidate))
         return 0 if number in _CONNECTED else number
 
     def stream(self) -> Stream:
         """Make a stream of a socket that is connected."""
         self._timer.cancel()
-        return Stream.connected(self.loop, self._sock, self._ready, str(self.candidate))
+        name = str(self.candidate)
+        return Stream.connected(self.loop, self._sock, self._ready, name, is_known=True)
 
     def close(self) -> None:
         """Give up."""

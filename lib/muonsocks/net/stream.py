@@ -99,9 +99,11 @@ class Stream(Waitable):
         self.ready |= self.always_ready
 
     @classmethod
-    def connected(cls, loop: Loop, sock: socket, ready: int, name: str) -> Stream:
-        """Take over a TCP socket that the loop knows already, with the events seen so far."""
-        self = cls(loop, sock.fileno(), socket=sock, is_known=True)
+    def connected(
+        cls, loop: Loop, sock: socket, ready: int, name: str, is_known: bool = False
+    ) -> Stream:
+        """Take over a TCP socket that was connected to `name`, with the events seen so far."""
+        self = cls(loop, sock.fileno(), socket=sock, is_known=is_known)
         self.ready = ready
         self.name = name
         return self

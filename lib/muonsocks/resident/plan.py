@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 class Capacity:
     """How many connections there may be: in all workers, and there from one source; 0: any number.
 
-    A source is an IPv4 address or a /64 of IPv6. `each` is how many descriptors one takes. When no
-    worker has descriptors for one more, clients wait, or the doorman turns them away.
+    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
+    how many descriptors one takes. When no worker has descriptors for one more, clients wait, or
+    the doorman turns them away.
     """
 
     __slots__ = ("connections", "doorman", "each", "per_source")

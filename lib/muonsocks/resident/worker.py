@@ -11,7 +11,7 @@ import os
 from _socket import AF_UNIX, SOCK_NONBLOCK, socket
 from resource import RLIMIT_NOFILE, getrlimit
 
-from muonsocks.log import in_words
+from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Waitable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from muonsocks.net.task import Task
     from muonsocks.resident.plan import Capacity, Service
 
+_REFUSED = Form("refused", "client", "end")  # a line of the log, muonsocks(7)
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
 _RESERVE = 16  # descriptors that are left for look-ups and second attempts, or for a doorman
@@ -218,8 +219,7 @@ class Worker:
         if self._board.connections_of(source) <= self._capacity.per_source:
             return True
         self._board.count_source(source, -1)
-        facts = {"client": peer.text, "end": "too-many-of-this-source"}
-        self._log.info(f"refused {in_words(facts)}", facts)
+        self._log.fill_in(INFO, _REFUSED, (peer.text, "too-many-of-this-source"))
         return False
 
     # Serving

@@ -20,7 +20,7 @@ from __future__ import annotations
 from _socket import SO_LINGER, SOL_SOCKET
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.log import Log, in_words
+from muonsocks.log import DEBUG, Form, Log
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.passing import Passage, is_connection, send, stream_sockets
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0  # s that a tool waits for TAKEN; meanwhile nothing is relayed
 _STEP = 5.0  # s that a relay waits for the offer, and for GO
 
+_TAKEN = Form("taken", "client", "user", "target", "address")
 _NO_LINGER = bytes(8)  # struct linger: off
 
 
@@ -162,9 +163,7 @@ class Adopted(Session):
 
     async def _story(self) -> Ended:
         """Relay. Both streams are closed at the end."""
-        facts = self._facts()
-        facts["address"] = self._offer.address
-        self._log.debug(f"taken {in_words(facts)}", facts)
+        self._log.fill_in(DEBUG, _TAKEN, (*self._facts(), self._offer.address))
         try:
             for stream in (self._client, self._far):
                 _settle(stream.socket)

@@ -11,7 +11,7 @@ import os
 from time import monotonic
 
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemoteProtocolError
-from muonsocks.log import DEBUG, INFO, Form, Log, in_words, quoted
+from muonsocks.log import DEBUG, INFO, Form, Log, quoted
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import PeerGone, Stream
 from muonsocks.socks.negotiation import (
@@ -55,8 +55,11 @@ _CHOICES = {
 }
 
 # Log lines, muonsocks(7)
-_CONNECTED = Form("connected", "client", "user", "target", "address")
-_CLOSED = Form("closed", "client", "user", "target", "reply", "in", "out", "secs", "end")
+_FACTS = ("client", "user", "target")
+_CONNECTED = Form("connected", *_FACTS, "address")
+_TRIED = Form("", *_FACTS, "tried")
+_WHO = Form("", *_FACTS)
+_CLOSED = Form("closed", *_FACTS, "reply", "in", "out", "secs", "end")
 
 
 class Finished(Exception):
@@ -353,11 +356,8 @@ class Session:
 
         None if a resident relay does that, and the streams are not this process's any more.
         """
-        log = self._log
-        if log.level >= INFO:
-            values = self._peer.text, quoted(self.user), self.target or "-", far.name
-            fields = _CONNECTED.fields(values) if log.takes_fields else None
-            log.info(_CONNECTED.text % values, fields)
+        if self._log.level >= INFO:
+            self._log.fill_in(INFO, _CONNECTED, (*self._facts(), far.name))
         return self._hand_over(far, early) if self._policy.resident else self.join(far, early)
 
     async def _hand_over(self, far: Stream, early: bytes) -> Ended | None:
@@ -383,7 +383,7 @@ class Session:
             )
             await hand_over(self._policy.resident, offer, client, far)
         except (NotTaken, ValueError) as reason:
-            self._log.debug(f"{in_words(self._facts())} not handed over: {reason}")
+            self._log.debug(f"{_WHO.text % self._facts()} not handed over: {reason}")
             return False
         except BaseException:
             for stream in (client, far):
@@ -431,40 +431,26 @@ class Session:
 
     # Log lines
 
-    def _facts(self) -> dict[str, str]:
-        return {
-            "client": self._peer.text,
-            "user": quoted(self.user),
-            "target": self.target or "-",
-        }
+    def _facts(self) -> tuple[str, str, str]:
+        return self._peer.text, quoted(self.user), self.target or "-"
 
     def _log_failures(self, error: DialError) -> None:
         if self._log.level < DEBUG:
             return
         for address, number in error.failures:
-            facts = self._facts()
-            facts["tried"] = address
-            why = os.strerror(number)
-            self._log.debug(f'{in_words(facts)} error="{why}"', facts | {"error": why})
+            why = ("error", os.strerror(number))
+            self._log.fill_in(DEBUG, _TRIED, (*self._facts(), address), why)
 
     def _log_closed(self, end: str, detail: str) -> None:
-        log, relay = self._log, self._relay
-        if log.level < INFO:
+        relay = self._relay
+        if self._log.level < INFO:
             return
         values = (
-            self._peer.text,
-            quoted(self.user),
-            self.target or "-",
+            *self._facts(),
             "-" if self._reply is None else f"{self._reply}",
             "0" if relay is None else f"{relay.up.count}",
             "0" if relay is None else f"{relay.down.count}",
             f"{monotonic() - self._started:.3f}",
             end,
         )
-        line = _CLOSED.text % values
-        fields = _CLOSED.fields(values) if log.takes_fields else {}
-        if detail:
-            fields["detail"] = detail
-            escaped = detail.replace("\\", "\\\\").replace('"', '\\"')
-            line += f' detail="{escaped}"'
-        log.info(line, fields)
+        self._log.fill_in(INFO, _CLOSED, values, ("detail", detail) if detail else None)

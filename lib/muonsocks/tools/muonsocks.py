@@ -169,7 +169,7 @@ class Socks:
         """Give up privileges, and load before that what cannot be had afterwards."""
         access = self._policy.access
         if self._root is not None:
-            import hashlib  # noqa: F401
+            import hashlib  # noqa: F401  # the users may have hashes, if not now then when reread
 
             def on_death(reason: str) -> None:
                 self._log.error(f"no names can be looked up any more: {reason}")
