@@ -16,6 +16,11 @@ from ends import KINDS, PATIENCE, End, Ours, Outcome, at_once, noise, nothing_le
 LARGE = 8 << 20  # bytes, more than all the buffers on the way
 BOUND = 12 << 20  # bytes that may be on the way when the reader has stopped
 
+# The same where a program has sockets of its own: they have what the kernel will give, tcp(7).
+BOUND_OF_ITS_OWN = BOUND + sum(
+    int(Path(f"/proc/sys/net/ipv4/tcp_{name}").read_text().split()[2]) for name in ("rmem", "wmem")
+)
+
 Join = Callable[..., "Joint"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance import Conformance
+from conformance import BOUND_OF_ITS_OWN, Conformance
 from ends import (
     KINDS,
     PATIENCE,
@@ -34,6 +34,7 @@ class TestConformance(Conformance):
     """`socks-inetd` as a process: the client on its fds 0 and 1, the far end over TCP."""
 
     kinds = ("tcp", "unix", "pipes")
+    bound = BOUND_OF_ITS_OWN
 
     def start(
         self, ours: Ours, theirs: End, kind: str, place: Path, early: bytes

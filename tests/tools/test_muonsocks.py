@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conformance import BOUND, Conformance, Join, Joint
+from conformance import BOUND_OF_ITS_OWN, Conformance, Join, Joint
 from ends import End, Outcome, nothing_left_behind, set_small_buffers
 from places import in_own_network, root_only, sh
 from programs import (
@@ -311,11 +311,7 @@ class TestConformance(Conformance):
     """A connection of a real server, with 1 and 3 workers."""
 
     kinds = ("tcp",)
-    # The server's own sockets have what buffers the kernel will give them, tcp(7).
-    bound = BOUND + sum(
-        int(Path(f"/proc/sys/net/ipv4/tcp_{name}").read_text().split()[2])
-        for name in ("rmem", "wmem")
-    )
+    bound = BOUND_OF_ITS_OWN
 
     @pytest.fixture
     def join(self, kind: str, server: Server, tmp_path: Path) -> Iterator[Join]:
