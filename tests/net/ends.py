@@ -50,6 +50,22 @@ def descriptors() -> dict[int, str]:
     return found
 
 
+class CountedRounds:
+    """Stands before a loop's epoll and counts how often that is asked for events."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.count = 0
+        self._epoll = loop._epoll
+        loop._epoll = self  # type: ignore[assignment]
+
+    def poll(self, seconds: float) -> list[tuple[int, int]]:
+        self.count += 1
+        return self._epoll.poll(seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
     """Hold that what is opened is closed, and pipes are given back, empty."""

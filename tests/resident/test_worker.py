@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ends import PATIENCE, Lines, no_garbage, nothing_left_behind
+from ends import PATIENCE, CountedRounds, Lines, no_garbage, nothing_left_behind
 from places import in_child
 
 from muonsocks.net import pipes
@@ -49,20 +49,6 @@ class Echo:
         return 0
 
 
-class CountingLoop(Loop):
-    """A loop that counts how often it was woken."""
-
-    __slots__ = ("rounds",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounds = 0
-
-    def _round(self) -> None:
-        self.rounds += 1
-        super()._round()
-
-
 class FaultyListener:
     """A listener at which accept(2) fails so many times, in this way."""
 
@@ -86,7 +72,8 @@ class Bench:
     """A worker, its surroundings and its clients."""
 
     def __init__(self, capacity: Capacity, workers: int, fault: tuple[int, int] | None) -> None:
-        self.loop = CountingLoop()
+        self.loop = Loop()
+        self.rounds = CountedRounds(self.loop)
         self.board = Board(workers)
         self.log = Lines()
         self.echo = Echo()
@@ -257,10 +244,10 @@ def test_a_shortage_is_no_busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(bench: Bench) -> None:
         bench.client()
         await bench.loop.sleep(0.01)
-        rounds, calls = bench.loop.rounds, bench.listener.calls
+        rounds, calls = bench.rounds.count, bench.listener.calls
         await bench.loop.sleep(0.55)
         assert 1 <= bench.listener.calls - calls <= 6
-        assert bench.loop.rounds - rounds <= 40
+        assert bench.rounds.count - rounds <= 40
         bench.listener.times = 0
 
     run(story, fault=(errno.EMFILE, 1 << 30))

@@ -185,7 +185,7 @@ class Loop:
 
     def forget_cancelled_timers(self) -> None:
         """Drop cancelled timers once they are many, and most of all: they must not pile up."""
-        self.timers = [item for item in self.timers if item[2].callback is not None]
+        self.timers[:] = [item for item in self.timers if item[2].callback is not None]
         heapify(self.timers)
         self.cancelled = 0
 
@@ -232,11 +232,12 @@ class Loop:
             results.append(await coroutine)
 
         self.is_running = True
+        self.now = monotonic()
         try:
             task = self.spawn(main(), failures.append)
             while not task.is_over:
                 try:
-                    self._round()
+                    self._go_on(task)
                 except BaseException as error:
                     if not task.is_over:
                         task.interrupt(error)
@@ -248,41 +249,49 @@ class Loop:
             raise failures.pop()
         return results[0]
 
-    def _round(self) -> None:
-        """Wait for events or the next timer, then call what is due."""
-        soon, timers = self._soon, self.timers
-        patience = -1.0
-        if soon:
-            patience = 0.0
-        elif timers:
-            # If that one has been cancelled, there will be a round for nothing.
-            patience = timers[0][0] - monotonic()
-            if not 0.0 <= patience <= _LONGEST_WAIT:
-                patience = 0.0 if patience < 0.0 else _LONGEST_WAIT
-        events = self._epoll.poll(patience)
-        self.now = now = monotonic()
-        if self.interruption is not None:
-            interruption, self.interruption = self.interruption, None
-            raise interruption
-        if soon:
-            self._soon = []
-        else:
-            soon = []
-        handlers, new = self.handlers, self._new
-        if new:
-            new.clear()
-        for fd, happened in events:
-            # An event for what was registered since is one of an earlier owner of the number.
-            if fd in handlers and fd not in new:
-                handlers[fd](happened)
-        for callback in soon:
-            callback()
-        timers = self.timers
-        while timers and timers[0][0] <= now:
-            timer = heappop(timers)[2]
-            callback_due, timer.callback = timer.callback, None
-            if callback_due is None:
-                self.cancelled -= 1
-            else:
-                callback_due()
-            timers = self.timers
+    def _go_on(self, task: Task) -> None:
+        """Wait for events or the next timer and call what is due, again and again, until `task`
+        is over.
+        """
+        poll, handlers, new, soon, timers = (
+            self._epoll.poll,
+            self.handlers,
+            self._new,
+            self._soon,
+            self.timers,
+        )
+        while not task.is_over:
+            patience = -1.0
+            if soon:
+                patience = 0.0
+            elif timers:
+                # As of this round's beginning: a timer may be late by as much as a round took.
+                # If it has been cancelled, there will be a round for nothing.
+                patience = timers[0][0] - self.now
+                if not 0.0 <= patience <= _LONGEST_WAIT:
+                    patience = 0.0 if patience < 0.0 else _LONGEST_WAIT
+            events = poll(patience)
+            self.now = now = monotonic()
+            if self.interruption is not None:
+                interruption, self.interruption = self.interruption, None
+                raise interruption
+            callbacks: list[Callable[[], None]] | None = None
+            if soon:
+                callbacks = soon[:]
+                soon.clear()
+            if new:
+                new.clear()
+            for fd, happened in events:
+                # An event for what was registered since is one of an earlier owner of the number.
+                if fd in handlers and fd not in new:
+                    handlers[fd](happened)
+            if callbacks is not None:
+                for callback in callbacks:
+                    callback()
+            while timers and timers[0][0] <= now:
+                timer = heappop(timers)[2]
+                due, timer.callback = timer.callback, None
+                if due is None:
+                    self.cancelled -= 1
+                else:
+                    due()
