@@ -151,6 +151,20 @@ def test_quoted(value: bytes | str) -> None:
     assert quoted(value) == QUOTED[value]
 
 
+def test_a_child_has_its_own_number(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log("test")
+    log.info("here")
+    pid = os.fork()
+    if pid == 0:
+        log.after_fork()
+        log.info("there")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    here, there = capfd.readouterr().err.splitlines()
+    assert f"test[{os.getpid()}]: here" in here
+    assert f"test[{pid}]: there" in there
+
+
 def test_quoted_is_one_word_that_can_be_read_back() -> None:
     everything = bytes(range(256))
     word = quoted(everything)

@@ -51,7 +51,8 @@ class Log:
         self._never_waits = False  # libsystemd's socket
         self._poll = poll()
         self._blocks = _may_block()
-        self._second, self._pid, self._head = 0, 0, ""  # and what lines begin with then and there
+        self._second, self._head = 0, ""  # and what lines begin with in it
+        self._pid = os.getpid()
         self.level = INFO
         self.takes_fields = False  # else nobody need collect them
         if to_syslog:
@@ -69,6 +70,11 @@ class Log:
 
             self._sendv = sendv
             self.takes_fields = True
+
+    def after_fork(self) -> None:
+        """Speak for this process, a child of the one that the log was made in."""
+        self._pid = os.getpid()
+        self._second = 0
 
     def error(self, message: str) -> None:
         """Say what keeps this program from its work."""
@@ -104,11 +110,11 @@ class Log:
         if self._journal:
             head = f"<{level}>"
         else:
-            second, pid = int(time()), os.getpid()
-            if second != self._second or pid != self._pid:
+            second = int(time())
+            if second != self._second:
                 moment = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(second))
-                self._second, self._pid = second, pid
-                self._head = f"{moment} {self._program}[{pid}]: "
+                self._second = second
+                self._head = f"{moment} {self._program}[{self._pid}]: "
             head = self._head
         self._print(head + message)
 

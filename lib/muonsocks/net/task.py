@@ -30,19 +30,24 @@ class Waitable:
 
 
 class Task:
-    """One coroutine on its way. `waits_for` is what it has stopped at."""
+    """One coroutine on its way. `waits_for` is what it has stopped at.
 
-    __slots__ = ("_coroutine", "_loop", "is_over", "on_failure", "waits_for")
+    What it returns or raises is given to one of the callbacks, while it is still the current task.
+    """
+
+    __slots__ = ("_coroutine", "_loop", "_on_failure", "_on_return", "is_over", "waits_for")
 
     def __init__(
         self,
         loop: Loop,
-        coroutine: Coroutine[Waitable, None, None],
+        coroutine: Coroutine[Waitable, None, Any],
         on_failure: Callable[[BaseException], None],
+        on_return: Callable[[Any], None] | None = None,
     ) -> None:
         self._loop = loop
         self._coroutine = coroutine
-        self.on_failure = on_failure
+        self._on_failure = on_failure
+        self._on_return = on_return
         self.is_over = False
         self.waits_for: Waitable | None = None
 
@@ -55,11 +60,13 @@ class Task:
                 awaited = self._coroutine.send(None)
             else:
                 awaited = self._coroutine.throw(error)
-        except StopIteration:
+        except StopIteration as stop:
             self.is_over = True
+            if self._on_return is not None:
+                self._on_return(stop.value)
         except BaseException as failure:
             self.is_over = True
-            self.on_failure(failure)
+            self._on_failure(failure)
         else:
             self.waits_for = awaited
             awaited.task = self

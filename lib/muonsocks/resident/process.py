@@ -70,6 +70,7 @@ class Process:
         """Serve, showing a sign of life every `beat` seconds (0: none); then end the process."""
         status = HAS_SAID_WHY
         try:
+            self._log.after_fork()
             for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
                 signal(ignored, SIG_IGN)
             signal(SIGCHLD, SIG_DFL)

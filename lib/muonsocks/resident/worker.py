@@ -14,16 +14,15 @@ from resource import RLIMIT_NOFILE, getrlimit
 from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
 from muonsocks.net.inherit import Peer
-from muonsocks.net.task import Waitable
+from muonsocks.net.task import Task, Waitable
 from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from muonsocks.log import Log
     from muonsocks.net.loop import Loop, Timer
-    from muonsocks.net.task import Task
     from muonsocks.resident.plan import Capacity, Service
 
 _REFUSED = Form("refused", "client", "end")  # a line of the log, muonsocks(7)
@@ -92,7 +91,7 @@ class Worker:
         self._capacity = capacity
         self._board = board
         self._log = log
-        self._tasks: set[Task] = set()
+        self._tasks: dict[Task, bytes] = {}  # each with the source of its connection
         self._paused: Timer | None = None
         self._short = False
         self._recovery: Timer | None = None
@@ -181,7 +180,7 @@ class Worker:
         """Take one connection; the other workers may well be idle."""
         board, limit = self._board, self._capacity.connections
         board.add(OPEN, 1)  # first: two workers may look at the same moment
-        if board.total(OPEN) > limit > 0:
+        if limit and board.total(OPEN) > limit:
             board.add(OPEN, -1)
             self._run_short(f"all {limit} connections of --max-connections are in use")
             return
@@ -210,8 +209,11 @@ class Worker:
         else:
             board.add(SERVED, 1)
             work = self._service.serve(self._loop, sock, peer)
-        self._loop.spawn(self._serve(work, source), self._on_failure)
-        self._is_full()
+        task = Task(self._loop, work, self._on_failure, self._on_return)
+        self._tasks[task] = source
+        task.step()
+        if self._full or len(self._tasks) >= self._fits:
+            self._is_full()
 
     def _admit(self, source: bytes, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""
@@ -224,39 +226,41 @@ class Worker:
 
     # Serving
 
-    async def _serve(self, work: Coroutine[Waitable, None, int], source: bytes) -> None:
-        task = self._loop.current
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            self._note(await work)
-        finally:
-            self._tasks.discard(task)
-            self._board.add(OPEN, -1)
-            if source:
-                self._board.count_source(source, -1)
-            if self._paused is not None:
-                self._paused.cancel()
-                self._resume()
-            elif self._full and len(self._tasks) < self._fits and not self._draining:
-                self._is_full()
-            if self._draining and not self._tasks:
-                self._drained.wake()
+    def _on_return(self, number: int) -> None:
+        self._close_account()
+        if number:
+            self._note(number)
 
     def _on_failure(self, error: BaseException) -> None:
+        self._close_account()
         if isinstance(error, OSError):
             self._note(error.errno or errno.EIO)
         elif not isinstance(error, Cut):
             self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
 
+    def _close_account(self) -> None:
+        """Forget the connection of the current task, which is over, and use the room it leaves."""
+        task = self._loop.current
+        assert task is not None
+        source = self._tasks.pop(task)
+        self._board.add(OPEN, -1)
+        if source:
+            self._board.count_source(source, -1)
+        if self._paused is not None:
+            self._paused.cancel()
+            self._resume()
+        elif self._full and len(self._tasks) < self._fits and not self._draining:
+            self._is_full()
+        if self._draining and not self._tasks:
+            self._drained.wake()
+
     # Shortages: the first worker that meets one says so, and the last one that it is over
 
     def _note(self, number: int) -> None:
         """Note what a session ran out of."""
-        if number:
-            # Ports run out for one destination only: no reason to let others wait.
-            is_ours = number != errno.EADDRNOTAVAIL
-            self._run_short(f"a request could not be carried out: {os.strerror(number)}", is_ours)
+        # Ports run out for one destination only: no reason to let others wait.
+        is_ours = number != errno.EADDRNOTAVAIL
+        self._run_short(f"a request could not be carried out: {os.strerror(number)}", is_ours)
 
     def _run_short(self, what: str, pause: bool = True) -> None:
         if self._recovery is not None:
