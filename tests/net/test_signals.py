@@ -54,13 +54,16 @@ def test_a_signal_that_does_not_interrupt_the_wait(told: threading.Event) -> Non
     loop.close()
 
 
-def test_a_delivered_error_is_raised_where_the_coroutine_waits() -> None:
+def test_a_delivered_error_is_raised_where_the_coroutine_waits(handlers: None) -> None:
     """Not where the handler happens to run, in the middle of a coroutine or of the loop."""
     loop, story = Loop(), []
 
+    def on_signal(*_: object) -> None:
+        deliver(_Told())
+
     async def work() -> None:
         try:
-            deliver(_Told())
+            signal.raise_signal(signal.SIGUSR1)
             story.append("goes on")
             await loop.sleep(10)
         except _Told:
@@ -68,13 +71,12 @@ def test_a_delivered_error_is_raised_where_the_coroutine_waits() -> None:
             raise
 
     Signals(loop)
-    loop.call_soon(lambda: None)  # a round comes, as after a signal
+    signal.signal(signal.SIGUSR1, on_signal)
     with pytest.raises(_Told):
         loop.run(work())
     assert story == ["goes on", "told at its wait"]
     with pytest.raises(_Told):
         deliver(_Told())  # nothing runs
-    signal.set_wakeup_fd(-1)
     loop.close()
 
 

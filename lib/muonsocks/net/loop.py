@@ -98,7 +98,6 @@ class Loop:
     __slots__ = (
         "_epoll",
         "_new",
-        "_soon",
         "_threads",
         "cancelled",
         "current",
@@ -114,7 +113,6 @@ class Loop:
         self._epoll = epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
         self._new: set[int] = set()  # descriptors registered in this round
-        self._soon: list[Callable[[], None]] = []
         self.timers: list[tuple[float, int, Timer]] = []
         self.timer_number = 0  # of two that are due at the same time, the first started comes first
         self.cancelled = 0
@@ -168,7 +166,8 @@ class Loop:
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the next round, after the events that are there by then."""
-        self._soon.append(callback)
+        self.timer_number += 1
+        heappush(self.timers, (self.now, self.timer_number, Timer(self, callback)))
 
     def deadline(self, seconds: float) -> Deadline:
         """Limit the time of what the current task does in a `with` block."""
@@ -223,7 +222,7 @@ class Loop:
     def run(self, coroutine: Coroutine[Waitable, None, T]) -> T:
         """Run until `coroutine` is over and give what it returns.
 
-        What is raised in the loop itself is raised in the coroutine, and so is `interruption`.
+        What is raised in the loop itself is raised in the coroutine.
         """
         results: list[T] = []
         failures: list[BaseException] = []
@@ -253,42 +252,26 @@ class Loop:
         """Wait for events or the next timer and call what is due, again and again, until `task`
         is over.
         """
-        poll, handlers, new, soon, timers = (
-            self._epoll.poll,
-            self.handlers,
-            self._new,
-            self._soon,
-            self.timers,
-        )
+        poll, handlers, new, timers = self._epoll.poll, self.handlers, self._new, self.timers
         while not task.is_over:
             patience = -1.0
-            if soon:
-                patience = 0.0
-            elif timers:
-                # As of this round's beginning: a timer may be late by as much as a round took.
+            if timers:
+                # As of the beginning of this round: a timer may be late by as much as that took.
                 # If it has been cancelled, there will be a round for nothing.
                 patience = timers[0][0] - self.now
                 if not 0.0 <= patience <= _LONGEST_WAIT:
                     patience = 0.0 if patience < 0.0 else _LONGEST_WAIT
             events = poll(patience)
             self.now = now = monotonic()
-            if self.interruption is not None:
-                interruption, self.interruption = self.interruption, None
-                raise interruption
-            callbacks: list[Callable[[], None]] | None = None
-            if soon:
-                callbacks = soon[:]
-                soon.clear()
             if new:
                 new.clear()
             for fd, happened in events:
                 # An event for what was registered since is one of an earlier owner of the number.
                 if fd in handlers and fd not in new:
                     handlers[fd](happened)
-            if callbacks is not None:
-                for callback in callbacks:
-                    callback()
-            while timers and timers[0][0] <= now:
+            # What is to be called soon is due now or, if it was called for in this round, in the
+            # next one: the times of those are equal to `now`.
+            while timers and timers[0][0] < now:
                 timer = heappop(timers)[2]
                 due, timer.callback = timer.callback, None
                 if due is None:

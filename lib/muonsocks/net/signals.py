@@ -42,7 +42,10 @@ class Signals:
                     if action is not None:
                         action()
         except BlockingIOError:
-            return
+            pass  # those were all
+        interruption, self._loop.interruption = self._loop.interruption, None
+        if interruption is not None:
+            raise interruption
 
     def close(self) -> None:
         """Have nothing to do with signals any more, as in a child that makes its own."""
