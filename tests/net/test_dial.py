@@ -350,6 +350,35 @@ def test_black_hole_costs_a_quarter_of_a_second(
     assert 0.5 <= call.seconds < 0.75
 
 
+def test_attempts_at_once_have_a_bound(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = [f"127.0.2.{number}" for number in range(1, 21)]
+    hosts(monkeypatch, *dead, V4)
+    network.listener(V4)
+    for host in dead:
+        network.black_hole(host)
+    under_way: set[str] = set()
+    most = []
+
+    class Counted(socket.SocketType):
+        def connect_ex(self, address: Any) -> int:
+            under_way.add(address[0])
+            most.append(len(under_way))
+            self.address = address[0]
+            return super().connect_ex(address)
+
+        def close(self) -> None:
+            under_way.discard(self.address)
+            super().close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dial_module, "socket", Counted)
+        patch.setattr(dial_module, "_STAGGER", 0.001)
+        call = Call(Dialler(connect_timeout=0.2), Endpoint("name", network.port))
+    assert call.address == V4
+    assert max(most) == 8
+    assert call.seconds >= 0.4  # two times eight had their time
+
+
 def test_first_address_may_still_win(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """The race goes on: the slow one is not given up when the next is tried."""
     hosts(monkeypatch, "127.0.0.2", "127.0.0.3")

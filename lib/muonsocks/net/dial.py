@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destination is known
 _STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
+_AT_ONCE = 8  # attempts for one destination: no name server may have us open more sockets
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED = (0, errno.EISCONN)
 
@@ -159,6 +160,8 @@ class Dialler:
     ) -> Stream:
         """Start an attempt every 250 ms, or when one has failed; the first to connect wins.
 
+        Of more than `_AT_ONCE` the next one waits until another has failed.
+
         `failures` gets the others; those that are cut short have timed out.
         """
         mailbox = Mailbox()
@@ -169,7 +172,7 @@ class Dialler:
         stagger: Timer | None = None
         try:
             while waiting or racing:
-                if waiting and stagger is None:
+                if waiting and stagger is None and len(racing) < _AT_ONCE:
                     candidate = waiting.pop()
                     try:
                         attempt = self._start(loop, candidate)
