@@ -313,6 +313,12 @@ def _pty(_: Path) -> tuple[Ours, End]:
     return Ours(slave, os.dup(slave)), End(master, is_pty=True)
 
 
+def _pty_master(_: Path) -> tuple[Ours, End]:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    return Ours(master, os.dup(master)), End(slave, is_pty=True)
+
+
 class Kind(NamedTuple):
     """A way to be joined, and what it can say: "half-close", "reset"."""
 
@@ -326,6 +332,7 @@ KINDS = {
     "pipes": Kind(_pipes, frozenset({"half-close"})),
     "fifos": Kind(_fifos, frozenset({"half-close"})),
     "pty": Kind(_pty, frozenset()),
+    "master": Kind(_pty_master, frozenset()),  # of a pty
 }
 
 

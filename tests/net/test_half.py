@@ -48,6 +48,19 @@ def test_regular_files(tmp_path: Path, kind: str, size: int) -> None:
     assert (tmp_path / "out").read_bytes() == answer
 
 
+def test_terminal_that_nobody_else_has_open_has_ended(tmp_path: Path) -> None:
+    """To its master side that is told as an error, but it is the end and all there was."""
+    (our_client, client), (our_far, far) = (
+        KINDS[kind].make(tmp_path) for kind in ("master", "tcp")
+    )
+    over = relayed(our_client, our_far)
+    client.send(b"last words")
+    client.close()
+    assert far.read_to_end() == (b"last words", "end")
+    far.close()
+    assert over() == ("closed", 10, 0)
+
+
 def make(directory: Path) -> Path:
     directory.mkdir()
     return directory

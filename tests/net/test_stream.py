@@ -344,6 +344,18 @@ def test_tcp_is_prepared() -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
 
 
+def test_terminal_ends_when_nobody_has_its_other_side_open(loop: Loop) -> None:
+    stream, end = made(loop, "master")
+
+    async def story() -> None:
+        end.send(b"all")
+        end.close()
+        assert await stream.receive(100) == b"all"
+        assert await stream.receive(100) == b""
+
+    run(loop, story, stream, end)
+
+
 def test_terminal_gives_a_line_at_a_time(loop: Loop) -> None:
     """Canonical mode: a short read does not mean that there is no second line."""
     master, slave = os.openpty()

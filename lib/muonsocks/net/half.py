@@ -14,7 +14,7 @@ from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.net import pipes
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.stream import HANG_UP, MORE, Stream
+from muonsocks.net.stream import HANG_UP, MORE, Stream, is_hang_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,6 +275,9 @@ class Half:
             self._close_sink()
 
     def _source_failed(self, error: OSError) -> None:
+        if is_hang_up(self.read_fd, error):
+            self._source_ended(self.tainted)
+            return
         # Nothing can be given to a stream that has failed.
         if self.source.writer == self.source.reader:
             self.opposite._abandon()

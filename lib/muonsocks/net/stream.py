@@ -16,8 +16,9 @@ from _socket import (
     socket,
 )
 from fcntl import ioctl
-from os import close, read, set_blocking, write
+from os import close, fstat, read, set_blocking, write
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from stat import S_ISCHR
 from sys import byteorder
 
 from muonsocks.address import Endpoint
@@ -148,6 +149,10 @@ class Stream(Waitable):
             except BlockingIOError:
                 self.ready &= ~READABLE | self.always_ready
                 continue
+            except OSError as error:
+                if is_hang_up(self.reader, error):
+                    return b""
+                raise
             if len(data) < limit and self.drains and not self.ready & MORE:
                 self.ready &= ~EPOLLIN
             return data
@@ -254,6 +259,15 @@ class Stream(Waitable):
             self.socket.close()
         else:
             close(fd)
+
+
+def is_hang_up(fd: int, error: OSError) -> bool:
+    """Say whether a read has failed because nobody has the other side of a terminal open.
+
+    That is its end. Whoever has the master side is always told in this way, and whoever has the
+    other one, if it looks at the right moment.
+    """
+    return error.errno == errno.EIO and S_ISCHR(fstat(fd).st_mode)
 
 
 def is_tcp(sock: socket) -> bool:
