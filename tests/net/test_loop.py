@@ -354,6 +354,24 @@ def test_deadline_of_one_task_is_no_other_ones(loop: Loop) -> None:
 # Turns
 
 
+def test_how_busy_a_round_is(loop: Loop) -> None:
+    pairs, seen = [socket.socketpair() for _ in range(3)], []
+
+    async def main() -> None:
+        for ours, theirs in pairs:
+            theirs.send(b"x")
+            loop.register(ours.fileno(), lambda _: seen.append(loop.busy))
+        await loop.sleep(0.001)
+        assert loop.busy == 0, "a timer is no event"
+
+    loop.run(main())
+    assert seen == [3, 3, 3]
+    for pair in pairs:
+        loop.unregister(pair[0].fileno())
+        for end in pair:
+            end.close()
+
+
 def test_call_soon_comes_after_the_events(loop: Loop) -> None:
     """Who calls himself soon again and again leaves descriptors and timers their turn."""
     ours, theirs = socket.socketpair()

@@ -261,6 +261,8 @@ def listens(address: tuple[str, int]) -> bool:
         socket.create_connection(address).close()
     except ConnectionRefusedError:
         return False
+    except ConnectionResetError:
+        return True  # until a moment ago: it was closed with us in its queue
     return True
 
 

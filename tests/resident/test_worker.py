@@ -253,6 +253,41 @@ def test_a_shortage_is_no_busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     run(story, fault=(errno.EMFILE, 1 << 30))
 
 
+# Several at a time
+
+
+@pytest.mark.parametrize("busy, taken", [(1, 1), (5, 1), (6, 16), (100, 16)])
+def test_a_busy_worker_accepts_several_at_a_time(busy: int, taken: int) -> None:
+    async def story(bench: Bench) -> None:
+        newcomers = [bench.client() for _ in range(20)]
+        bench.loop.busy = busy
+        bench.worker._accept_some(bench.listener)
+        assert bench.total(OPEN) == taken
+        for client in newcomers:
+            assert await bench.is_served(client)
+        bench.loop.busy = busy
+        bench.worker._accept_some(bench.listener)  # there is none
+        assert (bench.total(OPEN), bench.log.lines) == (20, [])
+
+    run(story)
+
+
+def test_a_busy_worker_takes_no_more_than_may_come() -> None:
+    """It says so only when somebody has to wait."""
+
+    async def story(bench: Bench) -> None:
+        for _ in range(8):
+            await bench.served()
+        for expected in ([], ["all 10 connections of --max-connections are in use"]):
+            for _ in range(2):
+                bench.client()
+            bench.loop.busy = 100
+            bench.worker._accept_some(bench.listener)
+            assert (bench.total(OPEN), bench.log.lines) == (10, expected)
+
+    run(story, Capacity(10))
+
+
 # Limits
 
 

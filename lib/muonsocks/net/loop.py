@@ -93,12 +93,16 @@ class Deadline(Timer):
 
 
 class Loop:
-    """One epoll, its handlers, timers and tasks. `now` is this round's monotonic time in s."""
+    """One epoll, its handlers, timers and tasks.
+
+    `now` is this round's monotonic time in s, `busy` the number of its events.
+    """
 
     __slots__ = (
         "_epoll",
         "_new",
         "_threads",
+        "busy",
         "cancelled",
         "current",
         "handlers",
@@ -120,6 +124,7 @@ class Loop:
         self.current: Task | None = None
         self.interruption: BaseException | None = None  # what a signal handler wants raised
         self.is_running = False
+        self.busy = 0
         self.now = monotonic()
 
     def close(self) -> None:
@@ -263,6 +268,7 @@ class Loop:
                     patience = 0.0 if patience < 0.0 else _LONGEST_WAIT
             events = poll(patience)
             self.now = now = monotonic()
+            self.busy = len(events)
             if new:
                 new.clear()
             for fd, happened in events:

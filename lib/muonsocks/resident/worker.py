@@ -30,6 +30,8 @@ _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours 
 _QUIET = 1.0  # s without another shortage after which it may be over
 _RESERVE = 16  # descriptors that are left for look-ups and second attempts, or for a doorman
 _TURNED_AWAY = 12  # clients at a time
+_BUSY = 6  # events in a round: there is more to do than can be done at once, for all workers
+_AT_ONCE = 16  # connections accepted in such a round, at most
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
 # passes on errors that were pending on the new socket. The next one may be well.
@@ -140,7 +142,7 @@ class Worker:
             self._loop.register_listener(listener.fileno(), self._acceptor(listener))
 
     def _acceptor(self, listener: socket) -> Callable[[int], None]:
-        return lambda _: self._accept(listener)
+        return lambda _: self._accept_some(listener)
 
     def _stop_accepting(self) -> None:
         if self._paused is not None:
@@ -176,22 +178,32 @@ class Worker:
             self._stop_accepting()
             self._paused = self._loop.call_later(_PATIENCE, self._resume)
 
-    def _accept(self, listener: socket) -> None:
-        """Take one connection; the other workers may well be idle."""
+    def _accept_some(self, listener: socket) -> None:
+        """Take one connection, as the other workers may well be idle. If they are not, take what
+        there is: few long rounds are cheaper than many short ones.
+        """
+        count, limit = 1, self._capacity.connections
+        if self._loop.busy >= _BUSY:
+            count = min(_AT_ONCE, limit - self._board.total(OPEN)) if limit else _AT_ONCE
+        while self._accept(listener) and count > 1:
+            count -= 1
+
+    def _accept(self, listener: socket) -> bool:
+        """Take a connection. False if there is none, or no other one is to be taken now."""
         board, limit = self._board, self._capacity.connections
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if limit and board.total(OPEN) > limit:
             board.add(OPEN, -1)
             self._run_short(f"all {limit} connections of --max-connections are in use")
-            return
+            return False
         try:
             fd, address = listener._accept()  # type: ignore[attr-defined]
         except OSError as error:
             board.add(OPEN, -1)
             if isinstance(error, BlockingIOError) or error.errno in _PASSING:
-                return  # another worker was faster, or the client has gone
+                return False  # another worker was faster, or the client has gone
             self._run_short(f"cannot accept: {error.strerror}")
-            return
+            return False
         os.set_blocking(fd, False)
         kind = listener.type | SOCK_NONBLOCK
         sock = socket(listener.family, kind, listener.proto, fd)
@@ -201,7 +213,7 @@ class Worker:
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
             sock.close()
-            return
+            return True
         doorman = self._capacity.doorman
         if self._full and doorman is not None:
             board.add(REFUSED, 1)
@@ -214,6 +226,7 @@ class Worker:
         task.step()
         if self._full or len(self._tasks) >= self._fits:
             self._is_full()
+        return self._paused is None
 
     def _admit(self, source: bytes, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""
