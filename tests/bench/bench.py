@@ -3,8 +3,9 @@
 
 All servers are measured in turn, round after round, each freshly started, in namespaces (network,
 mount, process) of the benchmark's own: its loopback device carries the proxy's address and one a
-target process. It needs root there, a C compiler and ip(8); servers that are not installed are
-left out. Limit the CPUs with taskset(1).
+target process. It needs root there, a C compiler and ip(8), and for idle memory the memory
+controller of cgroups(7); servers that are not installed are left out. Limit the CPUs with
+taskset(1).
 
 For connection rate, round trips and idle memory there are half as many client processes as CPUs,
 and as many target processes, so that the load leaves room for the proxy. In bulk all streams are
@@ -14,13 +15,8 @@ busy passing bytes, and what is compared is how many CPUs there are.
 The table has the median of the rounds, and the ratios' medians: each ratio is of two measurements
 of the same round. CPU time is that of all the server's processes, over all bytes carried.
 
-Idle memory is what n open connections add, divided by n:
-  the server's processes   Pss of smaps_rollup, after minus before
-  the kernel               active slab objects (/proc/slabinfo), KernelStack and PageTables
-                           (/proc/meminfo) and socket buffers (mem in /proc/net/sockstat): after
-                           minus before, less the same difference with no proxy in the same round,
-                           which is the load generator's and the target's share
-The kernel's figures are the whole machine's: let nothing else run.
+Idle memory is what n open connections add to the server's processes and to what the kernel has for
+them, divided by n; see memory.py. Two sockets of each connection are in it, whatever the server.
 """
 
 import argparse
@@ -37,8 +33,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import servers
+from memory import measured
 from report import METRICS, Results, Sample
-from servers import DIRECT, Place, Proxy
+from servers import DIRECT, Place
 
 HERE = Path(__file__).resolve().parent
 NETWORK = "192.0.2."  # RFC 5737: an address of our own, as C servers refuse 127/8 as a target
@@ -126,35 +123,6 @@ def prepare(targets: list[str]) -> None:
         print(f"bench: descriptors are limited to {hard}", file=sys.stderr)
 
 
-def kernel_memory() -> int:
-    """Bytes, of the whole machine: see above."""
-    total = 0
-    for line in Path("/proc/slabinfo").read_text().splitlines()[2:]:
-        fields = line.split()
-        total += int(fields[1]) * int(fields[3])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split()[:2]
-        if name in ("KernelStack:", "PageTables:"):
-            total += int(value) * 1024
-    for line in Path("/proc/net/sockstat").read_text().splitlines():
-        if line.startswith("TCP:"):
-            fields = line.split()
-            total += int(fields[fields.index("mem") + 1]) * resource.getpagesize()
-    return total
-
-
-def settled(proxy: Proxy) -> tuple[int, int]:
-    """Bytes of the processes and of the kernel, once they hardly change any more."""
-    was = (0, 0)
-    for _ in range(12):
-        time.sleep(0.25)
-        memory = proxy.memory(), kernel_memory()
-        if all(abs(a - b) < 128 << 10 for a, b in zip(memory, was, strict=True)):
-            break
-        was = memory
-    return memory
-
-
 class Bench:
     """One run."""
 
@@ -188,16 +156,13 @@ class Bench:
 
     def compare(self, number: int, mode: str, n: int) -> Iterator[Sample]:
         """All servers in turn, in one mode."""
-        base = 0
         for server in self.servers:
+            if mode == "idle" and server == DIRECT:
+                continue
             about: Sample = {"n": n, "server": server, "round": number}
             try:
-                if mode == "idle":
-                    found = self.idle(n, server, base)
-                    base = base or int(found.pop("base", 0))
-                else:
-                    found = self.speed(mode, n, server)
-            except (servers.Failed, subprocess.TimeoutExpired, OSError) as error:
+                found = self.idle(n, server) if mode == "idle" else self.speed(mode, n, server)
+            except (servers.Failed, subprocess.SubprocessError, OSError) as error:
                 for metric in METRICS:
                     if metric.split()[0] == mode:
                         yield {"metric": metric, **about, "error": str(error)}
@@ -235,14 +200,15 @@ class Bench:
             found[f"{mode} cpu"] = cpu / (result["total"] / 1e9)
         return found
 
-    def idle(self, n: int, server: str, base: int) -> dict[str, float]:
-        """Bytes of the kernel's for "no proxy", as "base"; else KiB a connection less `base`."""
+    def idle(self, n: int, server: str) -> dict[str, float]:
+        """KiB a connection."""
         place = self.place()
         with (
-            servers.running(server, place) as proxy,
+            measured() as memory,
+            servers.running(server, place, memory.enter),
             tempfile.TemporaryFile("w+") as errors,
         ):
-            before = settled(proxy)
+            before = memory.settled()
             with subprocess.Popen(
                 self.command("idle", n, server, place),
                 stdin=subprocess.PIPE,
@@ -252,19 +218,14 @@ class Bench:
                 assert load.stdout
                 if select.select([load.stdout], [], [], PATIENCE)[0]:
                     first = load.stdout.readline()
-                    after = settled(proxy)
+                    after = memory.settled()
                     rest, _ = load.communicate(b"\n", PATIENCE)
                 else:
                     load.kill()
                     raise servers.Failed(f"{n} connections were not open in {PATIENCE} s")
             errors.seek(0)
             outcome((rest or first).decode(), errors.read())
-        processes, kernel = (a - b for a, b in zip(after, before, strict=True))
-        if server == DIRECT:
-            return {"base": kernel}
-        if not base:
-            raise servers.Failed(f"there is no figure for {DIRECT!r} to subtract")
-        return {"idle": (processes + kernel - base) / n / 1024}
+        return {"idle": (after - before) / n / 1024}
 
 
 def outcome(line: str, errors: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The servers that bench.py compares: how each is started, and what its processes use.
+"""The servers that bench.py compares: how each is started, and what CPU time it uses.
 
 To add one, write a function that returns its commands and put it into SERVERS; or give bench.py
 --add 'NAME=COMMAND', with {address} and {port} where they belong. Every server listens on
@@ -140,17 +140,6 @@ class Proxy:
         ids = set(self.tree())
         return sum(ticks for pid, _, ticks in _processes() if pid in ids) / TICK
 
-    def memory(self) -> int:
-        """Bytes of its processes, a page that n processes share counted as an nth of it."""
-        total = 0
-        for pid in self.tree():
-            try:
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            except OSError:  # it is gone
-                continue
-            total += sum(int(s.split()[1]) for s in text.splitlines() if s.startswith("Pss:"))
-        return total * 1024
-
     def check(self) -> None:
         """Raise Failed if a program of it has ended."""
         for process in self.started:
@@ -172,8 +161,11 @@ def _processes() -> Iterator[tuple[int, int, int]]:
 
 
 @contextmanager
-def running(name: str, place: Place) -> Iterator[Proxy]:
-    """A server, from when it answers to when all of it is gone."""
+def running(name: str, place: Place, prepare: Callable[[], None] | None = None) -> Iterator[Proxy]:
+    """A server, from when it answers to when all of it is gone.
+
+    Each process that is started for it begins with `prepare`.
+    """
     proxy = Proxy()
     try:
         for command in SERVERS[name](place):
@@ -184,6 +176,7 @@ def running(name: str, place: Place) -> Iterator[Proxy]:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
+                    preexec_fn=prepare,
                 )
             )
             _wait_until_it_answers(proxy, place.address, command.port)

@@ -18,12 +18,38 @@ from report import Results  # noqa: E402
 
 MODES = ["rate", "trips", "down", "up", "idle"]
 MESSAGE = 64
-NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "true"]
+NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc"]
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("cc"), reason="no cc here"),
     pytest.mark.xdist_group("bench"),  # one at a time: each keeps all the CPUs busy
 ]
+
+
+GROUP = """
+import subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from memory import measured
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
+try:
+    with measured() as memory:
+        pass
+except (OSError, subprocess.SubprocessError) as error:
+    sys.exit(f"no memory cgroup: {error}")
+"""
+
+
+def in_namespaces(script: str) -> str:
+    """Run a script in namespaces of its own and give what it prints; skip if it says why it cannot.
+
+    A script that raises has found a fault.
+    """
+    command = [*NAMESPACES, sys.executable, "-c", script, str(HERE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr, done.stderr
+    if done.returncode:
+        pytest.skip(f"not here: {done.stderr.strip()}")
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +90,9 @@ def test_wrong_usage(load: str, arguments: list[str]) -> None:
 @pytest.mark.skipif(not shutil.which("microsocks"), reason="no microsocks here")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run(mode: str, tmp_path: Path) -> None:
-    possible = subprocess.run(NAMESPACES, capture_output=True, text=True)
-    if possible.returncode:
-        pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
+    in_namespaces("pass")
+    if mode == "idle":
+        in_namespaces(GROUP)
     told = tmp_path / "told.json"
     command = [str(HERE / "bench.py"), "--quick", "--seconds=0.5", "--only", mode]
     command += ["--servers=microsocks", "--ours=microsocks", "--json", str(told)]
@@ -77,6 +103,39 @@ def test_a_run(mode: str, tmp_path: Path) -> None:
     found = [s for s in samples if s["server"] == "microsocks" and s["metric"].startswith(mode)]
     assert found and all(sample["value"] > 0 for sample in found)
     assert "microsocks / no proxy" in done.stdout or mode == "idle"
+
+
+def test_the_memory_is_that_of_the_server_alone() -> None:
+    """A child has 1000 sockets and 20 MiB; whoever measures has more, and does not count."""
+    in_namespaces(GROUP)
+    child = """if True:
+        import socket, sys
+        pairs = [socket.socketpair() for _ in range(500)]
+        data = bytearray(b"x" * (20 << 20))
+        sys.stdout.write("ready")
+        sys.stdout.flush()
+        sys.stdin.read()
+    """
+    told = in_namespaces(
+        GROUP
+        + f"""
+import json, socket
+with measured() as memory:
+    child = subprocess.Popen(
+        [sys.executable, "-c", {child!r}],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=memory.enter,
+    )
+    child.stdout.read(5)
+    pairs = [socket.socketpair() for _ in range(2000)]
+    data = bytearray(b"x" * (200 << 20))
+    json.dump([memory.processes(), memory.kernel(), memory.settled()], sys.stdout)
+    child.communicate()
+"""
+    )
+    processes, kernel, both = json.loads(told)
+    assert 20 << 20 < processes < 40 << 20
+    assert 1000 << 10 < kernel < 4000 << 10
+    assert both == pytest.approx(processes + kernel, rel=0.1)
 
 
 # Proxies that go wrong
