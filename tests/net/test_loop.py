@@ -1,6 +1,7 @@
 """The loop: descriptors, times, turns, and what is raised in it."""
 
 import errno
+import gc
 import os
 import random
 import signal
@@ -283,6 +284,18 @@ def test_deadline_that_is_kept_is_forgotten(loop: Loop) -> None:
             await loop.sleep(0)
         await loop.sleep(0.01)
         assert not deadline.passed
+
+    loop.run(main())
+
+
+def test_deadline_that_is_over_keeps_no_task(loop: Loop) -> None:
+    """Though it waits in the queue until it is forgotten, like any timer that was cancelled."""
+
+    async def main() -> None:
+        with loop.deadline(60):
+            pass
+        [(_, _, timer)] = loop.timers
+        assert loop.current not in gc.get_referents(timer)
 
     loop.run(main())
 

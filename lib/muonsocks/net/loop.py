@@ -85,7 +85,9 @@ class Deadline(Timer):
         self.start(self._seconds)
         return self
 
-    __exit__ = Timer.cancel
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+        del self._task  # which may be over long before the loop forgets a cancelled timer
 
     def _expire(self) -> None:
         self.passed = True

@@ -62,6 +62,7 @@ class Worker:
 
     __slots__ = (
         "_board",
+        "_callbacks",
         "_capacity",
         "_drained",
         "_draining",
@@ -94,6 +95,7 @@ class Worker:
         self._board = board
         self._log = log
         self._tasks: dict[Task, bytes] = {}  # each with the source of its connection
+        self._callbacks = self._on_failure, self._on_return  # the same ones for all of them
         self._paused: Timer | None = None
         self._short = False
         self._recovery: Timer | None = None
@@ -221,7 +223,7 @@ class Worker:
         else:
             board.add(SERVED, 1)
             work = self._service.serve(self._loop, sock, peer)
-        task = Task(self._loop, work, self._on_failure, self._on_return)
+        task = Task(self._loop, work, *self._callbacks)
         self._tasks[task] = source
         task.step()
         if self._full or len(self._tasks) >= self._fits:
