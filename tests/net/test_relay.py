@@ -1,8 +1,10 @@
 """The relay: the conformance suite on all kinds of descriptors, and what is the relay's own."""
 
 import os
+import random
 import select
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,46 @@ def test_half_closed_relay_has_its_own_limit(limits: tuple[float, float]) -> Non
     assert client.recv(10) == b"late"
     client.close()
     far.close()
+
+
+@pytest.mark.parametrize("leavers", [0, 1, 7, 19, 20])
+def test_relays_are_watched_together(leavers: int) -> None:
+    """By one timer, and none when they are over; if some leave early, the others end in time."""
+    loop, ends, ended = Loop(), [], {}
+
+    async def join(number: int, joined: Relay) -> None:
+        reason = (await joined.run(0.4, 60)).reason
+        ended[number] = (reason, loop.now - joined.active)
+        for half in (joined.up, joined.down):
+            half.source.close()
+
+    async def main() -> None:
+        for number in range(20):
+            (ours, client), (our_far, far) = tcp_pair(), tcp_pair()
+            streams = [
+                Ours(one.fileno(), one.fileno(), one).stream(loop) for one in (ours, our_far)
+            ]
+            ends.append((client, far))
+            loop.spawn(join(number, Relay(*streams)), pytest.fail)
+        assert sum(timer.callback is not None for _, _, timer in loop.timers) == 1
+        for client, far in random.Random(leavers).sample(ends, leavers):
+            client.close()
+            far.close()
+        await loop.sleep(0.1)
+        for client, far in ends:
+            if client.fileno() >= 0:
+                far.send(b"late")
+        while len(ended) < 20:
+            await loop.sleep(0.01)
+
+    loop.run(main())
+    reasons = Counter(reason for reason, _ in ended.values())
+    assert reasons == Counter({"closed": leavers, "idle-timeout": 20 - leavers})
+    assert all(0.4 <= quiet < 0.6 for reason, quiet in ended.values() if reason != "closed")
+    assert not loop.watches and not any(timer.callback for _, _, timer in loop.timers)
+    loop.close()
+    for end in sum(ends, ()):
+        end.close()
 
 
 @pytest.mark.parametrize("size", [100_000, 3 * MIB])

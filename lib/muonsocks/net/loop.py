@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any, TypeVar
 
+    from muonsocks.net.relay import Watch
     from muonsocks.net.threads import Threads
 
     T = TypeVar("T")
@@ -113,6 +114,7 @@ class Loop:
         "now",
         "timer_number",
         "timers",
+        "watches",
     )
 
     def __init__(self) -> None:
@@ -122,6 +124,7 @@ class Loop:
         self.timers: list[tuple[float, int, Timer]] = []
         self.timer_number = 0  # of two that are due at the same time, the first started comes first
         self.cancelled = 0
+        self.watches: dict[float, Watch] = {}  # of relays, by the limit
         self._threads: Threads | None = None
         self.current: Task | None = None
         self.interruption: BaseException | None = None  # what a signal handler wants raised

@@ -14,7 +14,10 @@ from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from muonsocks.net.loop import Loop, Timer
     from muonsocks.net.stream import Stream
+
+_LOOKS = 16  # at a relay, in the shorter of its limits: it may last by as much longer
 
 
 class Ended:
@@ -30,10 +33,72 @@ class Ended:
 _CLOSED = Ended("closed", ())
 
 
+class Watch:
+    """Looks now and then at all relays of a loop that have the same limit.
+
+    A timer of its own would cost each of them 240 bytes, and one that is idle has little else.
+    """
+
+    __slots__ = ("_limit", "_loop", "_relays", "_timer")
+
+    _timer: Timer
+
+    def __init__(self, loop: Loop, limit: float) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._relays: list[Relay] = []  # each knows its place
+
+    @classmethod
+    def of(cls, loop: Loop, limit: float) -> Watch:
+        """Give the one that looks often enough for so many seconds."""
+        watch = loop.watches.get(limit)
+        if watch is None:
+            watch = loop.watches[limit] = cls(loop, limit)
+        return watch
+
+    def add(self, relay: Relay) -> None:
+        """Look at a relay from now on."""
+        relay.place = len(self._relays)
+        self._relays.append(relay)
+        if not relay.place:
+            self._look_later()
+
+    def remove(self, relay: Relay) -> None:
+        """Look at it no more: the last one takes its place."""
+        last = self._relays.pop()
+        if last is not relay:
+            last.place = relay.place
+            self._relays[relay.place] = last
+        elif not self._relays:
+            self._timer.cancel()
+            del self._loop.watches[self._limit]
+        relay.place = -1
+
+    def _look_later(self) -> None:
+        self._timer = self._loop.call_later(self._limit / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._look_later()
+        for relay in tuple(self._relays):
+            if relay.place >= 0:  # no other one's end has ended it
+                relay.end_if_idle()
+
+
 class Relay(Waitable):
     """Two streams being joined. `up.count` and `down.count` are bytes that reached each sink."""
 
-    __slots__ = ("_idle_limit", "_timer", "active", "down", "loop", "reason", "up")
+    __slots__ = (
+        "_half_close_limit",
+        "_idle_limit",
+        "active",
+        "down",
+        "loop",
+        "place",
+        "reason",
+        "up",
+    )
+
+    place: int  # of it in a watch
 
     def __init__(self, client: Stream, far: Stream, early: bytes = b"") -> None:
         """Join `client` and `far`; `early` is what the client has sent already."""
@@ -55,8 +120,10 @@ class Relay(Waitable):
         loop, up, down = self.loop, self.up, self.down
         client, far = up.source, down.source
         self.active = loop.now
-        self._idle_limit = (idle_timeout, half_close_timeout)
-        self._timer = loop.call_later(min(self._idle_limit), self._check_idle)
+        self._idle_limit = idle_timeout
+        self._half_close_limit = half_close_timeout
+        watch = Watch.of(loop, min(idle_timeout, half_close_timeout))
+        watch.add(self)
         try:
             up.attach(loop)
             down.attach(loop)
@@ -66,7 +133,7 @@ class Relay(Waitable):
                 await self
             return _CLOSED if self.reason == "closed" else Ended(self.reason, self._owed_resets())
         finally:
-            self._timer.cancel()
+            watch.remove(self)
             if self.reason != "closed":
                 client.take_back()
                 far.take_back()
@@ -97,13 +164,9 @@ class Relay(Waitable):
             self.up.over = self.down.over = True
             self.wake()
 
-    def _check_idle(self) -> None:
-        """End a relay in which nothing has moved for too long, or look again when it may be so."""
+    def end_if_idle(self) -> None:
+        """End it if nothing has moved for too long."""
         half_closed = self.up.over or self.down.over
-        limit = self._idle_limit[half_closed]
-        left = self.active + limit - self.loop.now
-        if left <= 0:
+        limit = self._half_close_limit if half_closed else self._idle_limit
+        if self.active + limit <= self.loop.now:
             self._finish("half-close-timeout" if half_closed else "idle-timeout")
-        else:
-            # The limit may become the shorter one at any time.
-            self._timer = self.loop.call_later(min(left, *self._idle_limit), self._check_idle)
