@@ -11,6 +11,7 @@ import pytest
 from crowd import Crowd
 from ends import Lines, _description
 from places import in_own_network, root_only
+from programs import listener
 from real_server import (
     ADDRESS,
     Server,
@@ -19,6 +20,7 @@ from real_server import (
     resident_memory,
     running,
     until,
+    works,
 )
 
 from muonsocks.net.listen import listen_on
@@ -41,6 +43,16 @@ MORE_PIPES = 64  # descriptors: as many as a worker keeps in its pool
 LESS_THAN_A_LEAK = 500  # bytes a connection that a process may grow by; no object is smaller
 
 ESTABLISHED_AND_SO_ON = {"01", "02", "03", "04", "05", "08", "09", "0B"}  # proc(5): not TIME_WAIT
+
+
+IDLERS = 250
+IDLE_CONNECTION = 4400  # bytes in a worker, besides what the kernel has
+
+
+def own_memory(pid: int) -> int:
+    """Bytes of a process that it shares with no other one."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty:"))
 
 
 def unfinished() -> int:
@@ -84,6 +96,20 @@ def test_a_crowd_leaves_nothing_behind(workers: int) -> None:
             assert server.count("end=system-error") == 0
 
     in_own_network(run)
+
+
+def test_a_connection_that_idles_is_small() -> None:
+    """Once it has carried something; the first ones touch much that is the same for all."""
+    with running(workers=1) as server, listener(ADDRESS) as far:
+        [pid] = server.worker_pids()
+        pairs = [server.joined(far) for _ in range(200)]
+        before = own_memory(pid)
+        pairs += [server.joined(far) for _ in range(IDLERS)]
+        assert all(works(*pair) for pair in pairs)
+        grown = own_memory(pid) - before
+        for sock in sum(pairs, ()):
+            sock.close()
+    assert grown < IDLE_CONNECTION * IDLERS
 
 
 def test_a_crowd_leaves_no_garbage() -> None:
