@@ -80,8 +80,6 @@ class Process:
             capacity = self._plan.capacity
             worker = Worker(loop, self._listeners, self._service, capacity, self._board, self._log)
             self._service.settle(loop, lambda: self._drain.post(DRAIN))
-            gc.collect()
-            gc.freeze()
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             stream = Stream(loop, channel.fileno(), socket=channel)
             loop.run(self._work(stream, worker, beat))

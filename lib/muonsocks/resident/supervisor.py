@@ -120,8 +120,9 @@ class Supervisor:
     def run(self) -> bool:
         """Serve until a signal says stop. False if a worker could not even start."""
         setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
-        gc.collect()
-        gc.freeze()  # what the workers share with us is not to be written to
+        # What the workers share with us is not to be written to: nobody looks for cycles there, and
+        # those there are stay, as freeing them would leave room that each worker fills.
+        gc.freeze()
         return self._loop.run(self._story())
 
     async def _story(self) -> bool:
