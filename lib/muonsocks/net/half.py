@@ -13,6 +13,7 @@ from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, readv, splice, write
 from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.net import pipes
+from muonsocks.net.gathering import Gathering
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.stream import HANG_UP, MORE, Stream, is_hang_up
 
@@ -38,6 +39,7 @@ class Half:
     __slots__ = (
         "_bulk",
         "_drains",
+        "_gathering",
         "_relay",
         "_splices",
         "_write_fd",
@@ -71,6 +73,7 @@ class Half:
         self._bulk = False  # the last burst was large: splice at once
         self._splices = True
         self._drains = source.drains
+        self._gathering: Gathering | None = None
 
     def attach(self, loop: Loop) -> None:
         """Take over the events of the source, and of a sink that is a descriptor of its own."""
@@ -93,6 +96,9 @@ class Half:
         self.over = True
         if self.pending is not None:
             self._drop_pending()
+        if self._gathering is not None:
+            self._gathering.stop()
+            self._gathering = None
         del self._relay, self.opposite
 
     # Events
@@ -114,7 +120,8 @@ class Half:
         elif events & EPOLLERR:
             self._sink_failed(errno.EPIPE)  # nobody reads from the pipe any more
 
-    def _again(self) -> None:
+    def pull_again(self) -> None:
+        """Pull where no event says that there is something, or that there is no more."""
         self.pull(_AGAIN)
 
     # Moving bytes
@@ -161,22 +168,23 @@ class Half:
             elif self._splices:
                 self._pump()
                 return
-        relay.loop.call_soon(self._again)
+        relay.loop.call_soon(self.pull_again)
 
     def _pump(self) -> None:
         """Splice what the source has into a pipe and from there to the sink."""
         pipe = pipes.take()
         if pipe is None:
             self._bulk = False
-            self._relay.loop.call_soon(self._again)
+            self._relay.loop.call_soon(self.pull_again)
             return
         read_fd, write_fd, total = self.read_fd, self._write_fd, 0
         for _ in range(_ROUNDS):
             try:
                 pipe.left = count = splice(read_fd, pipe.writer, pipes.SIZE, flags=_FLAGS)
             except BlockingIOError:
-                self._bulk = total >= _BULK
                 pipe.release()
+                self._bulk = total >= _BULK
+                self._drained()
                 return
             except OSError as error:
                 pipe.release()
@@ -194,7 +202,15 @@ class Half:
                 return
         pipe.release()
         self._bulk = True
-        self._relay.loop.call_soon(self._again)
+        self._relay.loop.call_soon(self.pull_again)
+
+    def _drained(self) -> None:
+        """Let a source that gives much gather, once it is known how fast."""
+        if self._gathering is not None:
+            self._gathering.drained()
+            self._bulk = self._bulk or self._gathering.is_on
+        elif self._bulk and self.source.drains:
+            self._gathering = Gathering(self, self._relay.loop)
 
     def _confirm_end(self) -> None:
         """Read once more where splice gave 0: in front of urgent data, too, it may."""
@@ -229,7 +245,7 @@ class Half:
     def _copy_from_now_on(self) -> None:
         """One of the descriptors cannot be spliced, which only trying tells."""
         self._bulk = self._splices = False
-        self._relay.loop.call_soon(self.flush if self.pending is not None else self._again)
+        self._relay.loop.call_soon(self.flush if self.pending is not None else self.pull_again)
 
     def flush(self) -> None:
         """Give the sink what it would not take before; then go on pulling."""
@@ -296,7 +312,7 @@ class Half:
         if self.sink.writer == self.sink.reader and number != errno.EPIPE:
             opposite.tainted = True
         if not opposite.over:
-            self._relay.loop.call_soon(opposite._again)
+            self._relay.loop.call_soon(opposite.pull_again)
         self._abandon()
 
     def _abandon(self) -> None:
