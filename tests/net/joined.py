@@ -19,7 +19,7 @@ from ends import (
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
-from muonsocks.net.relay import Ended
+from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.task import Mailbox
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
@@ -28,21 +28,40 @@ from muonsocks.socks.session import Session
 MIB = 1 << 20
 
 
-async def as_a_server(loop: Loop, coroutine: Coroutine[Any, None, None]) -> None:
-    """Run a session as one task of many; what its event handlers raise is raised here."""
+async def carried(relay: Relay, idle: float, half_close: float) -> Ended:
+    """Run a relay, and wait for its end."""
+    relay.start(idle, half_close)
+    try:
+        if not relay.reason:
+            await relay
+    finally:
+        ended = relay.stop()
+    return ended
+
+
+async def finished(loop: Loop, coroutine: Coroutine[Any, None, Any]) -> Any:
+    """Wait for a coroutine that may pause, in a task of its own."""
     over = Mailbox()
+    task = loop.spawn(
+        coroutine,
+        lambda failure: over.post((failure, None)),
+        lambda result: over.post((None, result)),
+    )
+    try:
+        failure, result = await over.take()
+    except BaseException as error:
+        task.interrupt(error)
+        raise
+    if failure is not None:
+        raise failure
+    return result
 
-    async def session() -> None:
-        try:
-            await coroutine
-        finally:
-            over.post("over")
 
-    loop.spawn(session(), over.post)
+async def as_a_server(loop: Loop, coroutine: Coroutine[Any, None, Any]) -> None:
+    """Run a session as one task of many; what its event handlers raise is raised here."""
     with loop.deadline(3 * PATIENCE):
-        failure = await over.take()
+        await finished(loop, coroutine)
         await loop.sleep(0.001)
-    assert failure == "over", failure
 
 
 def relayed(
@@ -62,13 +81,8 @@ def relayed(
         policy = Policy(Access(), Rules((), allow_local=True), Dialler(), limits)
         session = Session(client_stream, Peer("test"), policy, log)
 
-        async def story() -> Ended:
-            try:
-                return await session.relay(far_stream, early)
-            finally:
-                far_stream.close()
-
-        loop.run(as_a_server(loop, session.logged(story)))
+        story = session.logged(lambda: session.relay(far_stream, early))
+        loop.run(as_a_server(loop, story))
         assert not loop.handlers
         assert not any(timer.callback for _, _, timer in loop.timers)
         loop.close()

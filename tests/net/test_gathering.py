@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from ends import PATIENCE, CountedRounds, Ours, noise, nothing_left_behind, tcp_pair
+from joined import carried
 
 from muonsocks.net import gathering
 from muonsocks.net.loop import Loop
@@ -70,7 +71,7 @@ class Bulk:
 
     async def _relay(self, source: Stream, sink: Stream) -> None:
         self.relay = Relay(source, sink)
-        self.ended = await self.relay.run(PATIENCE, PATIENCE)
+        self.ended = await carried(self.relay, PATIENCE, PATIENCE)
         halves = self.relay.up, self.relay.down
         assert not any(half._gathering for half in halves), "a reference cycle"
         self.low_water = [low_water(sock) for sock in (self.source, self.sink)]

@@ -19,7 +19,7 @@ from ends import (
     at_once,
     noise,
 )
-from joined import MIB, Pair, as_a_server, leaks_nothing, relayed  # noqa: F401
+from joined import MIB, Pair, as_a_server, carried, leaks_nothing, relayed  # noqa: F401
 from places import descriptor_limit, in_child
 
 from muonsocks.net import half, pipes
@@ -298,7 +298,7 @@ def test_more_stuffed_relays_than_pipes() -> None:
 
     async def one(client: Stream, far: Stream) -> None:
         joined = Relay(client, far)
-        ended = await joined.run(PATIENCE, PATIENCE)
+        ended = await carried(joined, PATIENCE, PATIENCE)
         results.append((ended.reason, joined.up.count))
         client.close()
         far.close()

@@ -21,7 +21,7 @@ from ends import (
     noise,
     tcp_pair,
 )
-from joined import MIB, Pair, as_a_server, leaks_nothing, relayed  # noqa: F401
+from joined import MIB, Pair, as_a_server, carried, leaks_nothing, relayed  # noqa: F401
 
 from muonsocks.net import pipes
 from muonsocks.net.loop import Loop
@@ -71,7 +71,7 @@ def run_for(loop: Loop, joined: Relay, idle: float, half_close: float, story: An
         if story is not None:
             loop.spawn(story(), pytest.fail)
         with loop.deadline(PATIENCE):
-            return await joined.run(idle, half_close)
+            return await carried(joined, idle, half_close)
 
     streams = (joined.up.source, joined.down.source)
     ended = loop.run(main())
@@ -151,7 +151,7 @@ def test_relays_are_watched_together(leavers: int) -> None:
     loop, ends, ended = Loop(), [], {}
 
     async def join(number: int, joined: Relay) -> None:
-        reason = (await joined.run(0.4, 60)).reason
+        reason = (await carried(joined, 0.4, 60)).reason
         ended[number] = (reason, loop.now - joined.active)
         for half in (joined.up, joined.down):
             half.source.close()
@@ -315,7 +315,7 @@ def test_relay_without_splice_leaves_turns_too(tmp_path: Path) -> None:
     async def main() -> None:
         try:
             with loop.deadline(0.05):
-                await joined.run(PATIENCE, PATIENCE)
+                await carried(joined, PATIENCE, PATIENCE)
         except TimeoutError:
             fired.append(loop.now)
 
@@ -348,7 +348,7 @@ def test_no_cycles() -> None:
 
     async def one(client: Stream, far: Stream, reasons: list[str]) -> None:
         try:
-            reasons.append((await Relay(client, far).run(0.02, 0.02)).reason)
+            reasons.append((await carried(Relay(client, far), 0.02, 0.02)).reason)
         except KeyboardInterrupt:
             reasons.append("interrupted")
         finally:

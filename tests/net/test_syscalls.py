@@ -5,8 +5,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conformance import Thread
@@ -24,6 +25,7 @@ from ends import (
 )
 from faults import FAULTS, Fault, Files, each_call
 from faults import Peer as Scripted
+from joined import carried, finished
 
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
@@ -135,7 +137,7 @@ def test_relay(
 async def joined_by(loop: Loop, joined: Relay, streams: tuple[Stream, Stream]) -> Ended:
     try:
         with loop.deadline(PATIENCE):
-            ended = await joined.run(LIMITS.idle, LIMITS.half_close)
+            ended = await carried(joined, LIMITS.idle, LIMITS.half_close)
         for stream in ended.owed_resets:
             await stream.abort(2)
         return ended
@@ -183,13 +185,13 @@ def test_session(monkeypatch: pytest.MonkeyPatch, exact: bool, size: int, kind: 
         stream = ours.stream(loop)
         session = Session(stream, Peer("test"), POLICY, log)
 
-        async def story() -> Ended:
+        async def story() -> Relay | None:
             server, request = await session.negotiate(exact)
             return await session.fulfil(server, request, server.trailing)
 
         async def main() -> None:
             with loop.deadline(PATIENCE):
-                await session.logged(story)
+                await finished(loop, session.logged(story))
 
         with monkeypatch.context() as patch:
             fault.install(patch)
@@ -255,17 +257,17 @@ def test_sessions_leave_no_garbage() -> None:
     port = listener.getsockname()[1].to_bytes(2, "big")
     interrupted = []
 
-    async def one(ours: Ours, exact: bool) -> None:
+    def serving(ours: Ours, exact: bool) -> Coroutine[Any, None, Any]:
         session = Session(ours.stream(loop), Peer("test"), policy, log)
 
-        async def story() -> Ended:
+        async def story() -> Relay | None:
             server, request = await session.negotiate(exact)
             return await session.fulfil(server, request, server.trailing)
 
-        try:
-            await session.logged(story)
-        except KeyboardInterrupt:
-            interrupted.append(session.target)
+        return session.logged(story)
+
+    def on_failure(error: BaseException) -> None:
+        interrupted.append(type(error))
 
     async def main() -> None:
         fault, stories = Fault(loop, "", 0), list(STORIES.values())
@@ -273,7 +275,7 @@ def test_sessions_leave_no_garbage() -> None:
             said = stories[number % len(stories)]
             ours, client = side(fault, "tcp", said.replace(b"PORT", port), Path())
             client.on_event()
-            task = loop.spawn(one(ours, bool(number % 3)), pytest.fail)
+            task = loop.spawn(serving(ours, bool(number % 3)), on_failure)
             fars: list[Scripted] = []
             while not task.is_over:
                 try:
@@ -291,7 +293,7 @@ def test_sessions_leave_no_garbage() -> None:
     listener.close()
     ends = {Outcome.of(line).end for line in log.lines if "closed " in line}
     assert ends == STORIES.keys() | {"terminated"}
-    assert interrupted
+    assert set(interrupted) == {KeyboardInterrupt}
 
 
 # And by the kernel itself

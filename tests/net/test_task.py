@@ -1,9 +1,12 @@
 """Tasks step from wait to wait; a mailbox keeps what comes for one of them."""
 
+import weakref
+
 import pytest
+from ends import no_garbage
 
 from muonsocks.net.loop import Loop
-from muonsocks.net.task import Mailbox, Waitable
+from muonsocks.net.task import Mailbox, Pause, Waitable
 
 
 def test_task_runs_at_once_up_to_its_first_wait() -> None:
@@ -108,4 +111,70 @@ def test_mailbox_after_an_interrupted_wait() -> None:
     task.interrupt(LookupError())
     mailbox.post("kept")
     assert taken == ["kept"]
+    loop.close()
+
+
+class Story:
+    """Pauses, goes on, waits once more and ends; what happens is told."""
+
+    def __init__(self) -> None:
+        self.door, self.other = Waitable(), Waitable()
+        self.told: list[object] = []
+
+    async def begin(self) -> Pause:
+        self.told.append("begun")
+        return Pause(self.door, self.resume)
+
+    async def resume(self, error: BaseException | None) -> str:
+        self.told.append(error)
+        try:
+            if error is not None:
+                raise error
+            await self.other
+        except LookupError as caught:
+            self.told.append(caught.args)
+            raise
+        finally:
+            error = None
+        return "result"
+
+
+def test_pause_goes_on_when_its_wait_is_over() -> None:
+    loop, story = Loop(), Story()
+    coroutine = story.begin()
+    is_gone = weakref.ref(coroutine)
+    task = loop.spawn(coroutine, pytest.fail, story.told.append)
+    del coroutine
+    assert (story.told, task.is_over, task.waits_for) == (["begun"], False, story.door)
+    assert is_gone() is None
+    story.door.wake()
+    assert (story.told, task.is_over, task.waits_for) == (["begun", None], False, story.other)
+    story.other.wake()
+    assert (story.told, task.is_over) == (["begun", None, "result"], True)
+    loop.close()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_pause_that_is_interrupted(resumed: bool) -> None:
+    loop, story, error = Loop(), Story(), LookupError("stop")
+    failures: list[BaseException] = []
+    task = loop.spawn(story.begin(), failures.append, pytest.fail)
+    if resumed:
+        story.door.wake()
+    with no_garbage():
+        task.interrupt(error)
+        assert failures == [error] and task.is_over
+        assert story.told == ["begun", None if resumed else error, ("stop",)]
+        failures.clear()
+        story.told.clear()
+        del task, error
+    story.door.wake()  # nobody waits
+    loop.close()
+
+
+def test_run_gives_what_comes_after_a_pause() -> None:
+    loop, story = Loop(), Story()
+    loop.call_later(0.001, story.door.wake)
+    loop.call_later(0.002, story.other.wake)
+    assert loop.run(story.begin()) == "result"
     loop.close()

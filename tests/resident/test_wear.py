@@ -46,7 +46,7 @@ ESTABLISHED_AND_SO_ON = {"01", "02", "03", "04", "05", "08", "09", "0B"}  # proc
 
 
 IDLERS = 250
-IDLE_CONNECTION = 4400  # bytes in a worker, besides what the kernel has
+IDLE_CONNECTION = 2500  # bytes in a worker, besides what the kernel has
 
 
 def own_memory(pid: int) -> int:

@@ -35,7 +35,6 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_at
 from muonsocks.net.loop import Loop
 from muonsocks.net.passing import Passage
-from muonsocks.net.relay import Ended
 from muonsocks.socks import handover
 from muonsocks.socks.handover import NotTaken, hand_over, serve
 from muonsocks.socks.offer import FULL, GO, TAKEN, Offer
@@ -86,13 +85,8 @@ class TestConformance(Conformance):
             loop = Loop()
             client, far_stream = ours.stream(loop), our_far.stream(loop)
 
-            async def story() -> Ended | None:
-                try:
-                    return await session(client, Lines(), path).relay(far_stream, early)
-                finally:
-                    far_stream.close()
-
-            assert loop.run(story()) is None, "not handed over"
+            relaying = session(client, Lines(), path).relay(far_stream, early)
+            assert loop.run(relaying) is None, "not handed over"
             assert not loop.handlers
             loop.close()
 
@@ -156,12 +150,12 @@ class Stage:
     def reside(self) -> Any:
         """Listen, and serve."""
 
-        async def serving(sock: socket.SocketType) -> None:
-            await serve(self.loop, sock, self.relay_log, self.room)
+        def on_return(_: int) -> None:
             self.served += 1
 
         def answer(sock: socket.SocketType) -> None:
-            self.loop.spawn(serving(sock), self.failures.append)
+            serving = serve(self.loop, sock, self.relay_log, self.room)
+            self.loop.spawn(serving, self.failures.append, on_return)
 
         return self.listen(answer)
 
@@ -651,20 +645,15 @@ def test_a_relay_that_says_nothing(perform: Perform, monkeypatch: Any) -> None:
     async def story(stage: Stage) -> None:
         listener = stage.listen(held.append)
         tool = session(stage.ours, stage.log, stage.path)
-        over: list[Ended | None] = []
-
-        async def relay() -> None:
-            over.append(await tool.relay(stage.our_far, b"early"))
-            stage.ours.close()
-            stage.our_far.close()
-
-        stage.loop.spawn(relay(), pytest.fail)
+        over: list[int] = []
+        relaying = tool.logged(lambda: tool.relay(stage.our_far, b"early"))
+        stage.loop.spawn(relaying, pytest.fail, over.append)
         await stage.until(lambda: select.select([stage.far], [], [], 0)[0])
         assert stage.far.recv(100) == b"early"
         stage.client.close()
         stage.far.close()
         await stage.until(lambda: over)
-        assert over[0] is not None and over[0].reason in ("closed", "reset")
+        assert stage.log.lines[-1].split(" end=")[1] in ("closed", "reset")
         [sock] = held
         _, fds = passing.receive(sock, 1 << 16, 2)
         passing.close_all(fds)
@@ -674,7 +663,11 @@ def test_a_relay_that_says_nothing(perform: Perform, monkeypatch: Any) -> None:
         stage.unlisten(listener)
 
     log = perform(story).log.lines
-    assert [line.split(" ", 1)[0] for line in log] == ["connected", "client=192.0.2.9:999"]
+    assert [line.split(" ", 1)[0] for line in log] == [
+        "connected",
+        "client=192.0.2.9:999",
+        "closed",
+    ]
     assert "not handed over: " in log[1] and "time limit" in log[1]
 
 

@@ -138,14 +138,7 @@ class Play:
         self.loop.close()
 
     async def _perform(self, book: str) -> None:
-        async def serve() -> None:
-            await self.session.run()
-            self.over.post(None)
-
-        def fail(error: BaseException) -> None:
-            self.over.post(error)
-
-        self.loop.spawn(serve(), fail)
+        self.loop.spawn(self.session.run(), self.over.post, lambda _: self.over.post(None))
         for line in filter(None, (line.strip() for line in book.splitlines())):
             try:
                 with self.loop.deadline(SECONDS):

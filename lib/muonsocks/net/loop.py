@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from muonsocks.net.relay import Watch
+    from muonsocks.net.task import Pause
     from muonsocks.net.threads import Threads
 
     T = TypeVar("T")
@@ -202,11 +203,12 @@ class Loop:
 
     def spawn(
         self,
-        coroutine: Coroutine[Waitable, None, None],
+        coroutine: Coroutine[Waitable, None, Any],
         on_failure: Callable[[BaseException], None],
+        on_return: Callable[[Any], None] | None = None,
     ) -> Task:
         """Start a coroutine at once, up to its first wait."""
-        task = Task(self, coroutine, on_failure)
+        task = Task(self, coroutine, on_failure, on_return)
         task.step()
         return task
 
@@ -229,7 +231,7 @@ class Loop:
 
     # Running
 
-    def run(self, coroutine: Coroutine[Waitable, None, T]) -> T:
+    def run(self, coroutine: Coroutine[Waitable, None, T | Pause]) -> T:
         """Run until `coroutine` is over and give what it returns.
 
         What is raised in the loop itself is raised in the coroutine.
@@ -237,13 +239,10 @@ class Loop:
         results: list[T] = []
         failures: list[BaseException] = []
 
-        async def main() -> None:
-            results.append(await coroutine)
-
         self.is_running = True
         self.now = monotonic()
         try:
-            task = self.spawn(main(), failures.append)
+            task = self.spawn(coroutine, failures.append, results.append)
             while not task.is_over:
                 try:
                     self._go_on(task)

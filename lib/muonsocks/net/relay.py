@@ -1,6 +1,6 @@
 """Copies between two streams, both ways at once, until both directions are over.
 
-Once it runs, no coroutine is resumed for a byte: each direction is a Half, driven by events.
+While it runs there need be no coroutine: each direction is a Half, driven by events.
 
     a source ends (EOF)      the sink is given the rest, then an end of output (half-close)
     a source fails (reset)   the sink is given the rest, then a reset: it is not the whole
@@ -90,6 +90,7 @@ class Relay(Waitable):
     __slots__ = (
         "_half_close_limit",
         "_idle_limit",
+        "_watch",
         "active",
         "down",
         "loop",
@@ -112,33 +113,35 @@ class Relay(Waitable):
         if early:
             self.up.pending = early
 
-    async def run(self, idle_timeout: float, half_close_timeout: float) -> Ended:
-        """Copy until it is over. The streams are left open, and are the caller's to close.
+    def start(self, idle_timeout: float, half_close_timeout: float) -> None:
+        """Begin to copy. There is a `reason` once it is over; then the waiting task is woken.
 
-        That must be done at once, and nothing else, where both have "closed".
+        Times are in seconds.
         """
         loop, up, down = self.loop, self.up, self.down
-        client, far = up.source, down.source
         self.active = loop.now
         self._idle_limit = idle_timeout
         self._half_close_limit = half_close_timeout
-        watch = Watch.of(loop, min(idle_timeout, half_close_timeout))
-        watch.add(self)
-        try:
-            up.attach(loop)
-            down.attach(loop)
-            up.begin()
-            down.begin()
-            if not self.reason:
-                await self
-            return _CLOSED if self.reason == "closed" else Ended(self.reason, self._owed_resets())
-        finally:
-            watch.remove(self)
-            if self.reason != "closed":
-                client.take_back()
-                far.take_back()
-            up.detach()
-            down.detach()
+        self._watch = Watch.of(loop, min(idle_timeout, half_close_timeout))
+        self._watch.add(self)
+        up.attach(loop)
+        down.attach(loop)
+        up.begin()
+        down.begin()
+
+    def stop(self) -> Ended:
+        """Let go of the streams and say how it ended. They are open, and the caller's to close.
+
+        That must be done at once, and nothing else, where both have "closed".
+        """
+        up, down = self.up, self.down
+        self._watch.remove(self)
+        if self.reason != "closed":
+            up.source.take_back()
+            down.source.take_back()
+        up.detach()
+        down.detach()
+        return _CLOSED if self.reason == "closed" else Ended(self.reason, self._owed_resets())
 
     def _owed_resets(self) -> tuple[Stream, ...]:
         halves = (self.up, self.down)

@@ -30,6 +30,42 @@ class Waitable:
             task.step()
 
 
+class Pause:
+    """What a coroutine returns to go on as another one after a wait, with nothing left of itself.
+
+    A wait costs memory, for each of the coroutines that await each other down to it. For one that
+    may be long a coroutine can end, and leave its task this: when `until` wakes the task, it goes
+    on with `resume(None)`; when the task is interrupted, with `resume(error)`, which raises that.
+    """
+
+    __slots__ = ("_resume", "_resumed", "until")
+
+    def __init__(
+        self,
+        until: Waitable,
+        resume: Callable[[BaseException | None], Coroutine[Waitable, None, Any]],
+    ) -> None:
+        self.until = until
+        self._resume = resume
+        self._resumed: Coroutine[Waitable, None, Any] | None = None
+
+    def send(self, _: None) -> Waitable:
+        """Go on, as a coroutine does."""
+        if self._resumed is None:
+            self._resumed = self._resume(None)
+        return self._resumed.send(None)
+
+    def throw(self, error: BaseException) -> Waitable:
+        """Go on with an error, as a coroutine does."""
+        try:
+            if self._resumed is not None:
+                return self._resumed.throw(error)
+            self._resumed = self._resume(error)
+            return self._resumed.send(None)
+        finally:
+            del error  # as in Task.step
+
+
 class Task:
     """One coroutine on its way. `waits_for` is what it has stopped at.
 
@@ -46,7 +82,7 @@ class Task:
         on_return: Callable[[Any], None] | None = None,
     ) -> None:
         self._loop = loop
-        self._coroutine = coroutine
+        self._coroutine: Coroutine[Waitable, None, Any] | Pause = coroutine
         self._on_failure = on_failure
         self._on_return = on_return
         self.is_over = False
@@ -62,9 +98,14 @@ class Task:
             else:
                 awaited = self._coroutine.throw(error)
         except StopIteration as stop:
-            self.is_over = True
-            if self._on_return is not None:
-                self._on_return(stop.value)
+            if isinstance(stop.value, Pause):
+                self._coroutine = stop.value
+                self.waits_for = stop.value.until
+                self.waits_for.task = self
+            else:
+                self.is_over = True
+                if self._on_return is not None:
+                    self._on_return(stop.value)
         except BaseException as failure:
             self.is_over = True
             self._on_failure(failure)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.net.task import Waitable
+    from muonsocks.net.task import Pause, Waitable
 
     class Service(Protocol):
         """How a resident program is configured, and what it does for each client."""
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
             called later, for another worker to take the place of this one.
             """
 
-        def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
+        def serve(
+            self, loop: Loop, sock: socket, peer: Peer
+        ) -> Coroutine[Waitable, None, int | Pause]:
             """Serve a client and close its socket. Gives the errno of what this host ran out of
             meanwhile, 0 for nothing; OSError means the same.
             """
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     class Doorman(Protocol):
         """Tells clients when there is no room, where they are not to wait for some."""
 
-        def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int]:
+        def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int | Pause]:
             """Tell a client so and close its socket; the rest is as for `serve`."""
 
 

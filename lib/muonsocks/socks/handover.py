@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from _socket import socket
 
     from muonsocks.net.loop import Loop
-    from muonsocks.net.relay import Ended
+    from muonsocks.net.relay import Relay
+    from muonsocks.net.task import Pause
 
 _PATIENCE = 1.0  # s that a tool waits for TAKEN; meanwhile nothing is relayed
 _STEP = 5.0  # s that a relay waits for the offer, and for GO
@@ -81,7 +82,7 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
 # The relay
 
 
-async def serve(loop: Loop, sock: socket, log: Log, has_room: bool = True) -> int:
+async def serve(loop: Loop, sock: socket, log: Log, has_room: bool = True) -> int | Pause:
     """Serve a tool that has connected, from its offer to the end of the connection it hands over.
 
     `sock` is closed on the way. Without room the offer is refused. So is a bad one, and logged;
@@ -161,15 +162,16 @@ class Adopted(Session):
         self._far = far
         self._offer = offer
 
-    async def _story(self) -> Ended:
+    async def _story(self) -> Relay:
         """Relay. Both streams are closed at the end."""
         self._log.fill_in(DEBUG, _TAKEN, (*self._facts(), self._offer.address))
         try:
             for stream in (self._client, self._far):
                 _settle(stream.socket)
-            return await self.join(self._far, self._offer.early)
-        finally:
+            return self.join(self._far, self._offer.early)
+        except BaseException:
             self._far.close()
+            raise
 
 
 def _settle(sock: socket | None) -> None:

@@ -14,6 +14,7 @@ from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemotePr
 from muonsocks.log import DEBUG, INFO, Form, Log, quoted
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import PeerGone, Stream
+from muonsocks.net.task import Pause
 from muonsocks.socks.negotiation import (
     FIRST_READ,
     Server,
@@ -79,6 +80,7 @@ class Session:
 
     __slots__ = (
         "_client",
+        "_interruption",
         "_log",
         "_peer",
         "_policy",
@@ -100,6 +102,7 @@ class Session:
         self.target = ""
         self._reply: int | None = None
         self._relay: Relay | None = None
+        self._interruption: BaseException | None = None  # of a relay
         self.user = b""
         self.refused_by_rule = False
         self._short_of = 0
@@ -109,29 +112,33 @@ class Session:
         """The loop that the client's stream is in."""
         return self._client.loop
 
-    def run(self) -> Coroutine[Waitable, None, int]:
+    def run(self) -> Coroutine[Waitable, None, int | Pause]:
         """Serve the client, and write its log lines. The client's stream is closed.
 
-        Gives the errno of what this host ran out of, if that is why it ended, or 0.
+        Gives the errno of what this host ran out of, if that is why it ended, or 0. It is to be a
+        task's coroutine, or the end of one: while it relays it pauses.
         """
         return self.logged(self._story)
 
-    async def _story(self) -> Ended | None:
+    async def _story(self) -> Relay | None:
         server, request = await self.negotiate()
         return await self.fulfil(server, request, server.trailing)
 
-    async def logged(self, story: Callable[[], Awaitable[Ended | None]]) -> int:
+    async def logged(self, story: Callable[[], Awaitable[Relay | Ended | None]]) -> int | Pause:
         """Run a part of a session, log how it ended and close the client's stream.
 
-        A story that gives None has not ended: another program goes on with the client.
+        A story that gives None has not ended: another program goes on with the client. Nor has one
+        that gives a relay: it goes on when that is over.
         """
         end, detail = "terminated", ""
         try:
             ended = await story()
-            if ended is None:
-                end = ""
-            else:
-                end = ended.reason
+            if isinstance(ended, Relay):
+                if not ended.reason:
+                    end = ""
+                    return Pause(ended, self._resume)
+                ended = await self._wind_up()
+            end = "" if ended is None else ended.reason
         except Finished as finished:
             end, detail = finished.end, finished.detail
         except ConnectionError as error:
@@ -147,6 +154,11 @@ class Session:
                 self._log_closed(end, detail)
                 self._client.close()
         return self._short_of
+
+    def _resume(self, error: BaseException | None) -> Coroutine[Waitable, None, int | Pause]:
+        """Go on after a relay, or with what it was interrupted by."""
+        self._interruption = error
+        return self.logged(self._wind_up)
 
     # The first half: what the client wants
 
@@ -279,10 +291,10 @@ class Session:
         request: Request,
         early: bytes = b"",
         reach: Callable[[], Awaitable[Stream]] | None = None,
-    ) -> Ended | None:
+    ) -> Relay | None:
         """Carry out a request: dial, reply, relay. Finished if that cannot be.
 
-        None if the connection was handed over, see `relay`.
+        What it gives is for `logged`, see `relay`.
 
         `early` is what the client has sent behind its request; `reach` is another way to the far
         end than to dial the destination under the rules. Without a `server` there is nobody to
@@ -319,8 +331,9 @@ class Session:
                 if left := self._client.send_now(answer):
                     await self._finish_reply(left)
             return await self.relay(far, early)
-        finally:
+        except BaseException:
             far.close()
+            raise
 
     async def _finish_reply(self, left: bytes) -> None:
         try:
@@ -351,17 +364,17 @@ class Session:
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
-    def relay(self, far: Stream, early: bytes = b"") -> Awaitable[Ended | None]:
-        """Join the client and the far end until they are done with each other.
+    async def relay(self, far: Stream, early: bytes = b"") -> Relay | None:
+        """Join the client and the far end until they are done with each other: `logged` sees to
+        what comes then, if that is this process's business, and to `far`.
 
-        None if a resident relay does that, and the streams are not this process's any more.
+        None if a resident relay does it, and the streams are not this process's any more.
         """
         if self._log.level >= INFO:
             self._log.fill_in(INFO, _CONNECTED, (*self._facts(), far.name))
-        return self._hand_over(far, early) if self._policy.resident else self.join(far, early)
-
-    async def _hand_over(self, far: Stream, early: bytes) -> Ended | None:
-        return None if await self._is_handed_over(far, early) else await self.join(far, early)
+        if self._policy.resident and await self._is_handed_over(far, early):
+            return None
+        return self.join(far, early)
 
     async def _is_handed_over(self, far: Stream, early: bytes) -> bool:
         """Leave the connection to the resident relay, if that is there and takes it."""
@@ -391,26 +404,48 @@ class Session:
             raise
         client.borrowed = ()  # or they would be made blocking, for the relay too
         client.close()
+        far.close()
         return True
 
-    async def join(self, far: Stream, early: bytes = b"") -> Ended:
-        """Relay here, and see that both sides can read what they were told last."""
-        client, limits = self._client, self._policy.limits
-        self._relay = relay = Relay(client, far, early)
+    def join(self, far: Stream, early: bytes = b"") -> Relay:
+        """Begin to relay here. It is for `logged` to go on when that is over."""
+        limits = self._policy.limits
+        self._relay = relay = Relay(self._client, far, early)
         try:
-            ended = await relay.run(limits.idle, limits.half_close)
+            relay.start(limits.idle, limits.half_close)
         except BaseException:
-            for stream in (client, far):
-                stream.reset_on_close()  # what was carried is not the whole, and must not seem so
+            relay.stop()
+            for stream in (self._client, far):
+                stream.reset_on_close()
             raise
-        if ended.reason == "closed":
+        return relay
+
+    async def _wind_up(self) -> Ended:
+        """See after a relay that both sides can read what they were told last; close `far`.
+
+        Or raise what it was interrupted by.
+        """
+        relay = self._relay
+        assert relay is not None
+        client, far = relay.up.source, relay.down.source
+        error, self._interruption = self._interruption, None
+        try:
+            ended = relay.stop()
+            if error is not None:
+                for stream in (client, far):
+                    stream.reset_on_close()  # what was carried is not the whole
+                raise error
+            if ended.reason == "closed":
+                return ended
+            for stream in ended.owed_resets:
+                await stream.abort(_LINGER)
+            for half in (relay.up, relay.down):
+                if half.source not in ended.owed_resets and not half.ended:
+                    await half.source.linger(_LINGER)  # it still sends, but nobody takes it
             return ended
-        for stream in ended.owed_resets:
-            await stream.abort(_LINGER)
-        for half in (relay.up, relay.down):
-            if half.source not in ended.owed_resets and not half.ended:
-                await half.source.linger(_LINGER)  # it still sends, but nobody takes it any more
-        return ended
+        finally:
+            far.close()
+            error = None  # or it would keep itself alive, through this frame
 
     async def refuse(self, server: Server | None, code: int) -> None:
         """Answer a request with a failure."""

@@ -84,7 +84,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from muonsocks.net.task import Waitable
+    from muonsocks.net.task import Pause, Waitable
     from muonsocks.socks.rules import Rules
     from muonsocks.socks.users import Users
 
@@ -180,7 +180,7 @@ class Socks:
         kept = None if access.auth_once is None else access.auth_once.directory
         give_up(self._identity, self._root, kept)
 
-    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""
         client = Stream(loop, sock.fileno(), socket=sock)
         return Session(client, peer, self._policy, self._log).run()

@@ -59,7 +59,7 @@ from muonsocks.errors import UsageError
 from muonsocks.log import Log, quoted
 from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
-from muonsocks.net.relay import Ended
+from muonsocks.net.relay import Relay
 from muonsocks.net.stream import Stream
 from muonsocks.socks.negotiation import Server
 from muonsocks.socks.policy import Access, Limits, Policy
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.net.task import Waitable
+    from muonsocks.net.task import Pause, Waitable
 
 _REASONS = {
     "general-failure": ReplyCode.GENERAL_FAILURE,
@@ -143,7 +143,7 @@ class _Errand:
             destination = self._elsewhere or Endpoint("0.0.0.0", 0)
             self._request, self._user = Request(Command.CONNECT, destination), b""
 
-    async def run(self, session: Session) -> Ended | None:
+    async def run(self, session: Session) -> Relay | None:
         """Do it."""
         session.user = self._user
         session.target = str(self._request.destination)
@@ -247,13 +247,13 @@ class _Adopter:
         """Load what is needed."""
         import muonsocks.socks.handover  # noqa: F401
 
-    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int]:
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Take one connection over, and relay it."""
         from muonsocks.socks.handover import serve
 
         return serve(loop, sock, self._log)
 
-    def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int]:
+    def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int | Pause]:
         """Leave one connection to its tool, which can go on at once."""
         from muonsocks.socks.handover import serve
 
