@@ -31,7 +31,22 @@ def any_speed_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pair(kind: str) -> tuple[socket.socket, socket.socket]:
+    if kind == "mptcp":
+        return multipath_pair()
     return tcp_pair() if kind == "tcp" else socket.socketpair()
+
+
+def multipath_pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+        ours = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"no MPTCP here: {error.strerror}")
+    with listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ours.connect(listener.getsockname())
+        return ours, listener.accept()[0]
 
 
 class Bulk:
@@ -146,7 +161,8 @@ def test_many_pieces_are_one_event() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 100_000, MIB - 1])
-def test_the_last_bytes_are_fetched(size: int) -> None:
+@pytest.mark.parametrize("kind", ["tcp", "mptcp"])
+def test_the_last_bytes_are_fetched(kind: str, size: int) -> None:
     async def story(bulk: Bulk) -> None:
         await bulk.until_it_gathers()
         bulk.send(noise(size))
@@ -156,7 +172,7 @@ def test_the_last_bytes_are_fetched(size: int) -> None:
         bulk.send(b"later")
         await bulk.until_all_is_there()
 
-    Bulk().run(story)
+    Bulk(kind).run(story)
 
 
 def test_over_and_over() -> None:

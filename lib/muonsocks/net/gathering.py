@@ -9,6 +9,7 @@ burst, lies for a millisecond or two: if nothing has moved by then, it is fetche
 
 from __future__ import annotations
 
+import errno
 from _socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET, TCP_QUICKACK
 
 TYPE_CHECKING = False
@@ -57,8 +58,7 @@ class Gathering:
             self._half.pull_again()
             if not self.is_on:
                 return  # that was the end of the relay
-            # The sender may keep the last bytes until it has this (Nagle, RFC 9293, 3.7.4).
-            self._set(IPPROTO_TCP, TCP_QUICKACK, 1)
+            self._acknowledge()
         if self._is_fast():
             self._timer = self._loop.call_later(_LOOK, self._look)
         else:
@@ -74,6 +74,16 @@ class Gathering:
         is_bulk = moved > _FAST * passed and answered == self._answered
         self._since, self._count, self._answered = now, count, answered
         return is_bulk
+
+    def _acknowledge(self) -> None:
+        """Have the source told what has come: it may keep its last bytes until then (Nagle's
+        algorithm, RFC 9293 section 3.7.4).
+        """
+        try:
+            self._set(IPPROTO_TCP, TCP_QUICKACK, 1)
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:  # MPTCP has to wait for its own acknowledgement
+                raise
 
     def _set(self, level: int, option: int, value: int) -> None:
         assert self._half.source.socket is not None
