@@ -201,6 +201,16 @@ class Machine:
         return ["nsenter", "-t", str(self._leader), *namespaces, "/usr/bin/env", "-i", path]
 
 
+def assert_is_confined(status: str) -> None:
+    """Hold that a process, of which this is /proc/PID/status, has no privilege and a filter."""
+    found = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+    assert 0 not in map(int, found["Uid"].split() + found["Gid"].split())
+    sets = ("Inh", "Prm", "Eff", "Bnd", "Amb")
+    assert {int(found[f"Cap{which}"], 16) for which in sets} == {0}
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+
+
 def _await_end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(END_SECONDS)

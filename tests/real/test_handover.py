@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from booted import MANY, PAGE, PROBE, PROXY, SECONDS, WEB, WEB_6, curl, fetches, start
-from nspawn import Machine
+from nspawn import Machine, assert_is_confined
 from test_systemd import (  # the fixtures too
     booted,  # noqa: F401
     drop_in,
@@ -162,12 +162,7 @@ def test_no_process_stays_for_a_connection(machine: Machine) -> None:  # noqa: F
         sockets = descriptors(machine, "socket")
     assert sockets >= 2 * 20
     for status in statuses:
-        found = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-        assert 0 not in map(int, found["Uid"].split() + found["Gid"].split())
-        sets = ("Inh", "Prm", "Eff", "Bnd", "Amb")
-        assert {int(found[f"Cap{which}"], 16) for which in sets} == {0}
-        assert found["NoNewPrivs"] == "1"
-        assert found["Seccomp"] == "2"  # a filter
+        assert_is_confined(status)
 
 
 @pytest.mark.parametrize("url", [f"http://{WEB}/page", f"http://[{WEB_6}]/page"])

@@ -25,7 +25,7 @@ from booted import (
     serving,
     start,
 )
-from nspawn import Machine
+from nspawn import Machine, assert_is_confined
 
 pytestmark = pytest.mark.xdist_group("systemd-resident")
 
@@ -517,12 +517,7 @@ def test_all_its_processes_are_confined(machine: Machine) -> None:
     most = machine.run("ulimit -Hn").stdout.strip()
     for pid in [main_pid(machine), *workers(machine)]:
         status = machine.run(f"cat /proc/{pid}/status").stdout
-        found = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-        assert 0 not in map(int, found["Uid"].split() + found["Gid"].split())
-        sets = ("Inh", "Prm", "Eff", "Bnd", "Amb")
-        assert {int(found[f"Cap{which}"], 16) for which in sets} == {0}
-        assert found["NoNewPrivs"] == "1"
-        assert found["Seccomp"] == "2"  # a filter
+        assert_is_confined(status)
         limits = machine.run(f"cat /proc/{pid}/limits").stdout
         files = re.search(r"^Max open files +(\d+) +(\d+) ", limits, re.M)
         assert files and files[1] == files[2]
