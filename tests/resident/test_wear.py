@@ -45,6 +45,8 @@ LESS_THAN_A_LEAK = 500  # bytes a connection that a process may grow by; no obje
 ESTABLISHED_AND_SO_ON = {"01", "02", "03", "04", "05", "08", "09", "0B"}  # proc(5): not TIME_WAIT
 
 
+ORPHANED = 90  # s at most that the kernel keeps what is closed: tcp_fin_timeout, tcp(7), is 60
+
 IDLERS = 250
 IDLE_CONNECTION = 2500  # bytes in a worker, besides what the kernel has
 
