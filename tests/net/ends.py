@@ -51,15 +51,21 @@ def descriptors() -> dict[int, str]:
 
 
 class CountedRounds:
-    """Stands before a loop's epoll and counts how often that is asked for events."""
+    """Stands before a loop's epoll and counts how often that waits for events; and the looks, which
+    do not wait.
+    """
 
     def __init__(self, loop: Loop) -> None:
         self.count = 0
+        self.looks = 0
         self._epoll = loop._epoll
         loop._epoll = self  # type: ignore[assignment]
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
-        self.count += 1
+        if isinstance(seconds, int):
+            self.looks += 1
+        else:
+            self.count += 1
         return self._epoll.poll(seconds)
 
     def __getattr__(self, name: str) -> Any:

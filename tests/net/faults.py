@@ -21,7 +21,7 @@ from typing import Any
 from ends import End, Ours
 
 from muonsocks.net import dial, half, stream
-from muonsocks.net.loop import _EVERYTHING, Loop
+from muonsocks.net.loop import _INPUT_AND_ROOM, Loop
 
 FAULTS = ("EINTR", "EAGAIN", "short", "reset", "close")
 
@@ -69,7 +69,7 @@ class Fault:
         """Let what is ready be an event again; False if the descriptor has none."""
         if fd not in self.loop.handlers:
             return False
-        self.loop._epoll.modify(fd, _EVERYTHING)
+        self.loop._epoll.modify(fd, _INPUT_AND_ROOM)
         return True
 
     def _readv(self, fd: int, buffers: list[bytearray]) -> int:
@@ -134,7 +134,7 @@ class Peer:
         self.is_tcp = end.is_tcp
         self.acknowledged = 0  # bytes, when it has left by a reset
         for fd in {end.reader, end.writer}:
-            loop.register(fd, self.on_event)
+            loop.register(fd, self.on_event, room=True)
 
     def on_event(self, _: int = 0) -> None:
         """Send what can be sent, read what there is."""

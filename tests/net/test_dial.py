@@ -21,7 +21,7 @@ from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.net import dial as dial_module
 from muonsocks.net import names
 from muonsocks.net.dial import Dialler, dial_unix, interleaved, most_telling, sockaddr_of
-from muonsocks.net.loop import _EVERYTHING, Loop
+from muonsocks.net.loop import _INPUT_AND_ROOM, Loop
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Task
 
@@ -879,7 +879,7 @@ def test_two_winners_at_once(network: Network, monkeypatch: pytest.MonkeyPatch) 
             if self not in made:
                 made.append(self)
                 if len(made) == 2:  # now the first one has its event again, beside the second's
-                    loop._epoll.modify(made[0].fileno(), _EVERYTHING)
+                    loop._epoll.modify(made[0].fileno(), _INPUT_AND_ROOM)
                 return super().connect_ex(address)
             asked.append(self)
             return errno.EALREADY if len(made) == 1 else super().connect_ex(address)

@@ -2,10 +2,13 @@
 
 import errno
 import gc
+import itertools
 import os
 import random
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from select import EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Any
@@ -39,7 +42,10 @@ def test_handler_gets_events(loop: Loop) -> None:
 
     async def main() -> None:
         assert loop.register(ours.fileno(), seen.post)
-        assert await seen.take() & EPOLLOUT
+        await loop.sleep(0)
+        assert not seen._items, "nobody has asked for room"
+        loop.watch_room(ours.fileno())
+        assert await seen.take() == EPOLLOUT
         theirs.send(b"x")
         assert await seen.take() & EPOLLIN
         # Edge-triggered: there is no second event for what has been said.
@@ -77,7 +83,7 @@ def test_handler_that_is_gone_is_not_called(loop: Loop) -> None:
 
     async def main() -> None:
         for number, (ours, _) in enumerate(pairs):
-            loop.register(ours.fileno(), handler(number))
+            loop.register(ours.fileno(), handler(number), room=True)
         await loop.sleep(0.01)
 
     loop.run(main())
@@ -103,7 +109,7 @@ def test_an_event_is_not_for_a_later_owner_of_the_descriptor(loop: Loop) -> None
             fd = fds[1 - number]
             loop.unregister(fd)
             os.dup2(others[0][0].fileno(), fd)
-            loop.register(fd, lambda events: seen.append(("second", events)))
+            loop.register(fd, lambda events: seen.append(("second", events)), room=True)
 
         return handle
 
@@ -122,6 +128,115 @@ def test_an_event_is_not_for_a_later_owner_of_the_descriptor(loop: Loop) -> None
         sock.close()
     assert [who for who, _ in seen] == ["first", "second", "second"]
     assert not any(events & EPOLLHUP for who, events in seen if who == "second")
+
+
+# Looks: what comes soon is looked for before the loop falls asleep
+
+
+def echo_beside(loop: Loop, sock: socket.socket, patience: float) -> threading.Thread:
+    """Answer each byte from another thread, after so many seconds."""
+
+    def echo() -> None:
+        while byte := sock.recv(1):
+            time.sleep(patience)
+            sock.send(byte)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    return thread
+
+
+def test_what_comes_late_is_waited_for_at_once(loop: Loop) -> None:
+    """A wait that was not short is no reason to look."""
+    rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
+    thread = echo_beside(loop, theirs, 0.005)
+
+    async def main() -> None:
+        loop.register(ours.fileno(), seen.post)
+        ours.send(b"x")
+        await seen.take()
+        looks = rounds.looks
+        for _ in range(10):
+            ours.recv(1)
+            ours.send(b"x")
+            await seen.take()
+        ours.recv(1)
+        assert rounds.looks == looks
+
+    loop.run(main())
+    loop.unregister(ours.fileno())
+    ours.close()
+    thread.join()
+    theirs.close()
+
+
+def test_after_a_short_wait_it_looks_and_then_sleeps(loop: Loop) -> None:
+    rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
+
+    async def main() -> None:
+        theirs.send(b"x")
+        loop.register(ours.fileno(), seen.post)
+        await seen.take()  # that was short
+        before, looks = rounds.count, rounds.looks
+        await loop.sleep(0.02)
+        assert 0 < rounds.looks - looks <= 40
+        assert rounds.count - before <= 3
+
+    loop.run(main())
+    loop.unregister(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+def test_what_a_look_finds_is_not_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other side answers in the moment that it is offered the processor."""
+    rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
+    theirs.setblocking(False)
+
+    def answer() -> None:
+        try:
+            theirs.send(theirs.recv(1))
+        except BlockingIOError:
+            return
+
+    monkeypatch.setattr(loop_module, "sched_yield", answer)
+
+    async def main() -> None:
+        loop.register(ours.fileno(), seen.post)
+        theirs.send(b"x")
+        await seen.take()
+        before = rounds.count
+        for _ in range(10):
+            ours.send(ours.recv(1))
+            await seen.take()
+        assert rounds.count == before
+
+    loop.run(main())
+    loop.unregister(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+def test_who_wants_the_processor_is_left_alone(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes its time when it is offered the processor."""
+    rounds, offers, soon = CountedRounds(loop), [], Mailbox()
+
+    def offer() -> None:
+        offers.append(loop_module.monotonic())
+        time.sleep(0.002)
+
+    monkeypatch.setattr(loop_module, "sched_yield", offer)
+
+    async def main() -> None:
+        start = loop.now
+        while loop.now < start + 0.25:
+            loop.call_soon(lambda: soon.post(None))
+            await soon.take()  # a short wait
+            await loop.sleep(0.001)
+
+    loop.run(main())
+    assert 2 <= len(offers) == rounds.looks
+    assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(offers))
 
 
 # Time
@@ -253,7 +368,7 @@ def test_timer_without_delay_lets_events_in(loop: Loop) -> None:
         loop.call_later(0, again)
 
     async def main() -> None:
-        loop.register(ours.fileno(), seen.post)
+        loop.register(ours.fileno(), seen.post, room=True)
         again()
         await seen.take()
         theirs.send(b"x")
@@ -396,7 +511,7 @@ def test_call_soon_comes_after_the_events(loop: Loop) -> None:
             loop.call_soon(again)
 
     async def main() -> None:
-        loop.register(ours.fileno(), lambda _: order.append("event"))
+        loop.register(ours.fileno(), lambda _: order.append("event"), room=True)
         loop.call_soon(again)
         loop.call_later(0, lambda: order.append("timer"))
         await loop.sleep(0.001)

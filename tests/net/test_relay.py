@@ -284,7 +284,7 @@ def test_bulk_leaves_the_others_their_turn() -> None:
 
     async def count_turns() -> None:
         loop.register(far.fileno(), on_far)
-        loop.register(client.fileno(), on_client)
+        loop.register(client.fileno(), on_client, room=True)
         while not joined.down.over and received[0] < 30 * MIB:
             await loop.sleep(0)
             turns.append(sum(due <= loop.now for due, _, _ in loop.timers))

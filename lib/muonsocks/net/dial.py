@@ -267,7 +267,7 @@ class _Attempt:
         self._sock = sock
         self._ready = 0
         self._timed_out = False
-        loop.register(sock.fileno(), self._on_event)
+        loop.register(sock.fileno(), self._on_event, room=True)
         patience = min(dialler.connect_timeout, dialler.dial_timeout)
         self._timer = loop.call_later(patience, self._on_timeout)
 

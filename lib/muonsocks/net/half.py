@@ -230,6 +230,7 @@ class Half:
         except BlockingIOError:
             self.pending = pipe
             self._bulk = True
+            self._flush_when_ready()
             return False
         except OSError as error:
             if error.errno == errno.EINVAL:
@@ -263,6 +264,7 @@ class Half:
             try:
                 written = write(self._write_fd, pending)
             except BlockingIOError:
+                self._flush_when_ready()
                 return
             except OSError as error:
                 self._sink_failed(error.errno)
@@ -281,6 +283,8 @@ class Half:
         """See that `flush` is called: an event will do that, but for a regular file."""
         if self.sink.always_ready & EPOLLOUT:
             self._relay.loop.call_soon(self.flush)
+        else:
+            self.sink.watch_room()
 
     # Ends
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from _heapq import heapify, heappop, heappush
+from os import sched_yield
 from select import (
     EPOLLERR,
     EPOLLET,
@@ -35,13 +36,22 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_EVERYTHING = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
+_INPUT = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
+_INPUT_AND_ROOM = _INPUT | EPOLLOUT
 READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
 
 
 _MANY = 64  # cancelled timers that may wait for their time to come; more would be cold memory
 _LONGEST_WAIT = 86400.0  # s; epoll counts milliseconds in an int
+
+# To fall asleep and be woken takes longer, and costs more, than to look for a while for what comes
+# soon. That is worth a try after a wait that was short; and only if nobody else wants the processor
+# (each look offers it), who might keep it for milliseconds.
+_SHORT_WAIT = 1e-4  # s
+_LOOKING = 5e-5  # s
+_CROWDED = 5e-4  # s; when looking took longer than this, somebody else was there
+_REST = 0.1  # s without a look after that
 
 
 class Timer:
@@ -104,6 +114,7 @@ class Loop:
 
     __slots__ = (
         "_epoll",
+        "_looks_from",
         "_new",
         "_threads",
         "busy",
@@ -130,6 +141,7 @@ class Loop:
         self.current: Task | None = None
         self.interruption: BaseException | None = None  # what a signal handler wants raised
         self.is_running = False
+        self._looks_from = 0.0  # monotonic time
         self.busy = 0
         self.now = monotonic()
 
@@ -141,18 +153,23 @@ class Loop:
 
     # Descriptors
 
-    def register(self, fd: int, handler: Callable[[int], None]) -> bool:
-        """Call `handler` with the events of `fd` from now on.
+    def register(self, fd: int, handler: Callable[[int], None], room: bool = False) -> bool:
+        """Call `handler` with the events of `fd` from now on: input, ends and errors; with `room`,
+        that there is room for output too.
 
         False, and nothing is registered, if the descriptor is always ready (a regular file).
         """
         try:
-            self._epoll.register(fd, _EVERYTHING)
+            self._epoll.register(fd, _INPUT_AND_ROOM if room else _INPUT)
         except PermissionError:
             return False
         self.handlers[fd] = handler
         self._new.add(fd)
         return True
+
+    def watch_room(self, fd: int) -> None:
+        """Tell its handler when a registered `fd` has room for output, from now on."""
+        self._epoll.modify(fd, _INPUT_AND_ROOM)
 
     def register_listener(self, fd: int, handler: Callable[[int], None]) -> None:
         """Call `handler` while connections wait at `fd`; of several processes, one is woken each.
@@ -257,11 +274,25 @@ class Loop:
             raise failures.pop()
         return results[0]
 
+    def _look(self, since: float) -> list[tuple[int, int]]:
+        """Give the events that come within a short time, beginning `since`, if any do."""
+        events: list[tuple[int, int]] = []
+        if since >= self._looks_from:
+            poll, passed = self._epoll.poll, 0.0
+            while not events and passed < _LOOKING:
+                sched_yield()
+                events = poll(0)
+                passed = monotonic() - since
+            if passed > _CROWDED:
+                self._looks_from = since + passed + _REST
+        return events
+
     def _go_on(self, task: Task) -> None:
         """Wait for events or the next timer and call what is due, again and again, until `task`
         is over.
         """
         poll, handlers, new, timers = self._epoll.poll, self.handlers, self._new, self.timers
+        waited_long = True
         while not task.is_over:
             patience = -1.0
             if timers:
@@ -270,8 +301,11 @@ class Loop:
                 patience = timers[0][0] - self.now
                 if not 0.0 <= patience <= _LONGEST_WAIT:
                     patience = 0.0 if patience < 0.0 else _LONGEST_WAIT
-            events = poll(patience)
+            since = monotonic()
+            if waited_long or not patience or not (events := self._look(since)):
+                events = poll(patience)
             self.now = now = monotonic()
+            waited_long = now - since > _SHORT_WAIT
             self.busy = len(events)
             if new:
                 new.clear()

@@ -139,9 +139,7 @@ class Passage(Stream):
         """Take over a connected SOCK_SEQPACKET socket; it is closed if that cannot be."""
         try:
             sock.setblocking(False)
-            made = cls(loop, sock.fileno(), socket=sock)
-            made.ready |= WRITABLE  # trying tells, and it hardly ever is not
-            return made
+            return cls(loop, sock.fileno(), socket=sock)
         except BaseException:
             sock.close()
             raise
@@ -172,7 +170,7 @@ class Passage(Stream):
             try:
                 send(self.socket, data, fds)
             except BlockingIOError:
-                self.ready &= ~WRITABLE
+                self._no_room()
                 continue
             return
 

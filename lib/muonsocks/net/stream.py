@@ -52,6 +52,7 @@ class Stream(Waitable):
     """
 
     __slots__ = (
+        "_tells_room",
         "_wanted",
         "_watcher",
         "always_ready",
@@ -88,14 +89,16 @@ class Stream(Waitable):
         self.borrowed: tuple[int, ...] = ()  # of the descriptors: to be blocking again when closed
         # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
         self.drains = socket is not None and socket.family in _TCP
-        self.ready = self.always_ready = self._wanted = 0
+        self.ready = EPOLLOUT  # trying tells
+        self.always_ready = self._wanted = 0
+        self._tells_room = is_known or writer >= 0
         if is_known:
             loop.handlers[reader] = self._on_event
         elif not loop.register(reader, self._on_event):
             self.always_ready = EPOLLIN if writer >= 0 else EPOLLIN | EPOLLOUT
         if writer >= 0:
             self.writer = writer
-            if not loop.register(writer, self._on_event):
+            if not loop.register(writer, self._on_event, room=True):
                 self.always_ready |= EPOLLOUT
         self.ready |= self.always_ready
 
@@ -123,6 +126,16 @@ class Stream(Waitable):
             self.wake()
         elif events & HANG_UP and self._watcher is not None:
             self._watcher.interrupt(PeerGone())
+
+    def watch_room(self) -> None:
+        """Be told from now on when there is room for output, as there is none.
+
+        Few streams ever need it, and a socket that is told would be so twice for nothing: when it
+        is new, and when the end of its output has arrived.
+        """
+        if not self._tells_room:
+            self._tells_room = True
+            self.loop.watch_room(self.writer)
 
     def watch(self) -> None:
         """Raise PeerGone in the current task, once, if the peer hangs up before `unwatch`.
@@ -164,7 +177,7 @@ class Stream(Waitable):
         try:
             return data[write(self.writer, data) :]
         except BlockingIOError:
-            self.ready &= ~WRITABLE | self.always_ready
+            self._no_room()
             return data
 
     async def send(self, data: bytes) -> None:
@@ -176,7 +189,11 @@ class Stream(Waitable):
             try:
                 data = data[write(self.writer, data) :]
             except BlockingIOError:
-                self.ready &= ~WRITABLE | self.always_ready
+                self._no_room()
+
+    def _no_room(self) -> None:
+        self.ready &= ~WRITABLE | self.always_ready
+        self.watch_room()
 
     def end_output(self) -> None:
         """Say that nothing more will be written: the peer reads an end of file."""
