@@ -58,7 +58,7 @@ class Half:
     opposite: Half
 
     def __init__(self, relay: Relay, source: Stream, sink: Stream) -> None:
-        """`relay` is told when it was last `active`, and by `half_over`; it has the `loop`."""
+        """`relay` is told when it was last `active`, and by `both_over`; it has the `loop`."""
         self._relay = relay
         self.source = source
         self.sink = sink
@@ -79,8 +79,7 @@ class Half:
         """Take over the events of the source, and of a sink that is a descriptor of its own."""
         handlers, read_fd, write_fd = loop.handlers, self.read_fd, self._write_fd
         if read_fd in handlers:
-            is_one = self.source.writer == read_fd
-            handlers[read_fd] = self._on_both if is_one else self.pull
+            handlers[read_fd] = self.pull
         if write_fd != self.sink.reader and write_fd in handlers:
             handlers[write_fd] = self._on_sink
 
@@ -104,14 +103,11 @@ class Half:
     # Events
 
     def _on_both(self, events: int) -> None:
-        """The source is a socket, and so the sink of the opposite half too."""
-        opposite = self.opposite
-        if opposite.pending is not None and events & WRITABLE:
-            opposite.flush()
-        if self.ended and events & HANG_UP:
-            if not opposite.over:
-                opposite._sink_failed(errno.EPIPE)  # it has ended, and now it is gone altogether
-        elif events & READABLE:
+        """The source is a socket that had no room for what the opposite half wanted to give it."""
+        relay = self._relay
+        if self.opposite.pending is not None and events & WRITABLE:
+            self.opposite.flush()
+        if events & READABLE and not relay.reason:
             self.pull(events)
 
     def _on_sink(self, events: int) -> None:
@@ -132,6 +128,8 @@ class Half:
             # Splice stops for good in front of urgent data; a read in line goes past it.
             self._splices = self._drains = False
         if self.ended or self.over or self.pending is not None:
+            if self.ended and events & HANG_UP:
+                self._source_gone()
             return
         relay = self._relay
         relay.active = relay.loop.now
@@ -281,10 +279,13 @@ class Half:
 
     def _flush_when_ready(self) -> None:
         """See that `flush` is called: an event will do that, but for a regular file."""
-        if self.sink.always_ready & EPOLLOUT:
-            self._relay.loop.call_soon(self.flush)
-        else:
-            self.sink.watch_room()
+        loop, sink = self._relay.loop, self.sink
+        if sink.always_ready & EPOLLOUT:
+            loop.call_soon(self.flush)
+            return
+        sink.watch_room()
+        if sink.writer == sink.reader:
+            loop.handlers[sink.writer] = self.opposite._on_both
 
     # Ends
 
@@ -303,12 +304,19 @@ class Half:
             self.opposite._abandon()
         self._source_ended(failed=True)
 
+    def _source_gone(self) -> None:
+        """The source has ended, and now it is gone altogether: if it is a socket, as a sink too."""
+        if self.source.writer == self.source.reader and not self.opposite.over:
+            self.opposite._sink_failed(errno.EPIPE)
+
     def _close_sink(self) -> None:
         self.over = True
+        is_last = self.opposite.over
         # The last one to end need not say so if nobody else has the sink: it is about to be closed.
-        if not self.source_error and (not self.opposite.over or self.sink.is_shared):
+        if not self.source_error and (not is_last or self.sink.is_shared):
             self.sink.end_output()
-        self._relay.half_over()
+        if is_last:
+            self._relay.both_over()
 
     def _sink_failed(self, number: int | None) -> None:
         """The sink takes nothing more. If it is a socket that was reset, only this told so."""
@@ -324,7 +332,8 @@ class Half:
             self.over = True
             if self.pending is not None:
                 self._drop_pending()
-            self._relay.half_over()
+            if self.opposite.over:
+                self._relay.both_over()
 
     def _drop_pending(self) -> None:
         if isinstance(self.pending, pipes.Pipe):

@@ -149,17 +149,16 @@ class Relay(Waitable):
             return tuple(half.sink for half in halves)
         return tuple(half.sink for half in halves if half.source_error)
 
-    def half_over(self) -> None:
-        """Note that a direction is over; when both are, so is the relay.
+    def both_over(self) -> None:
+        """Note that both directions are over, and so the relay.
 
         That is the last thing a half may do: when this returns, the session may have ended too.
         """
         up, down = self.up, self.down
-        if up.over and down.over:
-            if up.source_error or down.source_error:
-                self._finish("reset")
-            else:
-                self._finish("closed" if up.ended and down.ended else "broken-pipe")
+        if up.source_error or down.source_error:
+            self._finish("reset")
+        else:
+            self._finish("closed" if up.ended and down.ended else "broken-pipe")
 
     def _finish(self, reason: str) -> None:
         if not self.reason:
