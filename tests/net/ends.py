@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from muonsocks.log import INFO, Log
 from muonsocks.net import pipes
+from muonsocks.net.borrowed import Pair
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream, prepare_tcp
 
@@ -252,10 +253,10 @@ class Ours(NamedTuple):
         for fd in (self.reader, self.writer):
             os.set_blocking(fd, False)
         if self.sock is None:
-            return Stream(loop, self.reader, self.writer)
+            return Pair(loop, self.reader, self.writer)
         if self.sock.family != socket.AF_UNIX:
             prepare_tcp(self.sock)
-        return Stream(loop, self.reader, socket=self.sock)
+        return Stream(loop, self.sock)
 
     def close(self) -> None:
         if self.sock is not None:

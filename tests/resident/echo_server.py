@@ -63,7 +63,7 @@ class Echo:
             loop.call_later(0.02, lambda: os._exit(3))
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
-        stream = Stream(loop, sock.fileno(), socket=sock)
+        stream = Stream(loop, sock)
         try:
             while data := await stream.receive(100):
                 while data == b"spin":

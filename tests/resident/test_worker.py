@@ -34,7 +34,7 @@ class Echo:
 
     async def serve(self, loop: Loop, sock: _socket.socket, peer: Peer) -> int:
         self.peers.append(peer.text)
-        stream = Stream(loop, sock.fileno(), socket=sock)
+        stream = Stream(loop, sock)
         try:
             while data := await stream.receive(100):
                 if data == b"!out of ports":
@@ -88,7 +88,7 @@ class Bench:
         sock.bind((source, 0))
         sock.connect(self.address)
         sock.setblocking(False)
-        self.clients.append(Stream(self.loop, sock.fileno(), socket=sock))
+        self.clients.append(Stream(self.loop, sock))
         return self.clients[-1]
 
     async def is_served(self, client: Stream) -> bool:
@@ -354,7 +354,7 @@ class Doorman:
         self.holds = False
 
     async def turn_away(self, loop: Loop, sock: _socket.socket) -> int:
-        stream = Stream(loop, sock.fileno(), socket=sock)
+        stream = Stream(loop, sock)
         try:
             await stream.send(b"no room")
             while self.holds and await stream.receive(100):
@@ -487,7 +487,7 @@ def test_clients_of_a_unix_socket_have_no_source(tmp_path: Path) -> None:
             sock = _socket.socket(_socket.AF_UNIX)
             sock.connect(str(tmp_path / "socket"))
             sock.setblocking(False)
-            clients.append(Stream(bench.loop, sock.fileno(), socket=sock))
+            clients.append(Stream(bench.loop, sock))
         bench.clients += clients
         for client in clients:
             assert await bench.is_served(client)

@@ -30,6 +30,7 @@ from strategies import few
 
 from muonsocks.log import DEBUG, INFO
 from muonsocks.net import passing
+from muonsocks.net.borrowed import BorrowedSocket
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_at
@@ -744,8 +745,10 @@ def test_blocking_mode_is_not_given_back(perform: Perform) -> None:
     async def story(stage: Stage) -> None:
         listener = stage.reside()
         kept = os.dup(stage.ours.reader)
-        stage.ours.borrowed = (stage.ours.reader,)
-        assert await session(stage.ours, stage.log, stage.path).relay(stage.our_far) is None
+        fd = stage.ours.reader
+        stage.loop.unregister(fd)
+        ours = BorrowedSocket(stage.loop, stage.ours.socket, (fd,))
+        assert await session(ours, stage.log, stage.path).relay(stage.our_far) is None
         stage.our_far.close()
         assert not os.get_blocking(kept)
         os.close(kept)

@@ -81,7 +81,7 @@ def stream_pair(loop: Loop) -> tuple[Stream, Stream]:
     ends = socket.socketpair()
     for end in ends:
         end.setblocking(False)
-    one, other = (Stream(loop, end.fileno(), socket=end) for end in ends)
+    one, other = (Stream(loop, end) for end in ends)
     _opened.extend((one, other))
     return one, other
 

@@ -17,7 +17,6 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
-from select import EPOLLOUT
 
 from muonsocks.address import Endpoint, format_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
@@ -220,7 +219,7 @@ class Dialler:
             if number == errno.EINPROGRESS:
                 number = sock.connect_ex(sockaddr)  # on this host nothing takes time
             if number in _CONNECTED:
-                return Stream.connected(loop, sock, EPOLLOUT, str(candidate))
+                return Stream(loop, sock, str(candidate))
             if number not in _STILL_CONNECTING:
                 raise OSError(number, os.strerror(number))
             return _Attempt(loop, self, candidate, sock)
@@ -292,8 +291,7 @@ class _Attempt:
     def stream(self) -> Stream:
         """Make a stream of a socket that is connected."""
         self._timer.cancel()
-        name = str(self.candidate)
-        return Stream.connected(self.loop, self._sock, self._ready, name, is_known=True)
+        return Stream(self.loop, self._sock, str(self.candidate), known=self._ready)
 
     def close(self) -> None:
         """Give up."""
@@ -351,7 +349,7 @@ async def dial_unix(loop: Loop, path: str, timeout: float) -> Stream:
             await loop.sleep(patience)
             timeout -= patience
             patience = min(2 * patience, 0.5)
-        return Stream(loop, sock.fileno(), socket=sock)
+        return Stream(loop, sock)
     except BaseException:
         sock.close()
         raise

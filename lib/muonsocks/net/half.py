@@ -72,7 +72,7 @@ class Half:
         self.tainted = False  # the source failed, and it was a write to it that was told
         self._bulk = False  # the last burst was large: splice at once
         self._splices = True
-        self._drains = source.drains
+        self._drains = source.is_tcp
         self._gathering: Gathering | None = None
 
     def attach(self, loop: Loop) -> None:
@@ -207,12 +207,12 @@ class Half:
         if self._gathering is not None:
             self._gathering.drained()
             self._bulk = self._bulk or self._gathering.is_on
-        elif self._bulk and self.source.drains:
+        elif self._bulk and self.source.is_tcp:
             self._gathering = Gathering(self, self._relay.loop)
 
     def _confirm_end(self) -> None:
         """Read once more where splice gave 0: in front of urgent data, too, it may."""
-        if self.source.drains:
+        if self.source.is_tcp:
             self._splices = self._drains = self._bulk = False
             self.pull(_AGAIN)
         else:

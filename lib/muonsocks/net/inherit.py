@@ -7,9 +7,10 @@ from _socket import AF_UNIX, socket
 from stat import S_ISCHR, S_ISSOCK
 
 from muonsocks.address import Endpoint, parse_address
+from muonsocks.net.borrowed import Borrowed, BorrowedSocket, Pair
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
-from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
+from muonsocks.net.stream import is_tcp, prepare_tcp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,11 +75,9 @@ class Stdio:
             self.socket = socket(fileno=0)
             if is_tcp(self.socket):
                 prepare_tcp(self.socket)
-            self.stream = Stream(loop, 0, socket=self.socket)
+            self.stream: Borrowed = BorrowedSocket(loop, self.socket, self._found_blocking)
         else:
-            self.stream = Stream(loop, 0, 1)
-        self.stream.borrowed = self._found_blocking
-        self.stream.is_shared = True
+            self.stream = Pair(loop, 0, 1, self._found_blocking)
 
     def borrow(self) -> None:
         """Make the descriptors non-blocking, as the stream needs them."""

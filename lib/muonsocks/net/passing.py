@@ -139,7 +139,7 @@ class Passage(Stream):
         """Take over a connected SOCK_SEQPACKET socket; it is closed if that cannot be."""
         try:
             sock.setblocking(False)
-            return cls(loop, sock.fileno(), socket=sock)
+            return cls(loop, sock)
         except BaseException:
             sock.close()
             raise

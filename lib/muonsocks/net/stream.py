@@ -1,4 +1,4 @@
-"""One end of a connection as a stream that never blocks: a socket, or two descriptors."""
+"""One end of a connection as a stream that never blocks: a socket. (Two descriptors: pair.py)"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from _socket import (
     socket,
 )
 from fcntl import ioctl
-from os import close, fstat, read, set_blocking, write
+from os import fstat, read, write
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from stat import S_ISCHR
 from sys import byteorder
@@ -45,7 +45,7 @@ class PeerGone(Exception):
 
 
 class Stream(Waitable):
-    """Reads from `reader` and writes to `writer`, which are one descriptor if `socket` is set.
+    """Reads from `reader` and writes to `writer`, which are the one descriptor of `socket`.
 
     `ready` has the epoll events that have come and not yet been found used up. At most one task
     waits for a stream. A relay takes over the handlers, and then nobody may read or write here.
@@ -55,10 +55,8 @@ class Stream(Waitable):
         "_tells_room",
         "_wanted",
         "_watcher",
-        "always_ready",
-        "borrowed",
-        "drains",
         "is_shared",
+        "is_tcp",
         "loop",
         "name",
         "reader",
@@ -67,50 +65,30 @@ class Stream(Waitable):
         "writer",
     )
 
-    def __init__(
-        self,
-        loop: Loop,
-        reader: int,
-        writer: int = -1,
-        socket: socket | None = None,
-        is_known: bool = False,
-    ) -> None:
-        """Take over non-blocking descriptors; `writer` is for two that are not one socket.
+    always_ready = 0  # events that need not be waited for, as no socket has
 
-        `is_known` says that the loop has the socket already, for an earlier owner.
+    def __init__(self, loop: Loop, sock: socket, name: str = "-", known: int | None = None) -> None:
+        """Take over a non-blocking socket that leads to `name`, as the log has it.
+
+        The loop may have it already, for an earlier owner; then its events so far are `known`.
         """
         self.task = None
         self._watcher: Task | None = None
         self.loop = loop
-        self.reader = self.writer = reader
-        self.socket = socket
-        self.is_shared = False  # another process may have it open, and closing it says nothing
-        self.name = "-"  # where it leads, for the log
-        self.borrowed: tuple[int, ...] = ()  # of the descriptors: to be blocking again when closed
-        # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
-        self.drains = socket is not None and socket.family in _TCP
-        self.ready = EPOLLOUT  # trying tells
-        self.always_ready = self._wanted = 0
-        self._tells_room = is_known or writer >= 0
-        if is_known:
-            loop.handlers[reader] = self._on_event
-        elif not loop.register(reader, self._on_event):
-            self.always_ready = EPOLLIN if writer >= 0 else EPOLLIN | EPOLLOUT
-        if writer >= 0:
-            self.writer = writer
-            if not loop.register(writer, self._on_event, room=True):
-                self.always_ready |= EPOLLOUT
-        self.ready |= self.always_ready
-
-    @classmethod
-    def connected(
-        cls, loop: Loop, sock: socket, ready: int, name: str, is_known: bool = False
-    ) -> Stream:
-        """Take over a TCP socket that was connected to `name`, with the events seen so far."""
-        self = cls(loop, sock.fileno(), socket=sock, is_known=is_known)
-        self.ready = ready
+        self.socket: socket | None = sock
+        self.reader = self.writer = fd = sock.fileno()
         self.name = name
-        return self
+        self.is_tcp = sock.family in _TCP
+        self.is_shared = False  # another process may have it open, and closing it says nothing
+        self._wanted = 0
+        if known is None:
+            self.ready = EPOLLOUT  # trying tells
+            self._tells_room = False
+            loop.register(fd, self._on_event)
+        else:
+            self.ready = known
+            self._tells_room = True
+            loop.handlers[fd] = self._on_event
 
     def take_back(self) -> None:
         """Be the one who reads and writes again, after a relay was."""
@@ -140,12 +118,11 @@ class Stream(Waitable):
     def watch(self) -> None:
         """Raise PeerGone in the current task, once, if the peer hangs up before `unwatch`.
 
-        The end of what it sends is no hang-up; nor is a pipe's, whose other one may still be read.
+        The end of what it sends is no hang-up.
         """
-        if self.socket is not None:
-            if self.ready & HANG_UP:
-                raise PeerGone
-            self._watcher = self.loop.current
+        if self.ready & HANG_UP:
+            raise PeerGone
+        self._watcher = self.loop.current
 
     def unwatch(self) -> None:
         """Let the peer do what it likes again."""
@@ -166,7 +143,8 @@ class Stream(Waitable):
                 if is_hang_up(self.reader, error):
                     return b""
                 raise
-            if len(data) < limit and self.drains and not self.ready & MORE:
+            # A short read of TCP has taken all there was; a terminal, say, gives a line at a time.
+            if len(data) < limit and self.is_tcp and not self.ready & MORE:
                 self.ready &= ~EPOLLIN
             return data
 
@@ -197,16 +175,11 @@ class Stream(Waitable):
 
     def end_output(self) -> None:
         """Say that nothing more will be written: the peer reads an end of file."""
-        if self.socket is not None:
-            try:
-                self.socket.shutdown(SHUT_WR)
-            except OSError:
-                return  # ENOTCONN: the peer is gone and cannot be told
-        elif self.writer >= 0:
-            writer, self.writer = self.writer, -1
-            self._let_go(writer)
-            if self.reader in self.borrowed:
-                set_blocking(self.reader, False)  # of a terminal, both share the mode
+        assert self.socket is not None
+        try:
+            self.socket.shutdown(SHUT_WR)
+        except OSError:
+            return  # ENOTCONN: the peer is gone and cannot be told
 
     async def linger(self, seconds: float) -> None:
         """End the output and drop what the peer still sends, for so many seconds at most.
@@ -232,11 +205,11 @@ class Stream(Waitable):
         What has been written is given so many seconds to arrive first. Where there is no reset
         (a unix socket, a pipe) this is a plain close.
         """
-        sock = self.socket
-        if sock is not None and is_tcp(sock):
+        if self.is_tcp:
+            assert self.socket is not None
             try:
                 patience = 0.002
-                while seconds > 0 and _unacknowledged(sock):
+                while seconds > 0 and _unacknowledged(self.socket):
                     await self.loop.sleep(patience)
                     seconds -= patience
                     patience = min(2 * patience, 0.1)
@@ -247,7 +220,8 @@ class Stream(Waitable):
 
     def reset_on_close(self) -> None:
         """Let the close that follows, or the end of the process, reset a TCP connection."""
-        if self.socket is not None and is_tcp(self.socket):
+        if self.is_tcp:
+            assert self.socket is not None
             try:
                 self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
             except OSError:
@@ -255,27 +229,21 @@ class Stream(Waitable):
 
     def local_endpoint(self) -> Endpoint:
         """Say which address of ours a TCP connection has; zeros for any other stream."""
-        if self.socket is None or not is_tcp(self.socket):
+        if not self.is_tcp:
             return Endpoint("0.0.0.0", 0)
+        assert self.socket is not None
         return Endpoint.of_socket(self.socket.getsockname())
 
     def close(self) -> None:
-        """Give the descriptors back to the system. Harmless when it has been done."""
-        reader, writer = self.reader, self.writer
-        self.reader = self.writer = -1  # first: a signal may cut this short, and it is called again
-        if writer != reader and writer >= 0:
-            self._let_go(writer)
-        if reader >= 0:
-            self._let_go(reader)
+        """Give what it reads and writes back to the system. Harmless when it has been done."""
+        assert self.socket is not None
+        self.loop.handlers.pop(self.reader, None)
+        self.reader = self.writer = -1
+        self.socket.close()
 
-    def _let_go(self, fd: int) -> None:
-        self.loop.handlers.pop(fd, None)
-        if fd in self.borrowed:
-            set_blocking(fd, True)
-        if self.socket is not None:
-            self.socket.close()
-        else:
-            close(fd)
+    def give_away(self) -> None:
+        """Close it here and leave all as it is for another process, which has it too."""
+        self.close()
 
 
 def is_hang_up(fd: int, error: OSError) -> bool:

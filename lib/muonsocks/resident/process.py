@@ -81,7 +81,7 @@ class Process:
             worker = Worker(loop, self._listeners, self._service, capacity, self._board, self._log)
             self._service.settle(loop, lambda: self._drain.post(DRAIN))
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
-            stream = Stream(loop, channel.fileno(), socket=channel)
+            stream = Stream(loop, channel)
             loop.run(self._work(stream, worker, beat))
             status = 0
         except ConnectionError:

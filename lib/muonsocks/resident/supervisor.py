@@ -278,7 +278,7 @@ class Supervisor:
         finally:
             pthread_sigmask(SIG_UNBLOCK, _HANDLED)
         theirs.close()
-        child = _Child(number, pid, Stream(self._loop, ours.fileno(), socket=ours))
+        child = _Child(number, pid, Stream(self._loop, ours))
         self._children[pid] = child
         child.task = self._loop.spawn(self._attend(child), self._on_failure)
 

@@ -121,7 +121,7 @@ async def _adopt(passage: Passage, log: Log, has_room: bool) -> Adopted | None:
             send(passage.socket, FULL)
             return None
         # All that can fail comes before TAKEN.
-        client, far = (Stream(loop, sock.fileno(), socket=sock) for sock in sockets)
+        client, far = (Stream(loop, sock) for sock in sockets)
         adopted = Adopted(client, far, offer, log)
         send(passage.socket, TAKEN)
         if not await _is_told_to_go(passage):

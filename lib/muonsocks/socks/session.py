@@ -402,8 +402,7 @@ class Session:
             for stream in (client, far):
                 stream.reset_on_close()  # the client has been told that it is connected
             raise
-        client.borrowed = ()  # or they would be made blocking, for the relay too
-        client.close()
+        client.give_away()
         far.close()
         return True
 

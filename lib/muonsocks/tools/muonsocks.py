@@ -182,7 +182,7 @@ class Socks:
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""
-        client = Stream(loop, sock.fileno(), socket=sock)
+        client = Stream(loop, sock)
         return Session(client, peer, self._policy, self._log).run()
 
 
