@@ -14,7 +14,7 @@ from select import EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Any
 
 import pytest
-from ends import CountedRounds, no_garbage, nothing_left_behind
+from ends import PATIENCE, CountedRounds, no_garbage, nothing_left_behind
 
 from muonsocks.net import loop as loop_module
 from muonsocks.net.loop import Loop
@@ -170,6 +170,14 @@ def test_what_comes_late_is_waited_for_at_once(loop: Loop) -> None:
     theirs.close()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else this machine does, every wait is short, and nobody else is there."""
+    monkeypatch.setattr(loop_module, "_SHORT_WAIT", PATIENCE)
+    monkeypatch.setattr(loop_module, "_CROWDED", PATIENCE)
+
+
+@pytest.mark.usefixtures("patient")
 def test_after_a_short_wait_it_looks_and_then_sleeps(loop: Loop) -> None:
     rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
 
@@ -178,9 +186,9 @@ def test_after_a_short_wait_it_looks_and_then_sleeps(loop: Loop) -> None:
         loop.register(ours.fileno(), seen.post)
         await seen.take()  # that was short
         before, looks = rounds.count, rounds.looks
-        await loop.sleep(0.02)
-        assert 0 < rounds.looks - looks <= 40
-        assert rounds.count - before <= 3
+        await loop.sleep(0.1)
+        assert rounds.looks > looks
+        assert 1 <= rounds.count - before <= 3
 
     loop.run(main())
     loop.unregister(ours.fileno())
@@ -188,8 +196,10 @@ def test_after_a_short_wait_it_looks_and_then_sleeps(loop: Loop) -> None:
     theirs.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_a_look_finds_is_not_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other side answers in the moment that it is offered the processor."""
+    monkeypatch.setattr(loop_module, "_LOOKING", PATIENCE)
     rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
     theirs.setblocking(False)
 

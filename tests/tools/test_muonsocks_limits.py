@@ -134,6 +134,17 @@ def test_a_full_worker_keeps_nobody_from_an_idle_one(full: int) -> None:
         close(*pairs)
 
 
+def test_connections_that_last_are_shared_evenly() -> None:
+    """They come one after another, when all workers sleep: the kernel always wakes the same one."""
+    with listener() as far, running(workers=3) as server:
+        pairs = [server.joined(far) for _ in range(60)]
+        pids = server.worker_pids()
+        server.await_log("connected client=", 60)
+        by_worker = [server.count(rf"\[{pid}\]: connected client=") for pid in pids]
+        assert min(by_worker) >= 8
+        close(*pairs)
+
+
 INJECTED = {
     "passing": ("ECONNABORTED", "1..5", 0),
     "no memory": ("ENOBUFS", "3..6", 1),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _INPUT = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 _INPUT_AND_ROOM = _INPUT | EPOLLOUT
+_CONNECTIONS = EPOLLIN | EPOLLEXCLUSIVE
 READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
 
@@ -176,8 +177,15 @@ class Loop:
 
         Not edge-triggered: who accepts one at a time leaves the others to whoever has time.
         """
-        self._epoll.register(fd, EPOLLIN | EPOLLEXCLUSIVE)
+        self._epoll.register(fd, _CONNECTIONS)
         self.handlers[fd] = handler
+
+    def queue_up_again(self, fd: int) -> None:
+        """Be the last of the processes at a listener that is woken: the kernel takes the first of
+        those that sleep, in the order in which they came.
+        """
+        self._epoll.unregister(fd)
+        self._epoll.register(fd, _CONNECTIONS)
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`, just before it is closed or handed on."""

@@ -32,6 +32,7 @@ _RESERVE = 16  # descriptors that are left for look-ups and second attempts, or 
 _TURNED_AWAY = 12  # clients at a time
 _BUSY = 6  # events in a round: there is more to do than can be done at once, for all workers
 _AT_ONCE = 16  # connections accepted in such a round, at most
+_MORE = 4  # connections than the average of the workers: then it is the turn of another one
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
 # passes on errors that were pending on the new socket. The next one may be well.
@@ -189,6 +190,16 @@ class Worker:
             count = min(_AT_ONCE, limit - self._board.total(OPEN)) if limit else _AT_ONCE
         while self._accept(listener) and count > 1:
             count -= 1
+        if count == 1 and len(self._tasks) > _MORE and not self._paused and not self._draining:
+            self._let_others_come(listener)
+
+    def _let_others_come(self, listener: socket) -> None:
+        """Have another worker woken for the next connection if this one has more than its share:
+        those that last would else gather in the one that is woken first.
+        """
+        board = self._board
+        if (len(self._tasks) - _MORE) * board.workers > board.total(OPEN):
+            self._loop.queue_up_again(listener.fileno())
 
     def _accept(self, listener: socket) -> bool:
         """Take a connection. False if there is none, or no other one is to be taken now."""
