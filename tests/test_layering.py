@@ -37,6 +37,7 @@ PURE = {
     "muonsocks.socketbox.rules",
 }
 IMPURE_IN_SOCKS = {
+    "muonsocks.socks.admission",
     "muonsocks.socks.auth_once",
     "muonsocks.socks.handover",
     "muonsocks.socks.policy",

@@ -370,3 +370,24 @@ class Outcome(NamedTuple):
         found = re.search(r"closed .* in=(\d+) out=(\d+) .*end=(\S+)", text)
         assert found, f"no line says how it ended: {text!r}"
         return cls(found[3], int(found[1]), int(found[2]))
+
+
+def made(loop: Loop, kind: str, place: Path = Path()) -> tuple[Stream, End]:
+    """A stream, and its other end."""
+    ours, end = KINDS[kind].make(place)
+    return ours.stream(loop), end
+
+
+def run(loop: Loop, story: Callable[[], Any], stream: Stream, *ends: End) -> Any:
+    """Run a story in time, and close what it is about."""
+
+    async def main() -> Any:
+        try:
+            with loop.deadline(PATIENCE):
+                return await story()
+        finally:
+            stream.close()
+            for end in ends:
+                end.close()
+
+    return loop.run(main())

@@ -1,7 +1,6 @@
 """The client on fds 0 and 1: whole programs on every kind, whose peer it is, what fd 2 is."""
 
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -278,38 +277,7 @@ def test_nothing_of_the_log_reaches_the_client() -> None:
     client.close()
 
 
-# Descriptors that are borrowed
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix", "pipes", "fifos", "pty"])
-@pytest.mark.parametrize("blocking", [True, False])
-@pytest.mark.parametrize("way", ["done", "terminated"])
-def test_descriptors_are_left_as_they_were(
-    tmp_path: Path, kind: str, blocking: bool, way: str
-) -> None:
-    """Others have them too (a shell, its terminal), and do not expect EAGAIN."""
-    ours, client = KINDS[kind].make(tmp_path)
-    mine = {ours.reader, ours.writer}
-    for fd in mine:
-        os.set_blocking(fd, blocking)
-    program = subprocess.Popen(
-        [BIN / "socks-inetd"], stdin=ours.reader, stdout=ours.writer, stderr=subprocess.PIPE
-    )
-    client.send(b"\5\1\0")
-    assert client.read_exactly(2) == b"\5\0"
-    assert not any(os.get_blocking(fd) for fd in mine)
-    if way == "done":
-        client.send(b"\5\1\0\1\x7f\0\0\1\0\1")  # is refused: it is local
-        assert client.read_exactly(10)[:2] == b"\5\2"
-        if kind != "pty":
-            client.end_output()
-    else:
-        program.send_signal(signal.SIGTERM)
-    said = program.communicate(timeout=PATIENCE)[1].decode()
-    assert program.returncode == (1 if way == "done" else 0), said
-    assert [os.get_blocking(fd) for fd in mine] == [blocking] * len(mine)
-    ours.close()
-    client.close()
+# Standard input and output
 
 
 @pytest.mark.parametrize("closed", [0, 1])

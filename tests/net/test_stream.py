@@ -1,48 +1,20 @@
-"""A stream: reads, writes, ends; what is always ready, and how it is closed."""
+"""A stream: reads, writes, ends, and how it is closed; of two descriptors as of a socket."""
 
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conformance import Thread
-from ends import KINDS, PATIENCE, End, Ours, noise, nothing_left_behind, tcp_pair
+from ends import PATIENCE, End, Ours, made, noise, run, tcp_pair
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import Loop
-from muonsocks.net.stream import Stream, prepare_tcp
+from muonsocks.net.stream import prepare_tcp
 
 ALL = ("tcp", "unix", "pipes", "fifos", "pty")
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    with nothing_left_behind():
-        loop = Loop()
-        yield loop
-        assert not loop.handlers
-        loop.close()
-
-
-def made(loop: Loop, kind: str, place: Path = Path()) -> tuple[Stream, End]:
-    ours, end = KINDS[kind].make(place)
-    return ours.stream(loop), end
-
-
-def run(loop: Loop, story: Callable[[], Any], stream: Stream, *ends: End) -> Any:
-    async def main() -> Any:
-        try:
-            with loop.deadline(PATIENCE):
-                return await story()
-        finally:
-            stream.close()
-            for end in ends:
-                end.close()
-
-    return loop.run(main())
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -154,45 +126,6 @@ def test_interrupted_receive_leaves_the_stream_usable(loop: Loop) -> None:
         end.send(b"late")
         await loop.sleep(0.001)
         assert await stream.receive(100) == b"late"
-
-    run(loop, story, stream, end)
-
-
-def test_regular_file_is_always_ready(loop: Loop, tmp_path: Path) -> None:
-    (tmp_path / "in").write_bytes(b"content")
-    reader, writer = tmp_path / "in", tmp_path / "out"
-    stream = Ours(os.open(reader, os.O_RDONLY), os.open(writer, os.O_CREAT | os.O_WRONLY)).stream(
-        loop
-    )
-
-    async def story() -> None:
-        assert await stream.receive(3) == b"con"
-        assert await stream.receive(100) == b"tent"
-        assert await stream.receive(100) == b""
-        await stream.send(b"answer")
-        stream.end_output()
-        stream.end_output()
-
-    run(loop, story, stream)
-    assert writer.read_bytes() == b"answer"
-
-
-@pytest.mark.parametrize("which", ["reader", "writer"])
-def test_only_one_side_is_a_regular_file(loop: Loop, tmp_path: Path, which: str) -> None:
-    (tmp_path / "file").write_bytes(b"content")
-    file, (reader, writer) = os.open(tmp_path / "file", os.O_RDWR), os.pipe()
-    ours = Ours(file, writer) if which == "reader" else Ours(reader, file)
-    stream, end = ours.stream(loop), End(reader if which == "reader" else writer)
-
-    async def story() -> None:
-        await stream.send(b"sent")
-        if which == "reader":
-            assert end.read_exactly(4) == b"sent"
-            assert await stream.receive(100) == b"content"
-        else:
-            end.send(b"received")
-            assert await stream.receive(100) == b"received"
-            assert (tmp_path / "file").read_bytes() == b"sentent"
 
     run(loop, story, stream, end)
 
@@ -342,31 +275,3 @@ def test_tcp_is_prepared() -> None:
         prepare_tcp(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
-
-
-def test_terminal_ends_when_nobody_has_its_other_side_open(loop: Loop) -> None:
-    stream, end = made(loop, "master")
-
-    async def story() -> None:
-        end.send(b"all")
-        end.close()
-        assert await stream.receive(100) == b"all"
-        assert await stream.receive(100) == b""
-
-    run(loop, story, stream, end)
-
-
-def test_terminal_gives_a_line_at_a_time(loop: Loop) -> None:
-    """Canonical mode: a short read does not mean that there is no second line."""
-    master, slave = os.openpty()
-    stream, end = Ours(slave, os.dup(slave)).stream(loop), End(master, is_pty=True)
-
-    async def story() -> None:
-        end.send(b"one\ntwo\n")
-        await loop.sleep(0.001)
-        assert await stream.receive(100) == b"one\n"
-        assert await stream.receive(100) == b"two\n"
-        end.send(b"\4")  # the end of file, on a line of its own
-        assert await stream.receive(100) == b""
-
-    run(loop, story, stream, end)

@@ -166,6 +166,19 @@ def test_accept_fails(what: str) -> None:
             server.await_log("the shortage is over")
 
 
+def test_no_more_can_be_watched() -> None:
+    """The limit of epoll(7) on all that a user waits for: the client is let go, and it is said."""
+    inject = "inject=epoll_ctl:error=ENOSPC:when=4"  # after the worker's own three
+    strace = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=epoll_ctl", "-e", inject)
+    with listener() as far, running(before=strace) as server:
+        with server.connect() as client:
+            assert read_all(client, 1) == b""
+        server.await_log("a request could not be carried out: No space left on device")
+        close(server.joined(far))
+        server.await_log("the shortage is over")
+        assert server.count("bug|ended with status") == 0
+
+
 # Connections
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
         def serve(
             self, loop: Loop, sock: socket, peer: Peer
         ) -> Coroutine[Waitable, None, int | Pause]:
-            """Serve a client and close its socket. Gives the errno of what this host ran out of
-            meanwhile, 0 for nothing; OSError means the same.
+            """Serve a client and close its socket. The coroutine gives the errno of what this host
+            ran out of meanwhile, 0 for nothing; an OSError that it raises means the same.
             """
 
     class Doorman(Protocol):

@@ -1,7 +1,7 @@
 """One connection, first byte to last: negotiate, check, dial, reply, relay.
 
 The same coroutines serve one connection on standard input and output and thousands in a server;
-the two halves, `negotiate` and `fulfil`, are also programs of their own.
+the two halves, `negotiate` (admission.py) and `fulfil`, are also programs of their own.
 """
 
 from __future__ import annotations
@@ -10,30 +10,13 @@ import errno
 import os
 from time import monotonic
 
-from muonsocks.errors import DialError, NameNotResolved, RefusedByRule, RemoteProtocolError
-from muonsocks.log import DEBUG, INFO, Form, Log, quoted
+from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
+from muonsocks.log import DEBUG, INFO, Form, Log
 from muonsocks.net.relay import Ended, Relay
 from muonsocks.net.stream import PeerGone, Stream
 from muonsocks.net.task import Pause
-from muonsocks.socks.negotiation import (
-    FIRST_READ,
-    Server,
-    choose_method,
-    refusal_without_password,
-    server_for,
-)
-from muonsocks.socks.request import (
-    Command,
-    Credentials,
-    CredentialsVerdict,
-    Method,
-    MethodChoice,
-    MethodOffer,
-    Reply,
-    ReplyCode,
-    Request,
-    reply_code,
-)
+from muonsocks.socks.admission import LINGER, Admission, Finished
+from muonsocks.socks.request import Command, Reply, ReplyCode, Request, reply_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,19 +24,19 @@ if TYPE_CHECKING:
 
     from muonsocks.address import Endpoint
     from muonsocks.net.inherit import Peer
-    from muonsocks.net.loop import Loop
     from muonsocks.net.task import Waitable
+    from muonsocks.socks.negotiation import Server
     from muonsocks.socks.policy import Policy
 
-_READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
-_LINGER = 2.0  # s that a client is given to read what it was told last
-_REMEMBERING = 2.0  # s that a client waits at most while its address is written down
-_IN_NO_NETWORK = "the client is in no trusted network"
-
-_CHOICES = {
-    method: MethodChoice(method) for method in (Method.NONE, Method.PASSWORD, Method.NO_ACCEPTABLE)
-}
+# What this host can run out of; ENOSPC is epoll's limit on what all may watch together
+_SHORTAGES = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOBUFS,
+    errno.EAGAIN,
+    errno.ENOSPC,
+)
 
 # Log lines, muonsocks(7)
 _FACTS = ("client", "user", "target")
@@ -63,54 +46,21 @@ _WHO = Form("", *_FACTS)
 _CLOSED = Form("closed", *_FACTS, "reply", "in", "out", "secs", "end")
 
 
-class Finished(Exception):
-    """The session is over before it could relay. `end` says why, for the log."""
-
-    def __init__(self, end: str, detail: str = "") -> None:
-        super().__init__(end)
-        self.end = end
-        self.detail = detail
-
-
-class Session:
+class Session(Admission):
     """One client's connection and what is known of it.
 
     After `run`, `refused_by_rule` tells how it went.
     """
 
-    __slots__ = (
-        "_client",
-        "_interruption",
-        "_log",
-        "_peer",
-        "_policy",
-        "_relay",
-        "_reply",
-        "_short_of",
-        "_started",
-        "refused_by_rule",
-        "target",
-        "user",
-    )
+    __slots__ = ("_interruption", "_relay", "_short_of", "_started", "refused_by_rule")
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
-        self._client = client
-        self._peer = peer
-        self._policy = policy
-        self._log = log
+        super().__init__(client, peer, policy, log)
         self._started = monotonic()
-        self.target = ""
-        self._reply: int | None = None
         self._relay: Relay | None = None
         self._interruption: BaseException | None = None  # of a relay
-        self.user = b""
         self.refused_by_rule = False
         self._short_of = 0
-
-    @property
-    def loop(self) -> Loop:
-        """The loop that the client's stream is in."""
-        return self._client.loop
 
     def run(self) -> Coroutine[Waitable, None, int | Pause]:
         """Serve the client, and write its log lines. The client's stream is closed.
@@ -160,130 +110,7 @@ class Session:
         self._interruption = error
         return self.logged(self._wind_up)
 
-    # The first half: what the client wants
-
-    async def negotiate(self, exact: bool = False) -> tuple[Server, Request]:
-        """Bring the client to its request, within the time limit, or raise Finished.
-
-        With `exact` not one byte behind the request is read, so that another program can go on.
-        """
-        client = self._client
-        server: Server | None = None
-        limit = FIRST_READ if exact else _READ
-        try:
-            with client.loop.deadline(self._policy.limits.handshake):
-                while data := await client.receive(limit):
-                    if server is None:
-                        server = server_for(data)
-                    server.receive(data)
-                    while (event := server.next_event()) is not None:
-                        if isinstance(event, Request):
-                            self.target = str(event.destination)
-                            if server.version != "5":
-                                await self._admit_without_password(server, event.user)
-                            return server, event
-                        if isinstance(event, MethodOffer):
-                            method = self._method(event.methods)
-                            answer = server.send(_CHOICES[method])
-                            if method == Method.NO_ACCEPTABLE:
-                                await self._turn_away(answer)
-                        else:
-                            assert isinstance(event, Credentials)
-                            answer = await self._judge(server, event)
-                        if left := client.send_now(answer):
-                            await client.send(left)
-                    if exact:
-                        limit = server.wants
-        except TimeoutError:
-            raise Finished("handshake-timeout") from None
-        except RemoteProtocolError as error:
-            self._reply = error.code
-            await self._say_goodbye(error.reply)
-            raise Finished("protocol-error", str(error)) from None
-        raise Finished("client-left")
-
-    def _method(self, offered: bytes) -> int:
-        """Choose among the methods that a client offers."""
-        access = self._policy.access
-        if not access.is_limited:
-            return choose_method(offered, False, False)
-        if access.bars(self._peer):
-            return Method.NO_ACCEPTABLE
-        return choose_method(offered, self._needs_password(), access.users is not None)
-
-    async def _turn_away(self, answer: bytes) -> None:
-        """Tell a client that none of its methods will do."""
-        await self._say_goodbye(answer)
-        access = self._policy.access
-        if access.bars(self._peer):
-            raise Finished("client-refused", _IN_NO_NETWORK)
-        wanted = "no authentication" if access.users is None else "a password"
-        raise Finished("no-acceptable-method", f"{wanted} was not offered")
-
-    async def _judge(self, server: Server, credentials: Credentials) -> bytes:
-        """Give the answer to a user's name and password, if they are right."""
-        accepted = await self._accept(credentials)
-        if accepted:
-            await self._remember()
-        answer = server.send(CredentialsVerdict(accepted))
-        if not accepted:
-            await self._say_goodbye(answer)
-            raise Finished("authentication-failed")
-        return answer
-
-    async def _admit_without_password(self, server: Server, user: bytes) -> None:
-        """Refuse a SOCKS4 client, which claims to be `user`, if it may not just come in."""
-        access = self._policy.access
-        needs_password = self._needs_password()
-        if needs_password or access.users is None:
-            self.user = user  # where there are users, one is who has shown it
-        if access.bars(self._peer):
-            await self.refuse(server, ReplyCode.NOT_ALLOWED)
-            raise Finished("client-refused", _IN_NO_NETWORK)
-        if needs_password:
-            await self.refuse(server, refusal_without_password(user))
-            raise Finished("authentication-failed", "SOCKS4 has no passwords")
-
-    def _needs_password(self) -> bool:
-        try:
-            return self._policy.access.needs_password(self._peer)
-        except OSError as error:
-            self._complain(error)
-            return True
-
-    async def _accept(self, credentials: Credentials) -> bool:
-        users = self._policy.access.users
-        assert users is not None, "credentials are asked for only if there are users"
-        self.user = credentials.user
-        if users.hashed:
-            return await self._client.loop.compute(users.accept, credentials)
-        return users.accept(credentials)
-
-    async def _remember(self) -> None:
-        """Let the client's address in without a password from now on, if that is wanted.
-
-        It is no fault of the client if that cannot be.
-        """
-        known, address = self._policy.access.auth_once, self._peer.address
-        if known is None or address is None:
-            return
-        limit = self.loop.deadline(_REMEMBERING)
-        try:
-            with limit:
-                await self.loop.in_thread(known.remember, address)
-        except OSError as error:
-            if isinstance(error, TimeoutError) and not limit.passed:
-                raise  # it was the handshake's time that has passed
-            self._complain(error)
-
-    def _complain(self, error: OSError) -> None:
-        access = self._policy.access
-        if not access.has_complained:
-            access.has_complained = True
-            reason = error.strerror or str(error)
-            self._log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
-
-    # The second half: what the client gets
+    # What the client gets
 
     async def fulfil(
         self,
@@ -437,36 +264,16 @@ class Session:
             if ended.reason == "closed":
                 return ended
             for stream in ended.owed_resets:
-                await stream.abort(_LINGER)
+                await stream.abort(LINGER)
             for half in (relay.up, relay.down):
                 if half.source not in ended.owed_resets and not half.ended:
-                    await half.source.linger(_LINGER)  # it still sends, but nobody takes it
+                    await half.source.linger(LINGER)  # it still sends, but nobody takes it
             return ended
         finally:
             far.close()
             error = None  # or it would keep itself alive, through this frame
 
-    async def refuse(self, server: Server | None, code: int) -> None:
-        """Answer a request with a failure."""
-        answer = b""
-        if server is not None:
-            self._reply = code
-            answer = server.send(Reply(code))
-        await self._say_goodbye(answer)
-
-    async def _say_goodbye(self, last_words: bytes) -> None:
-        """Tell the client what it has earned, and see that it can read it."""
-        try:
-            with self.loop.deadline(_LINGER):
-                await self._client.send(last_words)
-        except OSError:
-            return  # it has not waited for an answer, or does not read it
-        await self._client.linger(_LINGER)
-
     # Log lines
-
-    def _facts(self) -> tuple[str, str, str]:
-        return self._peer.text, quoted(self.user), self.target or "-"
 
     def _log_failures(self, error: DialError) -> None:
         if self._log.level < DEBUG:

@@ -182,8 +182,17 @@ class Socks:
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""
-        client = Stream(loop, sock)
+        try:
+            client = Stream(loop, sock)
+        except OSError as error:
+            return _close_and_raise(sock, error)
         return Session(client, peer, self._policy, self._log).run()
+
+
+async def _close_and_raise(sock: socket, error: OSError) -> int:
+    """Do without a client that cannot be waited for: epoll(7) has a limit for each user."""
+    sock.close()
+    raise error
 
 
 def _listeners(given: options.Options, service: Socks, log: Log) -> list[socket]:

@@ -37,11 +37,12 @@ from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Stdio, peer_of
+from muonsocks.socks.admission import Finished
 from muonsocks.socks.negotiation import Server
 from muonsocks.socks.policy import Policy
 from muonsocks.socks.request import ReplyCode, Request
 from muonsocks.socks.rules import Rules
-from muonsocks.socks.session import Finished, Session
+from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, NOT_EXECUTABLE, NOT_FOUND, options
 from muonsocks.tools.environment import COMMANDS, request_environment
 

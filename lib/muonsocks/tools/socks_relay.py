@@ -61,11 +61,12 @@ from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
 from muonsocks.net.relay import Relay
 from muonsocks.net.stream import Stream
+from muonsocks.socks.admission import Finished
 from muonsocks.socks.negotiation import Server
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.request import Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
-from muonsocks.socks.session import Finished, Session
+from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, REFUSED_BY_RULE, SYSTEM_FAILED, options
 from muonsocks.tools.environment import owed_server, port_number, request_from
 

@@ -1,0 +1,213 @@
+"""Who may come in: a client from its first byte to its request, or to a refusal."""
+
+from __future__ import annotations
+
+from muonsocks.errors import RemoteProtocolError
+from muonsocks.log import quoted
+from muonsocks.socks.negotiation import (
+    FIRST_READ,
+    Server,
+    choose_method,
+    refusal_without_password,
+    server_for,
+)
+from muonsocks.socks.request import (
+    Credentials,
+    CredentialsVerdict,
+    Method,
+    MethodChoice,
+    MethodOffer,
+    Reply,
+    ReplyCode,
+    Request,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.log import Log
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
+    from muonsocks.net.stream import Stream
+    from muonsocks.socks.policy import Policy
+
+_READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
+LINGER = 2.0  # s that a client is given to read what it was told last
+_REMEMBERING = 2.0  # s that a client waits at most while its address is written down
+_IN_NO_NETWORK = "the client is in no trusted network"
+
+_CHOICES = {
+    method: MethodChoice(method) for method in (Method.NONE, Method.PASSWORD, Method.NO_ACCEPTABLE)
+}
+
+
+class Finished(Exception):
+    """The session is over before it could relay. `end` says why, for the log."""
+
+    def __init__(self, end: str, detail: str = "") -> None:
+        super().__init__(end)
+        self.end = end
+        self.detail = detail
+
+
+class Admission:
+    """A client that negotiates. `user` and `target` are what it has said, as far as it has."""
+
+    __slots__ = ("_client", "_log", "_peer", "_policy", "_reply", "target", "user")
+
+    def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
+        self._client = client
+        self._peer = peer
+        self._policy = policy
+        self._log = log
+        self._reply: int | None = None  # that it has got to its request
+        self.target = ""
+        self.user = b""
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that the client's stream is in."""
+        return self._client.loop
+
+    async def negotiate(self, exact: bool = False) -> tuple[Server, Request]:
+        """Bring the client to its request, within the time limit, or raise Finished.
+
+        With `exact` not one byte behind the request is read, so that another program can go on.
+        """
+        client = self._client
+        server: Server | None = None
+        limit = FIRST_READ if exact else _READ
+        try:
+            with client.loop.deadline(self._policy.limits.handshake):
+                while data := await client.receive(limit):
+                    if server is None:
+                        server = server_for(data)
+                    server.receive(data)
+                    while (event := server.next_event()) is not None:
+                        if isinstance(event, Request):
+                            self.target = str(event.destination)
+                            if server.version != "5":
+                                await self._admit_without_password(server, event.user)
+                            return server, event
+                        if isinstance(event, MethodOffer):
+                            method = self._method(event.methods)
+                            answer = server.send(_CHOICES[method])
+                            if method == Method.NO_ACCEPTABLE:
+                                await self._turn_away(answer)
+                        else:
+                            assert isinstance(event, Credentials)
+                            answer = await self._judge(server, event)
+                        if left := client.send_now(answer):
+                            await client.send(left)
+                    if exact:
+                        limit = server.wants
+        except TimeoutError:
+            raise Finished("handshake-timeout") from None
+        except RemoteProtocolError as error:
+            self._reply = error.code
+            await self._say_goodbye(error.reply)
+            raise Finished("protocol-error", str(error)) from None
+        raise Finished("client-left")
+
+    def _method(self, offered: bytes) -> int:
+        """Choose among the methods that a client offers."""
+        access = self._policy.access
+        if not access.is_limited:
+            return choose_method(offered, False, False)
+        if access.bars(self._peer):
+            return Method.NO_ACCEPTABLE
+        return choose_method(offered, self._needs_password(), access.users is not None)
+
+    async def _turn_away(self, answer: bytes) -> None:
+        """Tell a client that none of its methods will do."""
+        await self._say_goodbye(answer)
+        access = self._policy.access
+        if access.bars(self._peer):
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        wanted = "no authentication" if access.users is None else "a password"
+        raise Finished("no-acceptable-method", f"{wanted} was not offered")
+
+    async def _judge(self, server: Server, credentials: Credentials) -> bytes:
+        """Give the answer to a user's name and password, if they are right."""
+        accepted = await self._accept(credentials)
+        if accepted:
+            await self._remember()
+        answer = server.send(CredentialsVerdict(accepted))
+        if not accepted:
+            await self._say_goodbye(answer)
+            raise Finished("authentication-failed")
+        return answer
+
+    async def _admit_without_password(self, server: Server, user: bytes) -> None:
+        """Refuse a SOCKS4 client, which claims to be `user`, if it may not just come in."""
+        access = self._policy.access
+        needs_password = self._needs_password()
+        if needs_password or access.users is None:
+            self.user = user  # where there are users, one is who has shown it
+        if access.bars(self._peer):
+            await self.refuse(server, ReplyCode.NOT_ALLOWED)
+            raise Finished("client-refused", _IN_NO_NETWORK)
+        if needs_password:
+            await self.refuse(server, refusal_without_password(user))
+            raise Finished("authentication-failed", "SOCKS4 has no passwords")
+
+    def _needs_password(self) -> bool:
+        try:
+            return self._policy.access.needs_password(self._peer)
+        except OSError as error:
+            self._complain(error)
+            return True
+
+    async def _accept(self, credentials: Credentials) -> bool:
+        users = self._policy.access.users
+        assert users is not None, "credentials are asked for only if there are users"
+        self.user = credentials.user
+        if users.hashed:
+            return await self._client.loop.compute(users.accept, credentials)
+        return users.accept(credentials)
+
+    async def _remember(self) -> None:
+        """Let the client's address in without a password from now on, if that is wanted.
+
+        It is no fault of the client if that cannot be.
+        """
+        known, address = self._policy.access.auth_once, self._peer.address
+        if known is None or address is None:
+            return
+        limit = self.loop.deadline(_REMEMBERING)
+        try:
+            with limit:
+                await self.loop.in_thread(known.remember, address)
+        except OSError as error:
+            if isinstance(error, TimeoutError) and not limit.passed:
+                raise  # it was the handshake's time that has passed
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        access = self._policy.access
+        if not access.has_complained:
+            access.has_complained = True
+            reason = error.strerror or str(error)
+            self._log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
+
+    # Telling the client
+
+    async def refuse(self, server: Server | None, code: int) -> None:
+        """Answer a request with a failure."""
+        answer = b""
+        if server is not None:
+            self._reply = code
+            answer = server.send(Reply(code))
+        await self._say_goodbye(answer)
+
+    async def _say_goodbye(self, last_words: bytes) -> None:
+        """Tell the client what it has earned, and see that it can read it."""
+        try:
+            with self.loop.deadline(LINGER):
+                await self._client.send(last_words)
+        except OSError:
+            return  # it has not waited for an answer, or does not read it
+        await self._client.linger(LINGER)
+
+    def _facts(self) -> tuple[str, str, str]:
+        """Say who it is and where it wants to go, for the log."""
+        return self._peer.text, quoted(self.user), self.target or "-"
