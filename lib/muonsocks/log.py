@@ -106,17 +106,15 @@ class Log:
             import syslog
 
             syslog.syslog(level, _line(message).decode("utf-8", "ignore"))
-            return
-        if self._journal:
-            head = f"<{level}>"
+        elif self._journal:
+            self._print(f"<{level}>{message}")
         else:
             second = int(time())
             if second != self._second:
                 moment = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(second))
                 self._second = second
                 self._head = f"{moment} {self._program}[{self._pid}]: "
-            head = self._head
-        self._print(head + message)
+            self._print(self._head + message)
 
     def fill_in(
         self, level: int, form: Form, values: tuple[str, ...], remark: tuple[str, str] | None = None

@@ -40,7 +40,10 @@ class BorrowedSocket(Stream):
 
 
 class Pair(Stream):
-    """Two descriptors: pipes, files, or a terminal twice. Those of `borrowed` were blocking."""
+    """Two descriptors: pipes, files, or a terminal twice. Those of `borrowed` were blocking.
+
+    It has no `socket`.
+    """
 
     __slots__ = ("always_ready", "borrowed")
 
@@ -52,7 +55,6 @@ class Pair(Stream):
         self.loop = loop
         self.reader = reader
         self.writer = writer
-        self.socket = None
         self.name = "-"
         self.is_tcp = False
         self.is_shared = True

@@ -86,5 +86,4 @@ class Gathering:
                 raise
 
     def _set(self, level: int, option: int, value: int) -> None:
-        assert self._half.source.socket is not None
         self._half.source.socket.setsockopt(level, option, value)

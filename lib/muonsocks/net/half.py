@@ -124,9 +124,12 @@ class Half:
 
     def pull(self, events: int) -> None:
         """Move what the source has, until it is drained or the sink is full."""
-        if events & EPOLLPRI:
-            # Splice stops for good in front of urgent data; a read in line goes past it.
-            self._splices = self._drains = False
+        drains = self._drains
+        if events & MORE:
+            drains = False
+            if events & EPOLLPRI:
+                # Splice stops for good in front of urgent data; a read in line goes past it.
+                self._splices = self._drains = False
         if self.ended or self.over or self.pending is not None:
             if self.ended and events & HANG_UP:
                 self._source_gone()
@@ -136,7 +139,6 @@ class Half:
         if self._bulk and self._splices:
             self._pump()
             return
-        drains = self._drains and not events & MORE
         for _ in range(_ROUNDS):
             try:
                 count = readv(self.read_fd, _BUFFERS)

@@ -162,7 +162,6 @@ class Passage(Stream):
 
     async def send_message(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send one message, as `send` does, when there is room for it."""
-        assert self.socket is not None
         while True:
             if not self.ready & WRITABLE:
                 self._wanted = WRITABLE
@@ -176,7 +175,6 @@ class Passage(Stream):
 
     async def receive_message(self, limit: int, most_fds: int = 0) -> tuple[bytes, list[int]]:
         """Receive one message, as `receive` does, when there is one."""
-        assert self.socket is not None
         while True:
             if not self.ready & READABLE:
                 self._wanted = READABLE
@@ -191,6 +189,5 @@ class Passage(Stream):
 
         What a peer could send, it knows to be received; what comes too late fails with EPIPE.
         """
-        assert self.socket is not None
         self.socket.shutdown(SHUT_RD)
         return receive(self.socket, limit)[0]

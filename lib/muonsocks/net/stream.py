@@ -75,7 +75,7 @@ class Stream(Waitable):
         self.task = None
         self._watcher: Task | None = None
         self.loop = loop
-        self.socket: socket | None = sock
+        self.socket = sock
         self.reader = self.writer = fd = sock.fileno()
         self.name = name
         self.is_tcp = sock.family in _TCP
@@ -175,7 +175,6 @@ class Stream(Waitable):
 
     def end_output(self) -> None:
         """Say that nothing more will be written: the peer reads an end of file."""
-        assert self.socket is not None
         try:
             self.socket.shutdown(SHUT_WR)
         except OSError:
@@ -206,7 +205,6 @@ class Stream(Waitable):
         (a unix socket, a pipe) this is a plain close.
         """
         if self.is_tcp:
-            assert self.socket is not None
             try:
                 patience = 0.002
                 while seconds > 0 and _unacknowledged(self.socket):
@@ -221,7 +219,6 @@ class Stream(Waitable):
     def reset_on_close(self) -> None:
         """Let the close that follows, or the end of the process, reset a TCP connection."""
         if self.is_tcp:
-            assert self.socket is not None
             try:
                 self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
             except OSError:
@@ -231,12 +228,10 @@ class Stream(Waitable):
         """Say which address of ours a TCP connection has; zeros for any other stream."""
         if not self.is_tcp:
             return Endpoint("0.0.0.0", 0)
-        assert self.socket is not None
         return Endpoint.of_socket(self.socket.getsockname())
 
     def close(self) -> None:
         """Give what it reads and writes back to the system. Harmless when it has been done."""
-        assert self.socket is not None
         self.loop.handlers.pop(self.reader, None)
         self.reader = self.writer = -1
         self.socket.close()

@@ -21,6 +21,7 @@ from _socket import SO_LINGER, SOL_SOCKET
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.log import DEBUG, Form, Log
+from muonsocks.net.borrowed import Pair
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.passing import Passage, is_connection, send, stream_sockets
@@ -58,7 +59,7 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
     Afterwards the streams are only to be closed, with nothing shut down or reset or made blocking.
     """
     for stream in (client, far):
-        if stream.socket is None or not is_connection(stream.socket):
+        if isinstance(stream, Pair) or not is_connection(stream.socket):
             raise NotTaken("only stream sockets can be handed over")
     try:
         passage = Passage.to(client.loop, path)
@@ -71,7 +72,6 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
             answer, _ = await passage.receive_message(LONGEST_WORD)
         if answer != TAKEN:
             raise NotTaken(f"{path}: {'it is full' if answer == FULL else 'it refuses'}")
-        assert passage.socket is not None
         send(passage.socket, GO)  # at once or not at all: nothing may come in between
     except (OSError, RemoteProtocolError, ValueError) as error:
         raise NotTaken(f"{path}: {getattr(error, 'strerror', None) or error}") from None
@@ -116,7 +116,6 @@ async def _adopt(passage: Passage, log: Log, has_room: bool) -> Adopted | None:
         offer = Offer.decode(message)
         if len(sockets) != 2:
             raise RemoteProtocolError(f"it has {len(sockets)} sockets, not 2")
-        assert passage.socket is not None
         if not has_room:
             send(passage.socket, FULL)
             return None
@@ -174,9 +173,8 @@ class Adopted(Session):
             raise
 
 
-def _settle(sock: socket | None) -> None:
+def _settle(sock: socket) -> None:
     """Make a socket what a relay of many needs it to be, whatever it was for the tool."""
-    assert sock is not None
     sock.setblocking(False)
     if is_tcp(sock):
         prepare_tcp(sock)
