@@ -4,6 +4,7 @@ import os
 import random
 import select
 import socket
+import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -373,3 +374,22 @@ def test_no_cycles() -> None:
     with no_garbage():
         loop.run(main())
         loop.close()
+
+
+def test_a_reset_ends_what_only_waits_for_more() -> None:
+    """The far end reads no more, so that nothing of the client matters; then the client resets."""
+    loop, client, far = Loop(), tcp_pair(), socket.socketpair()
+    ours = [Ours(sock.fileno(), sock.fileno(), sock).stream(loop) for sock in (client[0], far[0])]
+    relay = Relay(*ours)
+
+    async def story() -> None:
+        far[1].shutdown(socket.SHUT_RD)
+        client[1].send(b"x")
+        while not relay.up.over:
+            await loop.sleep(0.001)
+        client[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client[1].close()
+
+    ended = run_for(loop, relay, PATIENCE, PATIENCE, story)
+    assert ended.reason == "broken-pipe"
+    far[1].close()

@@ -12,7 +12,7 @@ from ends import PATIENCE, End, Ours, made, noise, run, tcp_pair
 
 from muonsocks.address import Endpoint
 from muonsocks.net.loop import Loop
-from muonsocks.net.stream import prepare_tcp
+from muonsocks.net.stream import Stream, prepare_tcp
 
 ALL = ("tcp", "unix", "pipes", "fifos", "pty")
 
@@ -142,6 +142,29 @@ def test_end_output_is_an_end_for_the_peer_only(loop: Loop, tmp_path: Path, kind
         assert await stream.receive(100) == b"answer"
 
     run(loop, story, stream, end)
+
+
+def test_what_another_process_has_open_is_watched_no_more(loop: Loop) -> None:
+    """Else it would be, under a number that the next descriptor gets."""
+    (ours, theirs), (next_ours, next_theirs) = tcp_pair(), tcp_pair()
+    fd, copy = ours.fileno(), ours.dup()
+    stream = Stream(loop, ours)
+    stream.is_shared = True
+    stream.close()
+    os.dup2(next_ours.fileno(), fd)
+    seen: list[int] = []
+
+    async def story() -> None:
+        loop.handlers[fd] = seen.append
+        theirs.close()
+        await loop.sleep(0.01)
+        del loop.handlers[fd]
+
+    loop.run(story())
+    assert not seen
+    os.close(fd)
+    for sock in (copy, next_ours, next_theirs):
+        sock.close()
 
 
 def test_close_twice(loop: Loop) -> None:

@@ -471,6 +471,25 @@ def test_a_worker_that_is_stopped_is_replaced(watched: tuple[Server, socket.sock
     assert other in server.worker_pids()
 
 
+def test_a_worker_that_never_gets_ready_is_replaced(
+    watched: tuple[Server, socket.socket],
+) -> None:
+    server, _ = watched
+    first, other = server.worker_pids()
+    os.kill(first, signal.SIGKILL)
+
+    def stopped() -> int:
+        for pid in children(server.pid):
+            if pid not in (first, other):
+                os.kill(pid, signal.SIGSTOP)
+                return pid
+        return 0
+
+    hung = until("there is another one", stopped)
+    server.await_log(f"worker {hung} was killed by signal 9")
+    assert server.count(f"worker {hung} has hung") == 1
+
+
 def test_systemd_gets_signs_of_life(watched: tuple[Server, socket.socket]) -> None:
     server, told = watched
     for _ in range(3):

@@ -409,6 +409,23 @@ def test_a_doorman_when_others_have_room() -> None:
     run(story, Capacity(0, doorman=Doorman()), workers=2)
 
 
+def test_a_doorman_looks_for_others_that_have_got_room() -> None:
+    """All were full when it was last looked."""
+
+    async def story(bench: Bench) -> None:
+        bench.worker._fits = 1
+        bench.board._counters[8 + FULL] = 1
+        await bench.served()
+        assert await says_no(bench)
+        bench.board._counters[8 + FULL] = 0
+        client = bench.client()
+        with pytest.raises(TimeoutError), bench.loop.deadline(0.05):
+            await client.receive(100)
+        assert not bench.accepts()
+
+    run(story, Capacity(0, doorman=Doorman()), workers=2)
+
+
 def test_a_doorman_holds_no_more_than_some() -> None:
     """There are descriptors left for so many."""
 
@@ -546,6 +563,29 @@ def test_a_session_that_finds_no_port() -> None:
     assert bench.log.lines == [
         "a request could not be carried out: Cannot assign requested address"
     ]
+
+
+@pytest.mark.parametrize("when", ["it goes on", "it queues up again"])
+def test_the_listener_cannot_be_watched(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Another worker has taken the last watch that epoll(7) allows a user."""
+
+    async def story(bench: Bench) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "register_listener", no_room)
+            if when == "it goes on":
+                bench.worker._pause()
+            else:
+                clients = [await bench.served() for _ in range(9)]
+            await bench.until(lambda: bench.log.lines)
+            assert not bench.accepts()
+        assert bench.log.lines == ["cannot watch for connections: No space left on device"]
+        await bench.served()
+        assert when == "it goes on" or all([await bench.is_served(client) for client in clients])
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run(story, workers=2)
 
 
 def test_a_shortage_is_over_when_another_worker_has_served() -> None:

@@ -179,6 +179,22 @@ def test_no_more_can_be_watched() -> None:
         assert server.count("bug|ended with status") == 0
 
 
+def test_no_worker_can_be_watched() -> None:
+    """None is started then, or nobody would wait for it."""
+    inject = "inject=epoll_ctl:error=ENOSPC:when=4..5"  # after the supervisor's signals and workers
+    strace = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=epoll_ctl", "-e", inject)
+    with running(workers=2, before=strace) as server:
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        server.await_log("no worker can be started, tried again later: No space left on device", 2)
+        server.await_log("was killed by signal 9")
+        assert len(server.worker_pids()) == 2
+        assert not any(is_defunct(pid) for pid in children(server.pid))
+
+
+def is_defunct(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 # Connections
 
 

@@ -91,7 +91,7 @@ class Pair(Stream):
         self.close()
 
     def _let_go(self, fd: int) -> None:
-        self.loop.handlers.pop(fd, None)
+        self.loop.unregister(fd)
         if fd in self.borrowed:
             set_blocking(fd, True)
         close(fd)

@@ -102,7 +102,7 @@ class Half:
 
     # Events
 
-    def _on_both(self, events: int) -> None:
+    def _on_source_and_room(self, events: int) -> None:
         """The source is a socket that had no room for what the opposite half wanted to give it."""
         relay = self._relay
         if self.opposite.pending is not None and events & WRITABLE:
@@ -131,7 +131,7 @@ class Half:
                 # Splice stops for good in front of urgent data; a read in line goes past it.
                 self._splices = self._drains = False
         if self.ended or self.over or self.pending is not None:
-            if self.ended and events & HANG_UP:
+            if events & HANG_UP and (self.ended or self.over):
                 self._source_gone()
             return
         relay = self._relay
@@ -287,7 +287,7 @@ class Half:
             return
         sink.watch_room()
         if sink.writer == sink.reader:
-            loop.handlers[sink.writer] = self.opposite._on_both
+            loop.handlers[sink.writer] = self.opposite._on_source_and_room
 
     # Ends
 
@@ -307,7 +307,9 @@ class Half:
         self._source_ended(failed=True)
 
     def _source_gone(self) -> None:
-        """The source has ended, and now it is gone altogether: if it is a socket, as a sink too."""
+        """Nothing of the source matters any more, and now it is gone: if it is a socket, as a sink
+        too.
+        """
         if self.source.writer == self.source.reader and not self.opposite.over:
             self.opposite._sink_failed(errno.EPIPE)
 

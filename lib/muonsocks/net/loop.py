@@ -1,8 +1,8 @@
 """Coroutines over one edge-triggered epoll: it waits for descriptors, times and threads.
 
 A coroutine waits by awaiting an object that yields itself (a Stream, a Mailbox, a relay); the loop
-notes the waiting task on it, and whoever has what it waits for calls `wake(object)`. A descriptor
-is registered once, for everything; its handler is called with the epoll events.
+notes the waiting task on it, and whoever has what it waits for calls its `wake`. The handler of a
+descriptor is called with the epoll events: of input, and of room for output once that is asked for.
 """
 
 from __future__ import annotations
@@ -184,8 +184,9 @@ class Loop:
         """Be the last of the processes at a listener that is woken: the kernel takes the first of
         those that sleep, in the order in which they came.
         """
-        self._epoll.unregister(fd)
-        self._epoll.register(fd, _CONNECTIONS)
+        handler = self.handlers[fd]
+        self.unregister(fd)
+        self.register_listener(fd, handler)
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`, just before it is closed or handed on."""

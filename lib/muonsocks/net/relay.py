@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from muonsocks.net.stream import Stream
 
 _LOOKS = 16  # at a relay, in the shorter of its limits: it may last by as much longer
+_NEXT_LOOK = 0.01  # s until it, at least
 
 
 class Ended:
@@ -75,7 +76,7 @@ class Watch:
         relay.place = -1
 
     def _look_later(self) -> None:
-        self._timer = self._loop.call_later(self._limit / _LOOKS, self._look)
+        self._timer = self._loop.call_later(max(self._limit / _LOOKS, _NEXT_LOOK), self._look)
 
     def _look(self) -> None:
         self._look_later()

@@ -1,4 +1,4 @@
-"""One end of a connection as a stream that never blocks: a socket. (Two descriptors: pair.py)"""
+"""One end of a connection as a stream that never blocks: a socket. (Others are in borrowed.py.)"""
 
 from __future__ import annotations
 
@@ -232,7 +232,10 @@ class Stream(Waitable):
 
     def close(self) -> None:
         """Give what it reads and writes back to the system. Harmless when it has been done."""
-        self.loop.handlers.pop(self.reader, None)
+        if self.is_shared:
+            self.loop.unregister(self.reader)  # or it would be watched under a number that is free
+        else:
+            self.loop.handlers.pop(self.reader, None)
         self.reader = self.writer = -1
         self.socket.close()
 

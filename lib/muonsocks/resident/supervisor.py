@@ -243,7 +243,7 @@ class Supervisor:
         was_stopped = self._checked - last > 2 * self._interval  # and so were they, perhaps
         for child in self._children.values():
             silence = self._board.silence(child.number)
-            if child.ready and silence > _LATE * self._interval and not was_stopped:
+            if silence > _LATE * self._interval and not was_stopped:
                 if child.has_hung:
                     os.kill(child.pid, SIGKILL)  # a process that is stopped heeds nothing less
                     continue
@@ -264,6 +264,21 @@ class Supervisor:
         if self._stops:
             return
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
+        try:
+            channel = Stream(self._loop, ours)  # before the fork: a child must be known
+            try:
+                pid = self._fork(number, ours, theirs)
+            except BaseException:
+                channel.close()
+                raise
+        finally:
+            theirs.close()
+        child = _Child(number, pid, channel)
+        self._children[pid] = child
+        child.task = self._loop.spawn(self._attend(child), self._on_failure)
+
+    def _fork(self, number: int, ours: socket, theirs: socket) -> int:
+        """Be a worker in the child, and give its number in the parent."""
         self._board.clear(number)
         pthread_sigmask(SIG_BLOCK, _HANDLED)  # or a child could tell us of a signal it got
         try:
@@ -277,10 +292,7 @@ class Supervisor:
                 )
         finally:
             pthread_sigmask(SIG_UNBLOCK, _HANDLED)
-        theirs.close()
-        child = _Child(number, pid, Stream(self._loop, ours))
-        self._children[pid] = child
-        child.task = self._loop.spawn(self._attend(child), self._on_failure)
+        return pid
 
     async def _attend(self, child: _Child) -> None:
         """Wait for a worker to be ready, then pass orders on to it."""

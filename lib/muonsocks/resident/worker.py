@@ -141,8 +141,11 @@ class Worker:
         self._paused = None
         if self._is_full():
             return
-        for listener in self._listeners:
-            self._loop.register_listener(listener.fileno(), self._acceptor(listener))
+        try:
+            for listener in self._listeners:
+                self._loop.register_listener(listener.fileno(), self._acceptor(listener))
+        except OSError as error:
+            self._run_short(f"cannot watch for connections: {error.strerror}")
 
     def _acceptor(self, listener: socket) -> Callable[[int], None]:
         return lambda _: self._accept_some(listener)
@@ -199,10 +202,15 @@ class Worker:
         """
         board = self._board
         if (len(self._tasks) - _MORE) * board.workers > board.total(OPEN):
-            self._loop.queue_up_again(listener.fileno())
+            try:
+                self._loop.queue_up_again(listener.fileno())
+            except OSError as error:
+                self._run_short(f"cannot watch for connections: {error.strerror}")
 
     def _accept(self, listener: socket) -> bool:
         """Take a connection. False if there is none, or no other one is to be taken now."""
+        if self._full and self._is_full():
+            return False  # not all of them are full any more
         board, limit = self._board, self._capacity.connections
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if limit and board.total(OPEN) > limit:
