@@ -270,6 +270,19 @@ def test_sockets_of_systemd_that_are_none_to_accept_from() -> None:
             )
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(closed: str) -> None:
+    """Where the log goes must not become a socket, or a line of it would be in a connection."""
+    shell = ("/bin/sh", "-c", f'exec "$@" {closed}', "sh")
+    with listener() as far, running(before=shell) as server:
+        for pid in (server.pid, *server.worker_pids()):
+            assert os.readlink(f"/proc/{pid}/fd/2") == "/dev/null"
+        client, conn = server.joined(far)
+        assert works(client, conn)
+        client.close()
+        conn.close()
+
+
 # A connection
 
 

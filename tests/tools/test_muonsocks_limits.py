@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from places import in_own_network, root_only, sh
 from programs import SECONDS, accept, listener, read_all, socks4, socks4a
-from real_server import Server, asleep, children, running, until, works
+from real_server import Server, asleep, children, running, state, until, works
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -188,11 +188,7 @@ def test_no_worker_can_be_watched() -> None:
         server.await_log("no worker can be started, tried again later: No space left on device", 2)
         server.await_log("was killed by signal 9")
         assert len(server.worker_pids()) == 2
-        assert not any(is_defunct(pid) for pid in children(server.pid))
-
-
-def is_defunct(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        assert "Z" not in map(state, children(server.pid))
 
 
 # Connections

@@ -37,6 +37,7 @@ from programs import (
     socks4,
     socks5,
 )
+from real_server import children, until
 
 MESSAGES = socket.SOCK_SEQPACKET
 WORKERS = 2
@@ -952,6 +953,21 @@ def test_the_environment_is_not_for_a_relay(tmp_path: Path) -> None:
         done = run(RELAY, f"--listen={tmp_path}/no/relay", env=environment(SOCKS_RELAY=value))
         assert (done.status, done.log.count("\n")) == (111, 1)
         assert f"{tmp_path}/no/relay: No such file or directory" in done.log
+
+
+@pytest.mark.parametrize("option", ["--listen", "--lis"])
+def test_the_log_may_be_where_standard_output_is(tmp_path: Path, option: str) -> None:
+    """It is no peer, as it would be for one connection; docopt takes a part of the option."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        command = [RELAY, f"{option}={tmp_path}/relay", "--workers=1"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment()
+        )
+    until("it has a worker", lambda: children(process.pid))
+    process.terminate()
+    assert process.wait(SECONDS) == 0
+    assert "stopped, connections that were cut: 0" in log.read_text()
 
 
 def test_a_place_that_is_taken(relay: Resident) -> None:

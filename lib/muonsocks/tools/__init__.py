@@ -58,10 +58,17 @@ def _log(program: str, has_peer: bool) -> Log:
     from muonsocks.log import Log
     from muonsocks.net.inherit import keep_stderr_from_peer
 
-    # A resident program has no peer, and its standard output may well be its log too.
-    is_resident = any(argument.startswith("--listen") for argument in sys.argv[1:])
-    stderr_is_peer = has_peer and keep_stderr_from_peer((0,) if is_resident else (0, 1))
+    peer: tuple[int, ...] = (0, 1) if has_peer else ()
+    if program == "socks-relay" and any(map(_is_listen, sys.argv[1:])):
+        peer = (0,)  # its standard output may well be its log
+    stderr_is_peer = keep_stderr_from_peer(peer)
     return Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
+
+
+def _is_listen(argument: str) -> bool:
+    """Say whether an argument makes socks-relay a program that stays. docopt takes a part of it."""
+    name = argument.partition("=")[0]
+    return len(name) > len("--") and "--listen".startswith(name)
 
 
 def _end_by_exception() -> None:
