@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from muonsocks.resident.plan import Plan, Service
 
 READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+MEANT_FOR_ALL = (SIGTERM, SIGINT, SIGHUP)  # the workers get them too, but leave them to it
 HAS_SAID_WHY = 111  # exit status of a worker that has logged what went wrong
 
 
@@ -71,10 +72,10 @@ class Process:
         status = HAS_SAID_WHY
         try:
             self._log.after_fork()
-            for ignored in (SIGTERM, SIGINT, SIGHUP):  # meant for all, they are for the supervisor
+            for ignored in MEANT_FOR_ALL:
                 signal(ignored, SIG_IGN)
             signal(SIGCHLD, SIG_DFL)
-            pthread_sigmask(SIG_UNBLOCK, (SIGTERM, SIGINT, SIGHUP, SIGCHLD))
+            pthread_sigmask(SIG_UNBLOCK, (*MEANT_FOR_ALL, SIGCHLD))
             loop = Loop()
             Signals(loop)
             capacity = self._plan.capacity

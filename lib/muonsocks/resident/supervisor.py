@@ -31,7 +31,15 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.process import CUT_NOW, DRAIN, HAS_SAID_WHY, READY, Process, take_order
+from muonsocks.resident.process import (
+    CUT_NOW,
+    DRAIN,
+    HAS_SAID_WHY,
+    MEANT_FOR_ALL,
+    READY,
+    Process,
+    take_order,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +47,7 @@ if TYPE_CHECKING:
     from muonsocks.net.task import Task
     from muonsocks.resident.plan import Plan, Service
 
-_HANDLED = (SIGTERM, SIGINT, SIGHUP, SIGCHLD)
+_HANDLED = (*MEANT_FOR_ALL, SIGCHLD)
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
