@@ -359,7 +359,7 @@ def joined(server: Server, early: bytes) -> Joint:
 
     def over() -> Outcome:
         # A client may have a port that another one had before, but not with the same target.
-        return Outcome.of(server.await_log(f"closed client={us} user=- target={there} "))
+        return Outcome.of(server.await_log(f"closed client={us} user=.* target={there} "))
 
     return Joint(End.of(client), End.of(far), over)
 
