@@ -285,8 +285,8 @@ def test_no_pipes_to_be_had() -> None:
             check(pair.far, data)
             sender.join()
             assert not pipes._pool
-        # And when there are descriptors again, so are pipes; if not for data that is read as quickly
-        # as it comes.
+        # And when there are descriptors again, so are pipes; if not always for data that is read as
+        # quickly as it comes.
         for _ in range(50):
             at_once(lambda: pair.client.send(data), lambda: check(pair.far, data))
             if pipes._pool:

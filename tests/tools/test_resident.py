@@ -964,8 +964,10 @@ def test_the_log_may_be_where_standard_output_is(tmp_path: Path, option: str) ->
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment()
         )
-    until("it has a worker", lambda: children(process.pid))
-    process.terminate()
+    try:
+        until("it has a worker", lambda: children(process.pid))
+    finally:
+        process.terminate()
     assert process.wait(SECONDS) == 0
     assert "stopped, connections that were cut: 0" in log.read_text()
 
