@@ -144,8 +144,10 @@ def descriptors(machine: Machine, kind: str) -> int:  # noqa: F811
 
 
 def relay_line(machine: Machine, pattern: str) -> str:  # noqa: F811
-    """Wait for a line of the relay in the journal."""
-    follow = "journalctl --boot --follow --lines=all --output=cat --unit=muonsocks-relay.service"
+    """Wait for a line of the relay in the journal, which does not know the unit of a process that
+    has ended before its line is read.
+    """
+    follow = "journalctl --boot --follow --lines=all --output=cat --identifier=socks-relay"
     find = f"timeout {SECONDS} grep --max-count=1 --extended-regexp {shlex.quote(pattern)}"
     return machine.run(f"exec bash -c {shlex.quote(f'{find} < <({follow})')}").stdout
 
