@@ -253,7 +253,7 @@ class Ours(NamedTuple):
         for fd in (self.reader, self.writer):
             os.set_blocking(fd, False)
         if self.sock is None:
-            return Pair(loop, self.reader, self.writer)
+            return Pair(loop, self.reader, self.writer, ())
         if self.sock.family != socket.AF_UNIX:
             prepare_tcp(self.sock)
         return Stream(loop, self.sock)

@@ -23,7 +23,7 @@ class BorrowedSocket(Stream):
 
     __slots__ = ("borrowed",)
 
-    def __init__(self, loop: Loop, sock: socket, borrowed: tuple[int, ...] = ()) -> None:
+    def __init__(self, loop: Loop, sock: socket, borrowed: tuple[int, ...]) -> None:
         """Take over a socket that does not block any more."""
         super().__init__(loop, sock)
         self.borrowed = borrowed
@@ -47,9 +47,7 @@ class Pair(Stream):
 
     __slots__ = ("always_ready", "borrowed")
 
-    def __init__(
-        self, loop: Loop, reader: int, writer: int, borrowed: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, loop: Loop, reader: int, writer: int, borrowed: tuple[int, ...]) -> None:
         """Take over descriptors that do not block any more."""
         self.task = self._watcher = None
         self.loop = loop

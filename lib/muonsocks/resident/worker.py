@@ -145,7 +145,7 @@ class Worker:
             for listener in self._listeners:
                 self._loop.register_listener(listener.fileno(), self._acceptor(listener))
         except OSError as error:
-            self._run_short(f"cannot watch for connections: {error.strerror}")
+            self._cannot_watch(error)
 
     def _acceptor(self, listener: socket) -> Callable[[int], None]:
         return lambda _: self._accept_some(listener)
@@ -205,7 +205,11 @@ class Worker:
             try:
                 self._loop.queue_up_again(listener.fileno())
             except OSError as error:
-                self._run_short(f"cannot watch for connections: {error.strerror}")
+                self._cannot_watch(error)
+
+    def _cannot_watch(self, error: OSError) -> None:
+        """Look for connections later: epoll(7) has a limit for all that a user watches."""
+        self._run_short(f"cannot watch for connections: {error.strerror}")
 
     def _accept(self, listener: socket) -> bool:
         """Take a connection. False if there is none, or no other one is to be taken now."""
