@@ -308,7 +308,7 @@ def serving(machine: Machine, text: str, listens: str) -> Iterator[None]:
     try:
         # there is no event for "somebody listens now"
         listening = f"ss -Hlntx; systemctl is-active {unit} || echo over"
-        pattern = shlex.quote(f"[:/]{re.escape(listens)} |^over")
+        pattern = shlex.quote(f"[:/ ]{re.escape(listens)} |^over")
         machine.run(f"until ({listening}) | grep -Eq {pattern}; do sleep 0.02; done", timeout=20)
         over = machine.run(f"systemctl is-active {unit}", check=False).returncode
         assert not over, machine.run(f"cat /run/example-{listens}.log").stdout
@@ -443,9 +443,9 @@ def test_looking_at_requests(machine: Machine) -> None:
 
 @pytest.mark.parametrize("text", FORWARDERS, ids=["README.md", "socks-relay.1"])
 def test_forwarder(machine: Machine, text: str) -> None:
-    with serving(machine, text, "8080"):
+    with serving(machine, text, "127.0.0.1:8080"):  # GATEWAY has that port on another address
         assert fetch(machine, "http://127.0.0.1:8080/", "") == WWW
-        log = "cat /run/example-8080.log"
+        log = "cat /run/example-127.0.0.1:8080.log"
         await_log(machine, "target=www.example.com:80 reply=- .* end=closed", log)
 
 
