@@ -48,6 +48,14 @@ class NameNotResolved(OSError):
         super().__init__(None, reason)
 
 
+class RequestFailed(OSError):
+    """Who was asked to carry a request out has answered with a reply code, and no success."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(None, reason)
+        self.code = code
+
+
 class DialError(OSError):
     """No address of the destination could be reached.
 

@@ -13,9 +13,10 @@ from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, readv, splice, write
 from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.net import pipes
+from muonsocks.net.direction import Direction
 from muonsocks.net.gathering import Gathering
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.stream import HANG_UP, MORE, Stream, is_hang_up
+from muonsocks.net.stream import HANG_UP, MORE, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,50 +34,24 @@ _FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _AGAIN = EPOLLRDHUP
 
 
-class Half:
-    """One direction: what `source` sends, `sink` gets."""
+class Half(Direction):
+    """One direction between two streams."""
 
-    __slots__ = (
-        "_bulk",
-        "_drains",
-        "_gathering",
-        "_relay",
-        "_splices",
-        "_write_fd",
-        "count",
-        "ended",
-        "opposite",
-        "over",
-        "pending",
-        "read_fd",
-        "sink",
-        "source",
-        "source_error",
-        "tainted",
-    )
+    __slots__ = ("_bulk", "_drains", "_gathering", "_splices", "_write_fd", "read_fd")
 
     opposite: Half
+    pending: bytes | pipes.Pipe | None
 
     def __init__(self, relay: Relay, source: Stream, sink: Stream) -> None:
-        """`relay` is told when it was last `active`, and by `both_over`; it has the `loop`."""
-        self._relay = relay
-        self.source = source
-        self.sink = sink
+        super().__init__(relay, source, sink)
         self.read_fd = source.reader
         self._write_fd = sink.writer
-        self.pending: bytes | pipes.Pipe | None = None
-        self.count = 0
-        self.ended = False  # the source has nothing more; what is pending may still go out
-        self.over = False  # nothing more will be given to the sink
-        self.source_error = False  # the source did not end, it failed
-        self.tainted = False  # the source failed, and it was a write to it that was told
         self._bulk = False  # the last burst was large: splice at once
         self._splices = True
         self._drains = source.is_tcp
         self._gathering: Gathering | None = None
 
     def attach(self, loop: Loop) -> None:
-        """Take over the events of the source, and of a sink that is a descriptor of its own."""
         handlers, read_fd, write_fd = loop.handlers, self.read_fd, self._write_fd
         if read_fd in handlers:
             handlers[read_fd] = self.pull
@@ -84,21 +59,16 @@ class Half:
             handlers[write_fd] = self._on_sink
 
     def begin(self) -> None:
-        """Move what is there already."""
         if self.pending is not None:
             self.flush()
         elif self.source.ready & READABLE:
             self.pull(self.source.ready)
 
     def detach(self) -> None:
-        """Drop what was not delivered. The relay holds no cycle then."""
-        self.over = True
-        if self.pending is not None:
-            self._drop_pending()
         if self._gathering is not None:
             self._gathering.stop()
             self._gathering = None
-        del self._relay, self.opposite
+        super().detach()
 
     # Events
 
@@ -117,7 +87,6 @@ class Half:
             self._sink_failed(errno.EPIPE)  # nobody reads from the pipe any more
 
     def pull_again(self) -> None:
-        """Pull where no event says that there is something, or that there is no more."""
         self.pull(_AGAIN)
 
     # Moving bytes
@@ -288,56 +257,6 @@ class Half:
         sink.watch_room()
         if sink.writer == sink.reader:
             loop.handlers[sink.writer] = self.opposite._on_source_and_room
-
-    # Ends
-
-    def _source_ended(self, failed: bool) -> None:
-        self.ended = True
-        self.source_error = failed
-        if self.pending is None:
-            self._close_sink()
-
-    def _source_failed(self, error: OSError) -> None:
-        if is_hang_up(self.read_fd, error):
-            self._source_ended(self.tainted)
-            return
-        # Nothing can be given to a stream that has failed.
-        if self.source.writer == self.source.reader:
-            self.opposite._abandon()
-        self._source_ended(failed=True)
-
-    def _source_gone(self) -> None:
-        """Nothing of the source matters any more, and now it is gone: if it is a socket, as a sink
-        too.
-        """
-        if self.source.writer == self.source.reader and not self.opposite.over:
-            self.opposite._sink_failed(errno.EPIPE)
-
-    def _close_sink(self) -> None:
-        self.over = True
-        is_last = self.opposite.over
-        # The last one to end need not say so if nobody else has the sink: it is about to be closed.
-        if not self.source_error and (not is_last or self.sink.is_shared):
-            self.sink.end_output()
-        if is_last:
-            self._relay.both_over()
-
-    def _sink_failed(self, number: int | None) -> None:
-        """The sink takes nothing more. If it is a socket that was reset, only this told so."""
-        opposite = self.opposite
-        if self.sink.writer == self.sink.reader and number != errno.EPIPE:
-            opposite.tainted = True
-        if not opposite.over:
-            self._relay.loop.call_soon(opposite.pull_again)
-        self._abandon()
-
-    def _abandon(self) -> None:
-        if not self.over:
-            self.over = True
-            if self.pending is not None:
-                self._drop_pending()
-            if self.opposite.over:
-                self._relay.both_over()
 
     def _drop_pending(self) -> None:
         if isinstance(self.pending, pipes.Pipe):

@@ -62,11 +62,15 @@ class Stdio:
 
     __slots__ = ("_found_blocking", "loop", "socket", "stream")
 
-    def __init__(self) -> None:
-        """Take over fds 0 and 1, and make a loop for them. OSError if one of them is not open."""
+    def __init__(self, loop: Loop | None = None) -> None:
+        """Take over fds 0 and 1, and make a loop for them if there is none. OSError if one of them
+        is not open.
+        """
         status = _status(0, "input"), _status(1, "output")
-        self.loop = loop = Loop()
-        Signals(loop)
+        if loop is None:
+            loop = Loop()
+            Signals(loop)
+        self.loop = loop
         self._found_blocking = tuple(fd for fd in (0, 1) if os.get_blocking(fd))
         self.socket: socket | None = None
         same = (status[0].st_dev, status[0].st_ino) == (status[1].st_dev, status[1].st_ino)

@@ -1,6 +1,6 @@
 """Copies between two streams, both ways at once, until both directions are over.
 
-While it runs there need be no coroutine: each direction is a Half, driven by events.
+While it runs there need be no coroutine: each direction is driven by events.
 
     a source ends (EOF)      the sink is given the rest, then an end of output (half-close)
     a source fails (reset)   the sink is given the rest, then a reset: it is not the whole
@@ -14,6 +14,7 @@ from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from muonsocks.net.direction import Direction
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.net.stream import Stream
 
@@ -108,11 +109,14 @@ class Relay(Waitable):
         self.loop = client.loop
         self.reason = ""
         self.active = 0.0
-        self.up = Half(self, client, far)
-        self.down = Half(self, far, client)
+        self.up, self.down = self._directions(client, far)
         self.up.opposite, self.down.opposite = self.down, self.up
         if early:
             self.up.pending = early
+
+    def _directions(self, client: Stream, far: Stream) -> tuple[Direction, Direction]:
+        """Make what moves the bytes to `far`, and to `client`."""
+        return Half(self, client, far), Half(self, far, client)
 
     def start(self, idle_timeout: float, half_close_timeout: float) -> None:
         """Begin to copy. There is a `reason` once it is over; then the waiting task is woken.

@@ -24,11 +24,21 @@ from muonsocks.socks.request import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
     from muonsocks.net.stream import Stream
     from muonsocks.socks.policy import Policy
+    from muonsocks.socks.request import Event
+
+    class Answerer(Protocol):
+        """What a reply is given to: a server's machine, or what stands for one."""
+
+        def send(self, event: Event) -> bytes:
+            """Give the bytes that say `event` to the client."""
+
 
 _READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 LINGER = 2.0  # s that a client is given to read what it was told last
@@ -191,7 +201,7 @@ class Admission:
 
     # Telling the client
 
-    async def refuse(self, server: Server | None, code: int) -> None:
+    async def refuse(self, server: Answerer | None, code: int) -> None:
         """Answer a request with a failure."""
         answer = b""
         if server is not None:

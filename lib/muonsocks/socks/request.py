@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved
+from muonsocks.errors import NameNotResolved, RequestFailed
 
 
 class Command:
@@ -64,6 +64,8 @@ _REPLY_BY_ERRNO = {
 
 def reply_code(error: OSError) -> int:
     """Give the reply code that tells a client why its destination could not be reached."""
+    if isinstance(error, RequestFailed):
+        return error.code
     if isinstance(error, NameNotResolved):
         return ReplyCode.HOST_UNREACHABLE
     return _REPLY_BY_ERRNO.get(error.errno or 0, ReplyCode.GENERAL_FAILURE)
@@ -74,15 +76,18 @@ class Event:
 
     __slots__: tuple[str, ...] = ()
 
+    def _names(self) -> list[str]:
+        return [name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())]
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and all(
-            getattr(self, name) == getattr(other, name) for name in self.__slots__
+            getattr(self, name) == getattr(other, name) for name in self._names()
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names())
         return f"{type(self).__name__}({fields})"
 
 

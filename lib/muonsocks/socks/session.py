@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from muonsocks.address import Endpoint
     from muonsocks.net.inherit import Peer
     from muonsocks.net.task import Waitable
-    from muonsocks.socks.negotiation import Server
+    from muonsocks.socks.admission import Answerer
     from muonsocks.socks.policy import Policy
 
 # What this host can run out of; ENOSPC is epoll's limit on what all may watch together
@@ -53,6 +53,7 @@ class Session(Admission):
     """
 
     __slots__ = ("_interruption", "_relay", "_short_of", "_started", "refused_by_rule")
+    kind_of_relay = Relay
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
         super().__init__(client, peer, policy, log)
@@ -114,7 +115,7 @@ class Session(Admission):
 
     async def fulfil(
         self,
-        server: Server | None,
+        server: Answerer | None,
         request: Request,
         early: bytes = b"",
         reach: Callable[[], Awaitable[Stream]] | None = None,
@@ -236,7 +237,7 @@ class Session(Admission):
     def join(self, far: Stream, early: bytes = b"") -> Relay:
         """Begin to relay here. It is for `logged` to go on when that is over."""
         limits = self._policy.limits
-        self._relay = relay = Relay(self._client, far, early)
+        self._relay = relay = self.kind_of_relay(self._client, far, early)
         try:
             relay.start(limits.idle, limits.half_close)
         except BaseException:

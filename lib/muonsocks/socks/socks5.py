@@ -44,10 +44,10 @@ def encode_reply(code: int, bound: Endpoint = UNSPECIFIED) -> bytes:
     """Write a reply, RFC 1928 section 6."""
     if code == ReplyCode.IDENTITY_REFUSED:
         code = ReplyCode.NOT_ALLOWED
-    return bytes((VERSION, code, 0)) + _encode_endpoint(bound)
+    return bytes((VERSION, code, 0)) + encode_endpoint(bound)
 
 
-def _encode_endpoint(endpoint: Endpoint) -> bytes:
+def encode_endpoint(endpoint: Endpoint) -> bytes:
     """Write ATYP, address and port, RFC 1928 sections 4 and 5."""
     packed = endpoint.packed
     if packed is not None:
@@ -55,6 +55,26 @@ def _encode_endpoint(endpoint: Endpoint) -> bytes:
         return kind + packed + endpoint.port.to_bytes(2, "big")
     name = name_bytes(endpoint)
     return bytes((_NAME, len(name))) + name + port_bytes(endpoint)
+
+
+def decode_endpoint(message: bytes, start: int) -> Endpoint | None:
+    """Read ATYP, address and port, which begin at `start` and end with the message.
+
+    None for what cannot be a name. The type has been looked at, and fits the length.
+    """
+    port = int.from_bytes(message[-2:], "big")
+    if message[start] != _NAME:
+        return Endpoint.at(message[start + 1 : -2], port)
+    name = message[start + 2 : -2]
+    return Endpoint(name.decode("ascii"), port) if is_name(name) else None
+
+
+def endpoint_length(message: bytes, start: int) -> int:
+    """Say how long ATYP, address and port are that begin at `start`; 0 for an unknown type."""
+    kind = message[start]
+    if kind == _NAME:
+        return 4 + message[start + 1]
+    return 3 + _ADDRESS_LENGTH.get(kind, -3)
 
 
 class _Machine(Machine):
@@ -80,14 +100,6 @@ class _Machine(Machine):
         if buffer[3] == _NAME:
             return 7 + buffer[4] if len(buffer) > 4 else 7
         return 6 + _ADDRESS_LENGTH.get(buffer[3], -2)
-
-    def _endpoint_in(self, message: bytes) -> Endpoint | None:
-        """Read ATYP, address and port off a whole message; None for what cannot be a name."""
-        port = int.from_bytes(message[-2:], "big")
-        if message[3] != _NAME:
-            return Endpoint.at(message[4:-2], port)
-        name = message[5:-2]
-        return Endpoint(name.decode("ascii"), port) if is_name(name) else None
 
 
 _STATE_AFTER = {Method.NONE: "request", Method.PASSWORD: "credentials"}
@@ -168,7 +180,7 @@ class Server(_Machine):
             return None
         message = buffer[:end]
         self._buffer = buffer[end:]
-        destination = self._endpoint_in(message)
+        destination = decode_endpoint(message, 3)
         if destination is None:
             raise self._refusal("the request has no valid name", ReplyCode.HOST_UNREACHABLE)
         self.state = "answer"
@@ -231,7 +243,7 @@ class Client(_Machine):
             return user + bytes((len(event.password),)) + event.password
         if isinstance(event, Request) and self.state == "request":
             self._awaits_second_reply = event.command == Command.BIND
-            message = bytes((VERSION, event.command, 0)) + _encode_endpoint(event.destination)
+            message = bytes((VERSION, event.command, 0)) + encode_endpoint(event.destination)
             self.state = "reply"
             return message
         raise self._out_of_turn(event)
@@ -274,7 +286,7 @@ class Client(_Machine):
             return None
         message = self._take(self._length())
         code = message[1]
-        bound = self._endpoint_in(message)
+        bound = decode_endpoint(message, 3)
         if bound is None:
             # Some servers say an empty name with a failure; with a success it leaves us blind.
             if code == ReplyCode.SUCCEEDED:

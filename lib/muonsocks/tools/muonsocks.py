@@ -58,17 +58,13 @@ Other:
 
 from __future__ import annotations
 
-import errno
 import os
 import site
 from _socket import socket
-from fcntl import F_GETFL, fcntl
 
-from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.inherit import Peer
-from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.privileges import Identity, give_up
 from muonsocks.net.resolver import Resolver
@@ -78,7 +74,7 @@ from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
-from muonsocks.tools.environment import port_number
+from muonsocks.tools.listening import listeners, notify_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,30 +102,9 @@ def main(arguments: list[str], log: Log) -> int:
         ),
         given.seconds("--drain-timeout", 30),
     )
-    notifier = Notifier(_notify_fd(given))
-    listeners = _listeners(given, service, log)
-    return DONE if Supervisor(service, listeners, plan, notifier, log).run() else SYSTEM_FAILED
-
-
-ANYWHERE = (bytes(4), bytes(16))
-THIS_HOST = (b"\x7f\0\0\1", bytes(15) + b"\1")
-
-
-def _notify_fd(given: options.Options) -> int | None:
-    """Give the descriptor of -d, which must be open for writing. None without it."""
-    if given.text("--notify-fd") is None:
-        return None
-    fd = given.number("--notify-fd", 1 << 20)
-    if fd == 2:
-        # It is closed in the end, and then a client's socket could become where the log goes.
-        raise UsageError("-d: descriptor 2 is for the log", "give another one, say 3")
-    try:
-        if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise UsageError(f"-d: descriptor {fd} is only for reading", "give the other end")
-        os.set_inheritable(fd, False)
-    except OSError as error:
-        raise UsageError(f"-d: descriptor {fd}: {error.strerror}", "see --help") from None
-    return fd
+    notifier = Notifier(notify_fd(given))
+    sockets = listeners(given, service.is_limited, log)
+    return DONE if Supervisor(service, sockets, plan, notifier, log).run() else SYSTEM_FAILED
 
 
 class Socks:
@@ -193,46 +168,3 @@ async def _close_and_raise(sock: socket, error: OSError) -> int:
     """Do without a client that cannot be waited for: epoll(7) has a limit for each user."""
     sock.close()
     raise error
-
-
-def _listeners(given: options.Options, service: Socks, log: Log) -> list[socket]:
-    """Listen where systemd has, or where the options say, and tell what that means."""
-    addresses, port = given.texts("--listen"), given.text("--port")
-    listeners = inherited()
-    if listeners and (addresses or port is not None):
-        raise UsageError("systemd has the sockets", "leave -i and -p out")
-    if not listeners:
-        number = 1080 if port is None else port_number(port, "-p")
-        listeners = [listen_on(_address(text), number) for text in addresses]
-    if not listeners:
-        listeners = _listen_on_any(ANYWHERE if service.is_limited else THIS_HOST, number)
-    names = ", ".join(map(name_of, listeners))
-    log.info(f"listening on {names}", {"listen": names})
-    if not service.is_limited:
-        if not all(map(is_for_this_host, listeners)):
-            log.warning("an open proxy: whoever can reach it may use it; see --users and -w")
-        elif not addresses:
-            log.info("only for this host, as everybody may come in; see --users, -w and -i")
-    return listeners
-
-
-def _address(text: str) -> bytes:
-    packed = parse_address(text.removeprefix("[").removesuffix("]"))
-    if packed is None:
-        raise UsageError(f"-i: {text!r} is not an address", "give IPv4 or IPv6 in full")
-    return packed
-
-
-def _listen_on_any(addresses: tuple[bytes, bytes], port: int) -> list[socket]:
-    """Listen on an IPv4 and an IPv6 address; a host need not have both families."""
-    listeners, failure = [], None
-    for address in addresses:
-        try:
-            listeners.append(listen_on(address, port))
-        except OSError as error:
-            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                raise
-            failure = error
-    if failure is not None and not listeners:
-        raise failure
-    return listeners

@@ -113,10 +113,13 @@ def parse(
         log.level = DEBUG
     elif values["--quiet"]:
         log.level = WARNING
-    positional: list[str] = []
-    for name, value in values.items():
-        if not name.startswith("-") and value not in (None, False):
-            positional += value if isinstance(value, list) else [value]
+    words = {name: value for name, value in values.items() if not name.startswith("-")}
+    positional = [name for name, value in words.items() if value is True]  # a command
+    for value in words.values():
+        if isinstance(value, list):
+            positional += value
+        elif isinstance(value, str):
+            positional.append(value)
     if positional[:1] == ["--"]:
         del positional[0]
     return Options(values, positional)

@@ -1,0 +1,1 @@
+"""Many connections over one serial port, for a machine that has no network of its own."""

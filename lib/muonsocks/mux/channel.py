@@ -1,0 +1,137 @@
+"""One connection over a link, which stands where a stream would: as a session's client or far end.
+
+A Carriage joins it with a stream; until then it keeps what comes.
+"""
+
+from __future__ import annotations
+
+from muonsocks.address import Endpoint
+from muonsocks.errors import RequestFailed
+from muonsocks.mux.machine import Answered, Connection, Credited, Ended, ResetReason, WasReset
+from muonsocks.net.stream import HANG_UP, Stream
+from muonsocks.socks.request import UNSPECIFIED, ReplyCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.mux.carriage import Incoming, Outgoing
+    from muonsocks.mux.link import Link
+    from muonsocks.socks.request import Event
+
+
+class Channel(Stream):
+    """A connection. `early`, `has_ended` and `was_lost` are what has come before a Carriage."""
+
+    __slots__ = (
+        "_bound",
+        "_code",
+        "connection",
+        "early",
+        "has_ended",
+        "incoming",
+        "link",
+        "outgoing",
+        "was_lost",
+    )
+
+    def __init__(self, link: Link, connection: Connection) -> None:
+        self.task = self._watcher = None
+        self.loop = link.loop
+        self.reader = self.writer = -1  # no descriptor, and both directions are of the same
+        self.name = f"mux:{connection.number}"
+        self.is_tcp = False
+        self.is_shared = True  # the other side is to be told of every end
+        self._wanted = self.ready = 0
+        self.link = link
+        self.connection = connection
+        connection.owner = self
+        self.early = b""
+        self.has_ended = self.was_lost = False
+        self.incoming: Incoming | None = None
+        self.outgoing: Outgoing | None = None
+        self._code: int | None = None
+        self._bound = UNSPECIFIED
+
+    # What the link tells it
+
+    def deliver(self, parts: list[memoryview], size: int) -> None:
+        """Take data from the other side; the parts are to be used at once."""
+        if self.incoming is not None:
+            self.incoming.deliver(parts, size)
+        else:
+            self.early += b"".join(parts)
+
+    def hear(self, event: Event) -> None:
+        """Take anything else from the other side."""
+        if isinstance(event, Credited):
+            if self.outgoing is not None:
+                self.outgoing.may_send()
+        elif isinstance(event, Ended):
+            self.has_ended = True
+            if self.incoming is not None:
+                self.incoming.was_ended()
+        elif isinstance(event, WasReset):
+            self.was_reset()
+        elif isinstance(event, Answered):
+            self._code, self._bound = event.code, event.bound
+            self.wake()
+
+    def was_reset(self) -> None:
+        """The other side has let go, or is not there any more."""
+        self.was_lost = True
+        if self.incoming is not None:
+            self.incoming.was_reset()
+        else:
+            self.wake()
+            self._on_event(HANG_UP)
+
+    # A guest's
+
+    async def answer(self) -> None:
+        """Wait for what the host says to the OPEN. RequestFailed unless that is success."""
+        while self._code is None and not self.was_lost:
+            await self
+        if self._code is None:
+            raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the host has gone")
+        if self._code != ReplyCode.SUCCEEDED:
+            raise RequestFailed(self._code, f"the host has answered {self._code}")
+
+    def local_endpoint(self) -> Endpoint:
+        """Say which address the host has connected from."""
+        return self._bound
+
+    # As a stream
+
+    def send_now(self, data: bytes) -> bytes:
+        """Give back what cannot be written: nothing is written to it but by a Carriage."""
+        return data
+
+    def end_output(self) -> None:
+        """Say that nothing more will be sent."""
+        self.link.mux.end(self.connection)
+        self.link.flush_soon()
+
+    def take_back(self) -> None:
+        """Be without a Carriage again."""
+        self.incoming = self.outgoing = None
+
+    def reset_on_close(self) -> None:
+        """Tell the other side that what it got is not the whole."""
+        self._reset(ResetReason.STOPPED)
+
+    async def abort(self, seconds: float) -> None:
+        """The same; what has been sent arrives before that."""
+        self._reset(ResetReason.RESET)
+
+    async def linger(self, seconds: float) -> None:
+        """Tell the other side that nobody takes what it sends."""
+        self._reset(ResetReason.UNREAD)
+
+    def _reset(self, reason: int) -> None:
+        self.link.mux.reset(self.connection, reason)
+        self.link.flush_soon()
+
+    def close(self) -> None:
+        """Let go of it. Harmless when it has been done."""
+        if self.connection.owner is self:
+            self.link.mux.release(self.connection)
+            self.link.flush_soon()

@@ -1,0 +1,107 @@
+"""The guest's side: SOCKS clients come in here, and the host carries out what they ask for."""
+
+from __future__ import annotations
+
+import os
+
+from muonsocks.errors import RequestFailed
+from muonsocks.mux.carriage import Carriage
+from muonsocks.mux.channel import Channel
+from muonsocks.mux.frames import NUMBER
+from muonsocks.mux.machine import Mux
+from muonsocks.mux.side import Side
+from muonsocks.net.task import Waitable
+from muonsocks.socks.request import ReplyCode
+from muonsocks.socks.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.address import Endpoint
+    from muonsocks.log import Log
+    from muonsocks.mux.places import Place
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
+    from muonsocks.net.relay import Relay
+    from muonsocks.net.stream import Stream
+    from muonsocks.socks.policy import Policy
+
+
+class GuestSession(Session):
+    """One client of a guest."""
+
+    __slots__ = ("_guest",)
+    kind_of_relay = Carriage
+
+    def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log, guest: Guest) -> None:
+        super().__init__(client, peer, policy, log)
+        self._guest = guest
+
+    async def _story(self) -> Relay | None:
+        server, request = await self.negotiate()
+        destination = request.destination
+        return await self.fulfil(
+            server, request, server.trailing, lambda: self._guest.reach(destination)
+        )
+
+
+class Guest(Side):
+    """The way to a host, for all clients of a guest."""
+
+    __slots__ = ("_open_timeout", "_waiting")
+
+    def __init__(
+        self,
+        loop: Loop,
+        place: Place,
+        memory: int,
+        open_timeout: float | None,
+        timeout: float,
+        log: Log,
+    ) -> None:
+        """At most `memory` bytes wait here to be sent on. While the host is away a client waits
+        for it `open_timeout` seconds, or for as long as it takes.
+        """
+        mux = Mux(False, 0, memory, lambda: os.urandom(NUMBER))
+        super().__init__(loop, place, mux, timeout, "host", log)
+        self._open_timeout = open_timeout
+        self._waiting: dict[Waitable, None] = {}  # clients that wait for the host
+
+    async def reach(self, destination: Endpoint) -> Channel:
+        """Have the host connect. RequestFailed with the code that the client is to get."""
+        mux = self.link.mux
+        if not mux.is_up:
+            await self._await_host()
+        connection = mux.open(destination)
+        if connection is None:
+            reason = f"the host has no more than {mux.limit} connections"
+            raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)
+        channel = Channel(self.link, connection)
+        self.link.flush_soon()
+        try:
+            await channel.answer()
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    async def _await_host(self) -> None:
+        waiter = Waitable()
+        self._waiting[waiter] = None
+        try:
+            if self._open_timeout is None:
+                await waiter
+                return
+            with self.loop.deadline(self._open_timeout) as deadline:
+                await waiter
+        except TimeoutError:
+            if not deadline.passed:
+                raise
+            raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the host is not there") from None
+        finally:
+            self._waiting.pop(waiter, None)
+
+    def begun(self) -> None:
+        while self._waiting:
+            waiter = next(iter(self._waiting))
+            del self._waiting[waiter]
+            waiter.wake()

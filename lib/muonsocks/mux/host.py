@@ -1,0 +1,131 @@
+"""The host's side: it carries out what the guest asks for, under the rules."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from muonsocks.mux.carriage import Carriage
+from muonsocks.mux.channel import Channel
+from muonsocks.mux.frames import NUMBER
+from muonsocks.mux.machine import Mux, Opened
+from muonsocks.mux.side import Side
+from muonsocks.net.inherit import Peer
+from muonsocks.net.task import Task
+from muonsocks.socks.request import Command, Reply, Request
+from muonsocks.socks.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.address import Endpoint
+    from muonsocks.log import Log
+    from muonsocks.mux.places import Place
+    from muonsocks.net.loop import Loop
+    from muonsocks.net.relay import Relay
+    from muonsocks.socks.policy import Policy
+    from muonsocks.socks.request import Event
+
+_SILENCE = 10.0  # s after a complaint
+
+
+class Stopped(BaseException):
+    """The program is told to end."""
+
+
+class HostSession(Session):
+    """One connection that a guest has asked for."""
+
+    __slots__ = ("_channel", "_destination")
+    kind_of_relay = Carriage
+
+    def __init__(self, channel: Channel, destination: Endpoint, policy: Policy, log: Log) -> None:
+        super().__init__(channel, Peer(channel.name), policy, log)
+        self._channel = channel
+        self._destination = destination
+        self.target = str(destination)
+
+    async def _story(self) -> Relay | None:
+        request = Request(Command.CONNECT, self._destination)
+        return await self.fulfil(_Answers(self._channel), request)
+
+    async def _say_goodbye(self, last_words: bytes) -> None:
+        """The ANSWER was the last word."""
+
+
+class _Answers:
+    """Stands where the machine of a SOCKS server does: a reply goes as ANSWER, not as bytes."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def send(self, event: Event) -> bytes:
+        """Answer, and give no bytes to be sent."""
+        assert isinstance(event, Reply)
+        link = self._channel.link
+        link.mux.answer(self._channel.connection, event.code, event.bound)
+        link.flush_soon()
+        return b""
+
+
+class Host(Side):
+    """Serves the guest at a port, one after the other if they change."""
+
+    __slots__ = ("_complains_from", "_policy", "served", "tasks")
+
+    def __init__(
+        self,
+        loop: Loop,
+        place: Place,
+        policy: Policy,
+        connections: int,
+        memory: int,
+        timeout: float,
+        log: Log,
+    ) -> None:
+        """At most so many `connections` at a time, and `memory` bytes that wait to be sent on."""
+        mux = Mux(True, connections, memory, lambda: os.urandom(NUMBER))
+        super().__init__(loop, place, mux, timeout, "guest", log)
+        self._policy = policy
+        self.tasks: set[Task] = set()
+        self.served = 0
+        self._complains_from = 0.0
+
+    def hear(self, event: Event) -> None:
+        assert isinstance(event, Opened)
+        channel = Channel(self.link, event.connection)
+        session = HostSession(channel, event.destination, self._policy, self._log)
+        self.served += 1
+        task = Task(self.loop, session.run(), self._on_failure, self._on_return)
+        self.tasks.add(task)
+        task.step()
+
+    def stop(self, reason: str) -> None:
+        super().stop(reason)
+        for task in list(self.tasks):
+            task.interrupt(Stopped())
+
+    def _on_return(self, number: int) -> None:
+        self._is_over()
+        if number:
+            self._complain(number)
+
+    def _on_failure(self, error: BaseException) -> None:
+        self._is_over()
+        if isinstance(error, OSError):
+            self._complain(error.errno or errno.EIO)
+        elif not isinstance(error, Stopped):
+            self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
+
+    def _is_over(self) -> None:
+        task = self.loop.current
+        assert task is not None
+        self.tasks.remove(task)
+
+    def _complain(self, number: int) -> None:
+        """Say what this host ran out of, now and then."""
+        now = self.loop.now
+        if now >= self._complains_from:
+            self._complains_from = now + _SILENCE
+            self._log.warning(f"a request could not be carried out: {os.strerror(number)}")

@@ -1,0 +1,171 @@
+"""Where a port is to be found, as a command line names it, and how it is opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import termios
+from _socket import SO_SNDBUF, SOL_SOCKET
+from stat import S_ISCHR
+
+from muonsocks.mux.port import Port
+from muonsocks.net.borrowed import Pair
+from muonsocks.net.dial import dial_unix
+from muonsocks.net.inherit import Stdio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any
+
+    from muonsocks.net.loop import Loop
+
+_SO_SNDBUFFORCE = 32  # socket(7)
+_CONNECTING = 1.0  # s for a unix socket whose backlog is full
+_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.ENAMETOOLONG)
+_SENDING = 1 << 20  # bytes a socket may have on its way: more delays those who wait for their turn
+
+
+class StandardStreams:
+    """Standard input and output: they lead to one peer, and when it has gone that was all."""
+
+    name = "standard input"
+    again = False  # it cannot be opened again
+
+    __slots__ = ("_mode", "_stdio")
+
+    def may_come(self, error: OSError) -> bool:
+        """Say whether one that could not be opened may well be there later."""
+        return False
+
+    def __init__(self) -> None:
+        self._stdio: Stdio | None = None
+        self._mode: list[Any] | None = None
+
+    async def open(self, loop: Loop) -> Port:
+        """Take them over. OSError if one of them is not open."""
+        self._stdio = stdio = Stdio(loop)
+        self._mode = _make_raw(0)
+        if stdio.socket is not None:
+            _enlarge(stdio.socket)
+        return Port(stdio.stream, self.name, _is_virtio(0))
+
+    def restore(self) -> None:
+        """Leave them as they were found: other processes may have them too."""
+        if self._mode is not None:
+            termios.tcsetattr(0, termios.TCSANOW, self._mode)
+        if self._stdio is not None:
+            self._stdio.restore()
+
+
+class Device:
+    """A device: a virtio port, a serial port, a terminal."""
+
+    again = True
+
+    __slots__ = ("_was_there", "name")
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._was_there = False
+
+    def may_come(self, error: OSError) -> bool:
+        """Say whether one that could not be opened may well be there later."""
+        return self._was_there
+
+    async def open(self, loop: Loop) -> Port:
+        """Open it. OSError, EBUSY if somebody has it already."""
+        fd = os.open(self.name, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if not S_ISCHR(os.fstat(fd).st_mode):
+                raise OSError(errno.ENODEV, "is no device", self.name)
+            _make_raw(fd)
+            writer = os.dup(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._was_there = True
+        return Port(Pair(loop, fd, writer, ()), self.name, _is_virtio(fd))
+
+    def restore(self) -> None:
+        """Nothing was borrowed."""
+
+
+class UnixSocket:
+    """A unix socket that somebody listens at, as QEMU does for a guest; or will, in a while."""
+
+    again = True
+
+    __slots__ = ("name",)
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+
+    def may_come(self, error: OSError) -> bool:
+        """Say whether one that could not be opened may well be there later."""
+        return error.errno not in _FOR_GOOD
+
+    async def open(self, loop: Loop) -> Port:
+        """Connect to it. OSError."""
+        stream = await dial_unix(loop, self.name, _CONNECTING)
+        _enlarge(stream.socket)
+        return Port(stream, self.name)
+
+    def restore(self) -> None:
+        """Nothing was borrowed."""
+
+
+Place = StandardStreams | Device | UnixSocket
+
+
+def place_of(text: str) -> Place:
+    """Say what a command line means by PORT."""
+    if text == "-":
+        return StandardStreams()
+    try:
+        is_device = S_ISCHR(os.stat(text).st_mode)
+    except OSError:
+        is_device = text.startswith("/dev/")
+    return Device(text) if is_device else UnixSocket(text)
+
+
+def _make_raw(fd: int) -> list[Any] | None:
+    """Let a terminal pass all bytes on as they are; give its mode before that."""
+    if not os.isatty(fd):
+        return None
+    before = termios.tcgetattr(fd)
+    iflag, oflag, cflag, lflag, *rest = termios.tcgetattr(fd)
+    # cfmakeraw(3)
+    iflag &= ~(
+        termios.IGNBRK
+        | termios.BRKINT
+        | termios.PARMRK
+        | termios.ISTRIP
+        | termios.INLCR
+        | termios.IGNCR
+        | termios.ICRNL
+        | termios.IXON
+    )
+    oflag &= ~termios.OPOST
+    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    termios.tcsetattr(fd, termios.TCSANOW, [iflag, oflag, cflag, lflag, *rest])
+    return before
+
+
+def _is_virtio(fd: int) -> bool:
+    """Say whether a descriptor is a virtio port: its other side may leave and come back."""
+    status = os.fstat(fd)
+    if not S_ISCHR(status.st_mode):
+        return False
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    subsystem = os.path.realpath(f"/sys/dev/char/{number}/subsystem")
+    return os.path.basename(subsystem) == "virtio-ports"
+
+
+def _enlarge(sock: socket) -> None:
+    """Let a socket take more at a time than it would; as much as this process may have."""
+    try:
+        sock.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, _SENDING)
+    except OSError:
+        sock.setsockopt(SOL_SOCKET, SO_SNDBUF, _SENDING)

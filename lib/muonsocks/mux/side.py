@@ -1,0 +1,88 @@
+"""What host and guest have in common: a link, and a port for it for as long as there is one."""
+
+from __future__ import annotations
+
+from muonsocks.errors import in_one_line
+from muonsocks.mux.link import Link
+from muonsocks.mux.machine import Began, Over
+from muonsocks.net.task import Mailbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.log import Log
+    from muonsocks.mux.machine import Mux
+    from muonsocks.mux.places import Place
+    from muonsocks.net.loop import Loop
+    from muonsocks.socks.request import Event
+
+_FIRST_DELAY, _LONGEST_DELAY = (
+    0.1,
+    1.0,
+)  # s until a port that was lost, or not there, is tried again
+
+
+class Side:
+    """One side of a mux. `link` is what its connections go over."""
+
+    __slots__ = ("_delay", "_log", "_losses", "_other", "_place", "_said", "link", "loop")
+
+    def __init__(
+        self, loop: Loop, place: Place, mux: Mux, timeout: float, other: str, log: Log
+    ) -> None:
+        """`other` is what the other side is called in the log."""
+        self.loop = loop
+        self._place = place
+        self._other = other
+        self._log = log
+        self._losses = Mailbox()
+        self._delay = 0.0
+        self._said = ""
+        self.link = Link(loop, mux, timeout, self._on_event, self._losses.post)
+
+    async def run(self) -> None:
+        """Keep the link on its port until that is gone for good. OSError if it cannot be had."""
+        place = self._place
+        while True:
+            try:
+                port = await place.open(self.loop)
+            except OSError as error:
+                if not place.may_come(error):
+                    raise OSError(error.errno, f"{place.name}: {error.strerror}") from None
+                self._say(f"{place.name} is not there yet: {in_one_line(error)}")
+            else:
+                self.link.attach(port)
+                reason = await self._losses.take()
+                self._say(f"{place.name} is lost: {reason}")
+                if not place.again:
+                    return
+            self._delay = min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
+            await self.loop.sleep(self._delay)
+
+    def stop(self, reason: str) -> None:
+        """End the session and leave the port as it was found."""
+        self.link.detach(reason)
+        self._place.restore()
+
+    def _say(self, what: str) -> None:
+        """Log something that may be so again and again, once."""
+        if what != self._said:
+            self._said = what
+            self._log.warning(what)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Began):
+            self._delay, self._said = 0.0, ""
+            self._log.info(f"the {self._other} is there")
+            self.begun()
+        elif isinstance(event, Over):
+            self._say(f"the {self._other} is not there any more: {event.reason}")
+        else:
+            self.hear(event)
+
+    # What one of them has of its own
+
+    def begun(self) -> None:
+        """A session has begun."""
+
+    def hear(self, event: Event) -> None:
+        """Something has come that is not of a connection."""
