@@ -13,7 +13,6 @@ from os import readv, write, writev
 from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 
 from muonsocks.mux.channel import Channel
-from muonsocks.mux.frames import LARGEST
 from muonsocks.net.direction import Direction
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.relay import Relay
@@ -111,7 +110,7 @@ class Outgoing(Direction):
             return
         if self.pending is not None and not self._send_pending():
             return
-        size = min(connection.credit, link.share() if self._is_bulk else LARGEST)
+        size = min(connection.credit, link.share(self._is_bulk))
         if not size:
             self._is_starved = True
             return

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from muonsocks.mux.link import Link
     from muonsocks.socks.request import Event
 
+_SILENCE = 2.0  # s
+
 
 class Channel(Stream):
     """A connection. `early`, `has_ended` and `was_lost` are what has come before a Carriage."""
@@ -48,7 +50,7 @@ class Channel(Stream):
         self.has_ended = self.was_lost = False
         self.incoming: Incoming | None = None
         self.outgoing: Outgoing | None = None
-        self._code: int | None = None
+        self._code = ReplyCode.SUCCEEDED if connection.answered else None
         self._bound = UNSPECIFIED
 
     # What the link tells it
@@ -109,6 +111,23 @@ class Channel(Stream):
         """Say that nothing more will be sent."""
         self.link.mux.end(self.connection)
         self.link.flush_soon()
+        if self.link.mux.is_classic:
+            self._end_classic(-1)
+
+    def _end_classic(self, count: int) -> None:
+        """The older protocol closes both directions at once: when nothing more comes from the one
+        that is left, after `count` bytes, that is the end of it too.
+        """
+        incoming = self.incoming
+        if incoming is None or self.has_ended:
+            return
+        if incoming.count == count:
+            self.link.mux.reset(self.connection, 0)
+            self.link.flush_soon()
+        if self.connection.let_go_there:
+            self.hear(Ended(self.connection))
+        else:
+            self.loop.call_later(_SILENCE, lambda: self._end_classic(incoming.count))
 
     def take_back(self) -> None:
         """Be without a Carriage again."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from muonsocks.errors import RequestFailed
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
-from muonsocks.mux.frames import NUMBER
-from muonsocks.mux.machine import Mux
 from muonsocks.mux.side import Side
 from muonsocks.net.task import Waitable
 from muonsocks.socks.request import ReplyCode
@@ -18,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.address import Endpoint
     from muonsocks.log import Log
+    from muonsocks.mux.link import Bounds
     from muonsocks.mux.places import Place
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
@@ -53,16 +50,14 @@ class Guest(Side):
         self,
         loop: Loop,
         place: Place,
-        memory: int,
+        bounds: Bounds,
         open_timeout: float | None,
-        timeout: float,
         log: Log,
     ) -> None:
-        """At most `memory` bytes wait here to be sent on. While the host is away a client waits
-        for it `open_timeout` seconds, or for as long as it takes.
+        """While the host is away a client waits for it `open_timeout` seconds, or for as long as
+        it takes.
         """
-        mux = Mux(False, 0, memory, lambda: os.urandom(NUMBER))
-        super().__init__(loop, place, mux, timeout, "host", log)
+        super().__init__(loop, place, False, bounds, log)
         self._open_timeout = open_timeout
         self._waiting: dict[Waitable, None] = {}  # clients that wait for the host
 

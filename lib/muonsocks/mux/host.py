@@ -7,11 +7,11 @@ import os
 
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
-from muonsocks.mux.frames import NUMBER
-from muonsocks.mux.machine import Mux, Opened
+from muonsocks.mux.machine import Opened
 from muonsocks.mux.side import Side
 from muonsocks.net.inherit import Peer
-from muonsocks.net.task import Task
+from muonsocks.net.task import Task, Waitable
+from muonsocks.socks.admission import LINGER
 from muonsocks.socks.request import Command, Reply, Request
 from muonsocks.socks.session import Session
 
@@ -19,12 +19,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.address import Endpoint
     from muonsocks.log import Log
+    from muonsocks.mux.link import Bounds
     from muonsocks.mux.places import Place
     from muonsocks.net.loop import Loop
     from muonsocks.net.relay import Relay
     from muonsocks.socks.policy import Policy
     from muonsocks.socks.request import Event
 
+_WINDING_UP = 2 * LINGER  # s that sessions have to end
 _SILENCE = 10.0  # s after a complaint
 
 
@@ -72,25 +74,32 @@ class _Answers:
 class Host(Side):
     """Serves the guest at a port, one after the other if they change."""
 
-    __slots__ = ("_complains_from", "_policy", "served", "tasks")
+    __slots__ = ("_complains_from", "_emptied", "_policy", "served", "tasks")
 
     def __init__(
         self,
         loop: Loop,
         place: Place,
         policy: Policy,
-        connections: int,
-        memory: int,
-        timeout: float,
+        bounds: Bounds,
         log: Log,
     ) -> None:
-        """At most so many `connections` at a time, and `memory` bytes that wait to be sent on."""
-        mux = Mux(True, connections, memory, lambda: os.urandom(NUMBER))
-        super().__init__(loop, place, mux, timeout, "guest", log)
+        super().__init__(loop, place, True, bounds, log)
         self._policy = policy
         self.tasks: set[Task] = set()
         self.served = 0
+        self._emptied = Waitable()
         self._complains_from = 0.0
+
+    async def run(self) -> None:
+        """Serve until the port is gone for good, and see that the far ends are told."""
+        await super().run()
+        try:
+            with self.loop.deadline(_WINDING_UP):
+                while self.tasks:
+                    await self._emptied
+        except TimeoutError:
+            return  # `stop` cuts those that are left
 
     def hear(self, event: Event) -> None:
         assert isinstance(event, Opened)
@@ -122,6 +131,8 @@ class Host(Side):
         task = self.loop.current
         assert task is not None
         self.tasks.remove(task)
+        if not self.tasks:
+            self._emptied.wake()
 
     def _complain(self, number: int) -> None:
         """Say what this host ran out of, now and then."""

@@ -42,6 +42,7 @@ from muonsocks.mux.frames import (
     Reset,
     decode,
 )
+from muonsocks.mux.intake import Intake
 from muonsocks.mux.windows import Windows
 from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
     from muonsocks.address import Endpoint
 
-_ROOM = 1 << 19  # bytes of input that are taken in at a time
+_MOST_STRANGE, _LARGEST_STRANGE = 64, 8192  # pieces that are kept, and bytes of each
 _OF_A_HELLO = HELLO_SIZE - HEADER.size - 1  # bytes, MAGIC in front, that are not the whole
 _MOST_CREDIT = 1 << 31  # bytes; more than any buffer, and nothing overflows
 
@@ -175,6 +176,9 @@ class WasReset(_Of):
 class Mux:
     """One side. What is in `output` is to be sent, in its order, before anything else."""
 
+    is_classic = False
+    is_full = False  # each connection has its own bound
+
     def __init__(
         self, is_host: bool, connections: int, memory: int, fresh: Callable[[], bytes]
     ) -> None:
@@ -185,9 +189,8 @@ class Mux:
         self._most = connections if is_host else 0
         self._fresh = fresh
         self._windows = Windows(memory)
-        self._buffer = bytearray(_ROOM + HEADER.size + LARGEST)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0  # of what has not been used
+        self._intake = Intake()
+        self._strange: list[bytes] = []
         self._number = fresh()
         self._theirs = self._echoed = NO_NUMBER
         self._connections: dict[int, Connection] = {}
@@ -233,6 +236,7 @@ class Mux:
             who = "host" if self._is_host else "guest"
             events.append(Over(f"the other side is a {who}, too", []))
             return
+        self._strange.clear()
         self._theirs = hello.number
         self.limit = min(hello.connections, MOST_CONNECTIONS)
         if hello.echo != self._number:
@@ -248,18 +252,15 @@ class Mux:
     # Input
 
     def room(self) -> memoryview:
-        """Give room to read into, at least one frame's and the larger part of a megabyte's half."""
-        if self._start:
-            rest = self._end - self._start
-            if rest:
-                self._buffer[:rest] = self._view[self._start : self._end]
-            self._start, self._end = 0, rest
-        return self._view[self._end :]
+        """Give room to read into; data of earlier events is not to be used any more."""
+        return self._intake.room()
 
     def received(self, count: int) -> list[Event]:
         """Take the bytes that were read into the first part of the room, and say what they mean."""
-        seen = max(self._end - _OF_A_HELLO, self._start)
-        self._end += count
+        intake = self._intake
+        seen = max(intake.end - _OF_A_HELLO, intake.start)
+        first = intake.end
+        intake.end += count
         events: list[Event] = []
         limit = self._hear_hellos(seen, events)
         if self.is_up:
@@ -268,37 +269,46 @@ class Mux:
             except RemoteProtocolError as error:
                 events.append(self.lose(f"it has broken the protocol: {error}"))
                 self.output.append(Goodbye(str(error)).encode())
+        elif self._theirs == NO_NUMBER and len(self._strange) < _MOST_STRANGE:
+            self._strange.append(bytes(intake.view[first : intake.end][:_LARGEST_STRANGE]))
         if not self.is_up:
-            self._start = max(self._start, self._end - HELLO_SIZE + 1)
+            intake.start = max(intake.start, intake.end - HELLO_SIZE + 1)
         return events
+
+    def take_strange(self) -> list[bytes]:
+        """Give what has come from one who does not say HELLO, a piece for each time it came."""
+        strange, self._strange = self._strange, []
+        return strange
 
     def _hear_hellos(self, seen: int, events: list[Event]) -> int:
         """Find the HELLOs that begin a session, and give how far there may be frames."""
-        buffer, end = self._buffer, self._end
-        magic = buffer.find(MAGIC, seen, end)
+        intake = self._intake
+        memory, end = intake.memory, intake.end
+        magic = memory.find(MAGIC, seen, end)
         while magic >= 0:
             start = magic - HEADER.size
-            if start >= self._start and buffer.startswith(HELLO_START, start):
+            if start >= intake.start and memory.startswith(HELLO_START, start):
                 if end - start < HELLO_SIZE:
                     return start
-                hello = decode(bytes(self._view[start + HEADER.size : start + HELLO_SIZE]))
+                hello = decode(bytes(intake.view[start + HEADER.size : start + HELLO_SIZE]))
                 assert isinstance(hello, Hello)
                 if not self.is_up or hello.number != self._theirs:
                     if self.is_up:
                         events.append(self.lose("the other side has started anew"))
-                    self._start = start + HELLO_SIZE
+                    intake.start = start + HELLO_SIZE
                     self._meet(hello, events)
-            magic = buffer.find(MAGIC, magic + len(MAGIC), end)
+            magic = memory.find(MAGIC, magic + len(MAGIC), end)
         return end
 
     def _read_frames(self, limit: int, events: list[Event]) -> None:
-        buffer, view, start = self._buffer, self._view, self._start
+        intake = self._intake
+        memory, view, start = intake.memory, intake.view, intake.start
         connections, unpack = self._connections, HEADER.unpack_from
         current = -1
         data: Data | None = None
         try:
             while limit - start >= 4:
-                number, length = unpack(buffer, start)
+                number, length = unpack(memory, start)
                 end = start + 4 + length
                 if length > LARGEST:
                     raise RemoteProtocolError(f"a frame of {length} bytes")
@@ -331,7 +341,7 @@ class Mux:
                     data = Data(connection, part)
                     events.append(data)
         finally:
-            self._start = start
+            intake.start = start
 
     def _control(self, message: Control, events: list[Event]) -> None:
         if isinstance(message, Credit):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fcntl import ioctl
 from os import readv, write
+from sys import byteorder
 
 from muonsocks.net.stream import MORE
 
@@ -10,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.net.stream import Stream
 
+_SIOCOUTQ = 0x5411  # bytes that a unix socket's peer has not read yet, unix(7)
 _ENOUGH = 1 << 16  # bytes of input that are worth being looked at
 
 
@@ -66,3 +69,11 @@ class Port:
         """Write what it would not take before. False if that is still not all."""
         data, self.backlog = self.backlog, b""
         return self.write(data)
+
+    def is_read(self) -> bool:
+        """Say whether all that was written has been taken, as far as a port can tell."""
+        if not self._drains:
+            return True
+        count = bytearray(4)
+        ioctl(self.writer, _SIOCOUTQ, count)
+        return not int.from_bytes(count, byteorder)

@@ -10,7 +10,7 @@ from muonsocks.net.task import Mailbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.log import Log
-    from muonsocks.mux.machine import Mux
+    from muonsocks.mux.link import Bounds
     from muonsocks.mux.places import Place
     from muonsocks.net.loop import Loop
     from muonsocks.socks.request import Event
@@ -26,18 +26,15 @@ class Side:
 
     __slots__ = ("_delay", "_log", "_losses", "_other", "_place", "_said", "link", "loop")
 
-    def __init__(
-        self, loop: Loop, place: Place, mux: Mux, timeout: float, other: str, log: Log
-    ) -> None:
-        """`other` is what the other side is called in the log."""
+    def __init__(self, loop: Loop, place: Place, is_host: bool, bounds: Bounds, log: Log) -> None:
         self.loop = loop
         self._place = place
-        self._other = other
+        self._other = "guest" if is_host else "host"
         self._log = log
         self._losses = Mailbox()
         self._delay = 0.0
         self._said = ""
-        self.link = Link(loop, mux, timeout, self._on_event, self._losses.post)
+        self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
     async def run(self) -> None:
         """Keep the link on its port until that is gone for good. OSError if it cannot be had."""

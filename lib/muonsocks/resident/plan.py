@@ -23,10 +23,14 @@ if TYPE_CHECKING:
         def take(self, configuration: Any) -> None:
             """Go on with what `reread` has given."""
 
-        def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+        def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
             """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
-            called later, for another worker to take the place of this one.
+            called later, for another worker to take the place of this one; or, if it is
+            `for_good`, for the whole program to end, as there is nothing to serve any more.
             """
+
+        def finish(self) -> None:
+            """Leave things in order: the worker has drained and is about to end."""
 
         def serve(
             self, loop: Loop, sock: socket, peer: Peer

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
 MEANT_FOR_ALL = (SIGTERM, SIGINT, SIGHUP)  # the workers get them too, but leave them to it
 HAS_SAID_WHY = 111  # exit status of a worker that has logged what went wrong
+NOTHING_LEFT = 75  # and of one for which there is nothing to serve any more
 
 
 def take_order(configuration: object) -> bytes:
@@ -55,7 +56,7 @@ def take_order(configuration: object) -> bytes:
 class Process:
     """What a worker process does, and with what."""
 
-    __slots__ = ("_board", "_drain", "_listeners", "_log", "_plan", "_service")
+    __slots__ = ("_board", "_drain", "_for_good", "_listeners", "_log", "_plan", "_service")
 
     def __init__(
         self, service: Service, listeners: list[socket], plan: Plan, board: Board, log: Log
@@ -66,6 +67,7 @@ class Process:
         self._board = board
         self._log = log
         self._drain = Mailbox()  # has something once it is time to
+        self._for_good = False
 
     def run(self, channel: socket, beat: float) -> NoReturn:
         """Serve, showing a sign of life every `beat` seconds (0: none); then end the process."""
@@ -80,11 +82,12 @@ class Process:
             Signals(loop)
             capacity = self._plan.capacity
             worker = Worker(loop, self._listeners, self._service, capacity, self._board, self._log)
-            self._service.settle(loop, lambda: self._drain.post(DRAIN))
+            self._service.settle(loop, self._retire)
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             stream = Stream(loop, channel)
             loop.run(self._work(stream, worker, beat))
-            status = 0
+            self._service.finish()
+            status = NOTHING_LEFT if self._for_good else 0
         except ConnectionError:
             pass  # the supervisor is gone already, and has said why
         except (UsageError, OSError) as error:
@@ -92,6 +95,10 @@ class Process:
         except BaseException as error:
             self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
         os._exit(status)
+
+    def _retire(self, for_good: bool = False) -> None:
+        self._for_good = for_good
+        self._drain.post(DRAIN)
 
     async def _work(self, channel: Stream, worker: Worker, beat: float) -> None:
         """Accept until told to stop, then drain."""

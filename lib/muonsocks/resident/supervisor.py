@@ -36,6 +36,7 @@ from muonsocks.resident.process import (
     DRAIN,
     HAS_SAID_WHY,
     MEANT_FOR_ALL,
+    NOTHING_LEFT,
     READY,
     Process,
     take_order,
@@ -206,6 +207,10 @@ class Supervisor:
             child.channel.close()
             lost = self._board.clear(child.number)
             code = os.waitstatus_to_exitcode(status)
+            if code == NOTHING_LEFT:
+                if not self._stops:
+                    self._stop()
+                continue
             if code and (child.ready or code != HAS_SAID_WHY):
                 how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
                 self._log.error(f"worker {pid} {how}; connections lost with it: {lost}")

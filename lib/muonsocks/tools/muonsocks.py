@@ -140,7 +140,7 @@ class Socks:
         """Go by these users and rules from now on."""
         self._policy.access.users, self._policy.rules = configuration
 
-    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Give up privileges, and load before that what cannot be had afterwards."""
         access = self._policy.access
         if self._root is not None:
@@ -154,6 +154,9 @@ class Socks:
             self._policy.dialler.lookup = resolver.lookup
         kept = None if access.auth_once is None else access.auth_once.directory
         give_up(self._identity, self._root, kept)
+
+    def finish(self) -> None:
+        """There is nothing to leave in order."""
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""

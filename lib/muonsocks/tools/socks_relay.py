@@ -244,9 +244,12 @@ class _Adopter:
     def take(self, configuration: None) -> None:
         """There is nothing to take."""
 
-    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Load what is needed."""
         import muonsocks.socks.handover  # noqa: F401
+
+    def finish(self) -> None:
+        """There is nothing to leave in order."""
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Take one connection over, and relay it."""

@@ -59,10 +59,11 @@ import os
 import site
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
-from muonsocks.errors import UsageError
+from muonsocks.errors import UsageError, in_one_line
 from muonsocks.log import Log
 from muonsocks.mux.frames import MOST_CONNECTIONS
 from muonsocks.mux.host import Host
+from muonsocks.mux.link import Bounds
 from muonsocks.mux.places import Place, StandardStreams, place_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
@@ -112,12 +113,9 @@ def main(arguments: list[str], log: Log) -> int:
     return run(given, port, log)
 
 
-def _memory(given: options.Options) -> int:
-    return max(given.number("--memory", 1 << 20, 64), 1) << 20
-
-
-def _ping_timeout(given: options.Options) -> float:
-    return given.seconds("--ping-timeout", 30)
+def _bounds(given: options.Options) -> Bounds:
+    memory = max(given.number("--memory", 1 << 20, 64), 1) << 20
+    return Bounds(_connections(given), memory, given.seconds("--ping-timeout", 30))
 
 
 def _connections(given: options.Options) -> int:
@@ -138,7 +136,7 @@ def _host(given: options.Options, port: list[str], log: Log) -> int:
     setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
     loop = Loop()
     Signals(loop)
-    host = Host(loop, place, policy, _connections(given), _memory(given), _ping_timeout(given), log)
+    host = Host(loop, place, policy, _bounds(given), log)
     notifier.ready()
     if notifier.to_systemd:
         _tell_status(host, notifier)
@@ -192,7 +190,7 @@ class _Entrance:
 
         given = self._given
         patience = None if given.flag("--wait") else given.seconds("--open-timeout", 5)
-        return Guest(loop, self._place, _memory(given), patience, _ping_timeout(given), self._log)
+        return Guest(loop, self._place, _bounds(given), patience, self._log)
 
     # One client
 
@@ -252,13 +250,26 @@ class _Entrance:
         """Go by these users from now on."""
         self._policy.access.users = configuration
 
-    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Open the port."""
-        self._guest = self._make_guest(loop)
         failures: list[BaseException] = []
-        loop.spawn(self._guest.run(), failures.append, lambda _: retire())
+        self._guest = guest = self._make_guest(loop)
+
+        def on_failure(error: BaseException) -> None:
+            failures.append(error)
+            if is_settled:
+                self._log.error(in_one_line(error) if isinstance(error, OSError) else repr(error))
+                retire(for_good=True)
+
+        is_settled = False
+        loop.spawn(guest.run(), on_failure, lambda _: retire(for_good=True))
         if failures:
             raise failures[0]
+        is_settled = True
+
+    def finish(self) -> None:
+        """Let the host know at once that this guest is not there any more."""
+        self._guest.stop("the guest is told to stop")
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""

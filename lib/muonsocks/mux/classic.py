@@ -1,0 +1,221 @@
+"""One side of the mux with a peer that is half of the older pair: its protocol, in its limits.
+
+Frames are as in frames.py, but that is all there is: up to 64 connections, data of up to 4092 bytes
+a frame, each frame in a write of its own, no control messages. The first frame of a connection is
+the guest's request; the host does not answer it. A frame without data closes a connection, both
+directions of it. Nothing bounds what is sent.
+
+The older host greets with five frames on connection 0xffff, and takes nothing in before the last of
+them. The older guest waits for a first frame from the host, and does not look at it.
+"""
+
+from __future__ import annotations
+
+from muonsocks.mux.frames import CONTROL, HEADER, MAGIC
+from muonsocks.mux.intake import Intake
+from muonsocks.mux.machine import Began, Connection, Data, Ended, Opened, Over, WasReset
+from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
+from muonsocks.socks.socks5 import decode_endpoint, encode_endpoint, endpoint_length
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.address import Endpoint
+
+CONNECTIONS = 64
+LARGEST = 4096 - HEADER.size  # bytes of data in a frame
+_LARGEST_TAKEN = 4096  # and in one that is received
+_GREETINGS = 5
+_GREETING_SIZE = 16
+_WITHOUT_LIMIT = 1 << 40  # bytes of credit
+
+
+def greeting(number: int) -> bytes:
+    """Write one of the five frames that the older host begins with."""
+    data = bytes((_GREETING_SIZE * number + i) % 256 for i in range(_GREETING_SIZE))
+    return HEADER.pack(CONTROL, len(data)) + data
+
+
+_GREETING_FRAMES = tuple(greeting(number) for number in range(_GREETINGS))
+_LAST_GREETING = _GREETING_FRAMES[-1][HEADER.size :]
+
+
+def is_spoken(piece: bytes, is_host: bool) -> bool:
+    """Say whether what was sent in one piece, to a host or a guest, is of the older pair."""
+    if is_host:
+        return _request_in(piece) is not None
+    return piece.startswith(_GREETING_FRAMES)
+
+
+def _request_in(piece: bytes) -> Endpoint | None:
+    """Read the request that a piece begins with, if it does."""
+    if len(piece) < HEADER.size:
+        return None
+    connection, length = HEADER.unpack_from(piece)
+    request = piece[HEADER.size : HEADER.size + length]
+    return _destination(request) if connection < CONNECTIONS and len(request) == length else None
+
+
+def _destination(request: bytes) -> Endpoint | None:
+    if len(request) < 4 or endpoint_length(request, 0) != len(request):
+        return None
+    return decode_endpoint(request, 0)
+
+
+class Hailed(Event):
+    """The other side says HELLO: from `rest` on, it is one of ours."""
+
+    __slots__ = ("rest",)
+
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
+
+
+class Classic:
+    """One side, as machine.Mux is one with a peer of ours; of the memory bound it knows only
+    whether it `is_full`.
+    """
+
+    is_classic = True
+    limit = CONNECTIONS
+
+    def __init__(self, is_host: bool, memory: int) -> None:
+        self._is_host = is_host
+        self._memory = memory
+        self._waits = 0  # bytes of data that have not been passed on
+        self._intake = Intake()
+        self._connections: dict[int, Connection] = {}
+        self._free = list(range(CONNECTIONS))
+        self.is_up = is_host
+        self.output: list[bytes | memoryview] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more is to be read for now. Then all connections have to wait."""
+        return self._waits > self._memory
+
+    # Sessions
+
+    def greet(self) -> None:
+        """Say nothing: an older host greets for its part, and an older guest has been greeted."""
+
+    def ping(self, token: bytes) -> None:
+        """Say nothing: there is no way to ask for a sign of life."""
+
+    def lose(self, reason: str) -> Over:
+        """End the session."""
+        owners = [one.owner for one in self._connections.values() if one.owner is not None]
+        for one in list(self._connections.values()):
+            self._let_go(one)
+        self.output.clear()
+        self.is_up = False
+        return Over(reason, owners)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Say nothing."""
+
+    # Input
+
+    def room(self) -> memoryview:
+        """Give room to read into; data of earlier events is not to be used any more."""
+        return self._intake.room()
+
+    def received(self, count: int) -> list[Event]:
+        """Take the bytes that were read into the first part of the room, and say what they mean."""
+        intake, events = self._intake, list[Event]()
+        seen = max(intake.end - len(MAGIC), intake.start)
+        intake.end += count
+        magic = intake.memory.find(MAGIC, seen, intake.end)
+        if magic >= 0:
+            start = max(magic - HEADER.size, intake.start)
+            events.append(self.lose("the other side has started anew"))
+            events.append(Hailed(bytes(intake.view[start : intake.end])))
+            intake.start = intake.end
+            return events
+        while intake.end - intake.start >= HEADER.size:
+            number, length = HEADER.unpack_from(intake.memory, intake.start)
+            if length > _LARGEST_TAKEN or (number >= CONNECTIONS and number != CONTROL):
+                intake.start = intake.end  # it is out of step; the next frame begins a piece
+                break
+            start = intake.start + HEADER.size
+            if start + length > intake.end:
+                break
+            intake.start = start + length
+            self._read_frame(number, intake.view[start : start + length], events)
+        return events
+
+    def _read_frame(self, number: int, data: memoryview, events: list[Event]) -> None:
+        if number == CONTROL:
+            if not self.is_up and data == _LAST_GREETING:
+                self.is_up = True
+                events.append(Began(CONNECTIONS))
+            return
+        connection = self._connections.get(number)
+        if connection is None:
+            destination = _destination(bytes(data)) if self._is_host else None
+            if destination is not None:
+                events.append(Opened(self._new(number), destination))
+        elif not data:
+            self._let_go(connection)
+            events += Ended(connection), WasReset(connection, 0)
+        else:
+            self._waits += len(data)
+            connection.unreturned += len(data)
+            events.append(Data(connection, data))
+
+    # What one side says of a connection
+
+    def open(self, destination: Endpoint) -> Connection | None:
+        """Send a request, if there may be one more; it has no answer, as if all went well."""
+        if not self.is_up or not self._free:
+            return None
+        connection = self._new(self._free[0])
+        self.output.append(one_frame(connection.number, encode_endpoint(destination)))
+        return connection
+
+    def _new(self, number: int) -> Connection:
+        connection = Connection(number, _WITHOUT_LIMIT, _WITHOUT_LIMIT)
+        connection.answered = True
+        self._free.remove(number)
+        self._connections[number] = connection
+        return connection
+
+    def answer(self, connection: Connection, code: int, bound: Endpoint = UNSPECIFIED) -> None:
+        """Close what cannot be connected; of success the guest is sure."""
+        if code != ReplyCode.SUCCEEDED:
+            self.reset(connection, 0)
+
+    def end(self, connection: Connection) -> None:
+        """Close it, at a host: what the guest may still have to say cannot be told apart.
+
+        A guest says nothing: it would get no answer.
+        """
+        if self._is_host:
+            self.reset(connection, 0)
+
+    def reset(self, connection: Connection, reason: int) -> None:
+        """Close it. Harmless when that has been done."""
+        if not connection.let_go_here:
+            self._let_go(connection)
+            self.output.append(one_frame(connection.number, b""))
+
+    def consume(self, connection: Connection, count: int) -> None:
+        """Note that data has gone on its way."""
+        connection.unreturned -= count
+        self._waits -= count
+
+    def release(self, connection: Connection) -> None:
+        """Forget the owner of a connection, and close it if that has not been done."""
+        connection.owner = None
+        self.reset(connection, 0)
+        self._waits -= connection.unreturned
+        connection.unreturned = 0
+
+    def _let_go(self, connection: Connection) -> None:
+        connection.let_go_here = connection.let_go_there = True
+        del self._connections[connection.number]
+        self._free.append(connection.number)
+
+
+def one_frame(number: int, data: bytes) -> bytes:
+    """Make a frame of data that fits into one."""
+    return HEADER.pack(number, len(data)) + data
