@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
-from muonsocks.mux.machine import Answered, Connection, Credited, Ended, ResetReason, WasReset
+from muonsocks.mux.connection import Connection, ResetReason
+from muonsocks.mux.events import Answered, Credited, Ended, WasReset
 from muonsocks.net.stream import HANG_UP, Stream
 from muonsocks.socks.request import UNSPECIFIED, ReplyCode
 
@@ -110,7 +111,7 @@ class Channel(Stream):
     def end_output(self) -> None:
         """Say that nothing more will be sent."""
         self.link.mux.end(self.connection)
-        self.link.flush_soon()
+        self.link.outlet.flush_soon()
         if self.link.mux.is_classic:
             self._end_classic(-1)
 
@@ -123,7 +124,7 @@ class Channel(Stream):
             return
         if incoming.count == count:
             self.link.mux.reset(self.connection, 0)
-            self.link.flush_soon()
+            self.link.outlet.flush_soon()
         if self.connection.let_go_there:
             self.hear(Ended(self.connection))
         else:
@@ -147,10 +148,11 @@ class Channel(Stream):
 
     def _reset(self, reason: int) -> None:
         self.link.mux.reset(self.connection, reason)
-        self.link.flush_soon()
+        self.link.outlet.flush_soon()
 
     def close(self) -> None:
         """Let go of it. Harmless when it has been done."""
         if self.connection.owner is self:
             self.link.mux.release(self.connection)
-            self.link.flush_soon()
+            self.link.outlet.flush_soon()
+            self.link.has_passed_on()

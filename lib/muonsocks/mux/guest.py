@@ -71,7 +71,7 @@ class Guest(Side):
             reason = f"the host has no more than {mux.limit} connections"
             raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)
         channel = Channel(self.link, connection)
-        self.link.flush_soon()
+        self.link.outlet.flush_soon()
         try:
             await channel.answer()
         except BaseException:

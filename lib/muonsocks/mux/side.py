@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from muonsocks.errors import in_one_line
+from muonsocks.mux.events import Began, Over
 from muonsocks.mux.link import Link
-from muonsocks.mux.machine import Began, Over
 from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
