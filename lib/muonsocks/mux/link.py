@@ -1,4 +1,4 @@
-"""What goes over one port: it drives a Mux, and sees that there is a session whenever there can be."""
+"""What goes over one port: it drives a Mux, and sees that there is a session if there can be one."""
 
 from __future__ import annotations
 
