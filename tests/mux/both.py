@@ -1,15 +1,13 @@
 """Both sides of a mux in one loop, joined by a socket pair, with what the tests need of them."""
 
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from ends import PATIENCE
 
 from muonsocks.address import Endpoint
 from muonsocks.mux.channel import Channel
-from muonsocks.mux.connection import Connection
-from muonsocks.mux.events import Began, Opened, Over
+from muonsocks.mux.events import Began, Opened
 from muonsocks.mux.link import Bounds, Link
 from muonsocks.mux.port import Port
 from muonsocks.net.loop import Loop

@@ -1,4 +1,4 @@
-"""What the seed's tests need beside the models: servers to reach, and nothing left behind."""
+"""What the older pair's tests need beside the models: servers to reach, and nothing left behind."""
 
 import socket
 import threading
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("ends", "seed_joined")
+pytest.register_assert_rewrite("ends", "classic_joined")
 
+from classic_joined import Echo, EchoServer  # noqa: E402
+from classic_port import PATIENCE  # noqa: E402
 from ends import nothing_left_behind  # noqa: E402
-from seed_joined import Echo, EchoServer  # noqa: E402
-from seed_port import PATIENCE  # noqa: E402
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What goes over one port: it drives a Mux, and sees that there is a session if there can be one."""
+"""What goes over one port: it drives a Mux, and keeps up a session whenever there can be one."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from _socket import SOCK_STREAM
 from fcntl import ioctl
 from os import readv, write
 from sys import byteorder
@@ -22,7 +23,16 @@ class Port:
     If it `can_return`, as a virtio port does, its end is none: the other side may come back to it.
     """
 
-    __slots__ = ("_drains", "backlog", "can_return", "name", "reader", "stream", "writer")
+    __slots__ = (
+        "_drains",
+        "_is_socket",
+        "backlog",
+        "can_return",
+        "name",
+        "reader",
+        "stream",
+        "writer",
+    )
 
     def __init__(self, stream: Stream, name: str, can_return: bool = False) -> None:
         self.stream = stream
@@ -31,7 +41,8 @@ class Port:
         self.reader = stream.reader
         self.writer = stream.writer
         # A read that is short has taken all there was.
-        self._drains = hasattr(stream, "socket")
+        self._drains = hasattr(stream, "socket") and stream.socket.type == SOCK_STREAM
+        self._is_socket = hasattr(stream, "socket")
         self.backlog: memoryview | bytes = b""
 
     def read_into(self, room: memoryview, events: int) -> tuple[int, bool]:
@@ -72,7 +83,7 @@ class Port:
 
     def is_read(self) -> bool:
         """Say whether all that was written has been taken, as far as a port can tell."""
-        if not self._drains:
+        if not self._is_socket:
             return True
         count = bytearray(4)
         ioctl(self.writer, _SIOCOUTQ, count)

@@ -1,4 +1,4 @@
-"""The models of the seed as programs, and the ports they can have."""
+"""The models of the older pair as programs, and the ports they can have."""
 
 import socket
 import subprocess
@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from seed_guest import SeedGuest
-from seed_host import SeedHost
-from seed_joined import GREETING, accept, ask, port, read, request
-from seed_port import PATIENCE, frame
+from classic_guest import ClassicGuest
+from classic_host import ClassicHost
+from classic_joined import GREETING, accept, ask, port, read, request
+from classic_port import PATIENCE, frame
 
 pytestmark = [
     pytest.mark.usefixtures("everything_is_closed"),
@@ -39,8 +39,8 @@ def test_programs(tmp_path: Path, target: socket.socket) -> None:
             listener.settimeout(PATIENCE)
             listener.bind(str(tmp_path / name))
             listener.listen()
-        host = stack.enter_context(program("seed_host.py", str(tmp_path / "h"), "0"))
-        guest = stack.enter_context(program("seed_guest.py", str(tmp_path / "g"), "0"))
+        host = stack.enter_context(program("classic_host.py", str(tmp_path / "h"), "0"))
+        guest = stack.enter_context(program("classic_guest.py", str(tmp_path / "g"), "0"))
         host_port, guest_port = (stack.enter_context(accept(p)) for p in ports.values())
 
         assert read(host_port, 100) == b"".join(GREETING)
@@ -65,14 +65,14 @@ def test_programs(tmp_path: Path, target: socket.socket) -> None:
 
 def test_a_port_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        SeedHost(tmp_path / "none")
+        ClassicHost(tmp_path / "none")
     with socket.socket(socket.AF_UNIX) as refuses:
         refuses.bind(str(tmp_path / "refuses"))
         with pytest.raises(ConnectionRefusedError):
-            SeedHost(tmp_path / "refuses")
+            ClassicHost(tmp_path / "refuses")
 
 
 def test_an_address_that_is_taken(target: socket.socket) -> None:
     ours, theirs = port()
     with ours, pytest.raises(OSError, match="Address already in use"):
-        SeedGuest(theirs, listen=target.getsockname())
+        ClassicGuest(theirs, listen=target.getsockname())

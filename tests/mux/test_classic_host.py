@@ -1,12 +1,12 @@
-"""The host's half of the seed alone, a test behind the port."""
+"""The host's half of the older pair alone, a test behind the port."""
 
 import socket
 import time
 
 import pytest
-from seed_host import SeedHost, parse_request
-from seed_joined import GREETING, accept, host_half, port, request
-from seed_port import frame
+from classic_host import ClassicHost, parse_request
+from classic_joined import GREETING, accept, host_half, port, request
+from classic_port import frame
 
 pytestmark = [
     pytest.mark.usefixtures("everything_is_closed"),
@@ -17,7 +17,7 @@ pytestmark = [
 def test_the_greeting_swallows_what_is_sent(target: socket.socket) -> None:
     ours, theirs = port()
     start = time.monotonic()
-    with ours, SeedHost(theirs, greeting=2.0) as host:
+    with ours, ClassicHost(theirs, greeting=2.0) as host:
         for i in range(4):
             assert ours.recv(5000) == GREETING[i]
             ours.send(frame(i, request(target.getsockname())))

@@ -1,5 +1,5 @@
-"""The serial port as a half of the seed uses it (see seed.py): one buffer, a frame a read, and a
-write a frame. What came in two reads is not put together again.
+"""The serial port as a half of the older pair uses it (see classic.py): one buffer, a frame a read,
+and a write a frame. What came in two reads is not put together again.
 """
 
 import os

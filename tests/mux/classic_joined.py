@@ -1,4 +1,4 @@
-"""The models of the seed joined with each other or with a test, and what goes through them."""
+"""The models of the older pair joined with each other or a test, and what goes through them."""
 
 import socket
 import socketserver
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from seed import CONNECTIONS
-from seed_guest import SeedGuest
-from seed_host import SeedHost
-from seed_port import PATIENCE, frame
+from classic import CONNECTIONS
+from classic_guest import ClassicGuest
+from classic_host import ClassicHost
+from classic_port import PATIENCE, frame
 
 GREETING = [frame(0xFFFF, bytes(16 * i + j for j in range(16))) for i in range(5)]
 SUCCESS = b"\x05\0\0\x01" + bytes(6)
@@ -26,30 +26,33 @@ def port() -> tuple[socket.socket, socket.socket]:
 
 
 @contextmanager
-def pair(**settings: Any) -> Iterator[tuple[SeedHost, SeedGuest]]:
+def pair(**settings: Any) -> Iterator[tuple[ClassicHost, ClassicGuest]]:
     """Both halves, joined, and ready for clients."""
     ours, theirs = port()
-    with SeedGuest(ours, **settings) as guest, SeedHost(theirs, greeting=0.1, **settings) as host:
+    with (
+        ClassicGuest(ours, **settings) as guest,
+        ClassicHost(theirs, greeting=0.1, **settings) as host,
+    ):
         host.wait_until(lambda: host.greeted)
         guest.wait_until(lambda: guest.accepting)
         yield host, guest
 
 
 @contextmanager
-def host_half(**settings: Any) -> Iterator[tuple[SeedHost, socket.socket]]:
+def host_half(**settings: Any) -> Iterator[tuple[ClassicHost, socket.socket]]:
     """The host's half after its greeting, and the port's other end."""
     ours, theirs = port()
-    with ours, SeedHost(theirs, greeting=0.0, **settings) as host:
+    with ours, ClassicHost(theirs, greeting=0.0, **settings) as host:
         assert [ours.recv(5000) for _ in GREETING] == GREETING
         host.wait_until(lambda: host.greeted)
         yield host, ours
 
 
 @contextmanager
-def guest_half(**settings: Any) -> Iterator[tuple[SeedGuest, socket.socket]]:
+def guest_half(**settings: Any) -> Iterator[tuple[ClassicGuest, socket.socket]]:
     """The guest's half when it accepts clients, and the port's other end."""
     ours, theirs = port()
-    with ours, SeedGuest(theirs, **settings) as guest:
+    with ours, ClassicGuest(theirs, **settings) as guest:
         ours.send(b"x")
         guest.wait_until(lambda: guest.accepting)
         yield guest, ours
@@ -77,7 +80,7 @@ def request(address: tuple[str, int], name: bytes = b"") -> bytes:
     return host + address[1].to_bytes(2, "big")
 
 
-def client(guest: SeedGuest) -> socket.socket:
+def client(guest: ClassicGuest) -> socket.socket:
     return socket.create_connection(guest.address, PATIENCE)
 
 
@@ -90,7 +93,7 @@ def read(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def through(guest: SeedGuest, wanted: bytes) -> socket.socket:
+def through(guest: ClassicGuest, wanted: bytes) -> socket.socket:
     """A client with its request, which is told success."""
     sock = client(guest)
     ask(sock, wanted)
@@ -107,7 +110,7 @@ def ask(sock: socket.socket, wanted: bytes) -> None:
 @contextmanager
 def connection_of_host(
     target: socket.socket, **settings: Any
-) -> Iterator[tuple[SeedHost, socket.socket, socket.socket]]:
+) -> Iterator[tuple[ClassicHost, socket.socket, socket.socket]]:
     with host_half(**settings) as (host, ours):
         ours.send(frame(3, request(target.getsockname())))
         with accept(target) as sock:
@@ -117,7 +120,7 @@ def connection_of_host(
 @contextmanager
 def connection_of_guest(
     target: socket.socket, **settings: Any
-) -> Iterator[tuple[SeedGuest, socket.socket, socket.socket]]:
+) -> Iterator[tuple[ClassicGuest, socket.socket, socket.socket]]:
     with guest_half(**settings) as (guest, ours):
         idle = [client(guest) for _ in range(3)]  # have connIds 0 to 2
         guest.wait_until(lambda: len(guest.sockets) == 3)

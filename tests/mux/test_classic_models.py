@@ -1,4 +1,4 @@
-"""The models of the seed's halves work with each other, and have the faults of the seed: what the
+"""The models of the older pair's halves work with each other, and have its faults: what the
 multiplexer has to live with is really there when it is tested against them.
 """
 
@@ -7,9 +7,8 @@ import socket
 from typing import Any
 
 import pytest
-from ends import at_once, noise
-from seed import CONNECTIONS
-from seed_joined import (
+from classic import CONNECTIONS
+from classic_joined import (
     GREETING,
     accept,
     client,
@@ -20,7 +19,8 @@ from seed_joined import (
     request,
     through,
 )
-from seed_port import PATIENCE, frame
+from classic_port import PATIENCE, frame
+from ends import at_once, noise
 
 pytestmark = [
     pytest.mark.usefixtures("everything_is_closed"),

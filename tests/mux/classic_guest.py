@@ -1,7 +1,7 @@
-"""The guest's half of the seed (see seed.py): a SOCKS5 server in the virtual machine, which sends
-the requests and data of its clients out through the port.
+"""The guest's half of the older pair (see classic.py): a SOCKS5 server in the virtual machine, that
+sends the requests and data of its clients out through the port.
 
-    python3 seed_guest.py PORT [LISTENING-PORT]
+    python3 classic_guest.py PORT [LISTENING-PORT]
 
 It accepts no client until the host has sent it something. What one read gives of that is thrown
 away. Its clients are told "success" at once, whatever becomes of the connection.
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from seed import CONNECTIONS, Half, run
+from classic import CONNECTIONS, Half, run
 
 # RFC 1928, sections 4 and 6.
 CONNECT = 1
@@ -31,7 +31,7 @@ IPV4, NAME = 1, 3
 SUCCEEDED, COMMAND_NOT_SUPPORTED, ADDRESS_TYPE_NOT_SUPPORTED = 0, 7, 8
 
 
-class SeedGuest(Half):
+class ClassicGuest(Half):
     """The guest's half. It starts at once; `address` is where it listens, `accepting` says that the
     host has spoken.
     """
@@ -133,7 +133,7 @@ def reply(code: int) -> bytes:
 
 if __name__ == "__main__":
     wanted = int((sys.argv[2:] or ["1080"])[0])
-    guest = SeedGuest(sys.argv[1], listen=("127.0.0.1", wanted), out=sys.stdout)
+    guest = ClassicGuest(sys.argv[1], listen=("127.0.0.1", wanted), out=sys.stdout)
     sys.stdout.write(f"listening on port {guest.address[1]}\n")
     sys.stdout.flush()
     run(guest)

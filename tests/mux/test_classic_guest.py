@@ -1,4 +1,4 @@
-"""The guest's half of the seed alone, a test behind the port."""
+"""The guest's half of the older pair alone, a test behind the port."""
 
 import os
 import select
@@ -7,16 +7,16 @@ import tty
 from contextlib import ExitStack
 
 import pytest
-from ends import at_once
-from seed_guest import SeedGuest
-from seed_joined import (
+from classic_guest import ClassicGuest
+from classic_joined import (
     client,
     guest_half,
     port,
     read,
     through,
 )
-from seed_port import HEADER, PATIENCE, frame
+from classic_port import HEADER, PATIENCE, frame
+from ends import at_once
 
 pytestmark = [
     pytest.mark.usefixtures("everything_is_closed"),
@@ -26,7 +26,7 @@ pytestmark = [
 
 def test_no_client_is_accepted_before_the_host_has_spoken(target: socket.socket) -> None:
     ours, theirs = port()
-    with ours, SeedGuest(theirs) as guest, client(guest) as sock:
+    with ours, ClassicGuest(theirs) as guest, client(guest) as sock:
         sock.sendall(b"\x05\x01\0")
         assert not select.select([sock], [], [], 0.3)[0]
         assert not guest.sockets and not guest.log
@@ -60,7 +60,7 @@ def test_frames_do_not_mix_on_a_port_that_takes_little() -> None:
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     ours.settimeout(PATIENCE)
     scripts = [bytes([n]) * 100_000 for n in range(8)]
-    with ours, SeedGuest(theirs) as guest, ExitStack() as stack:
+    with ours, ClassicGuest(theirs) as guest, ExitStack() as stack:
         ours.send(b"x")
         clients = []
         for n in range(8):
@@ -86,7 +86,7 @@ def test_frames_do_not_mix_on_a_port_that_takes_little() -> None:
 def test_a_device() -> None:
     master, slave = os.openpty()
     tty.setraw(slave)
-    with open(master, "r+b", buffering=0) as ours, SeedGuest(os.ttyname(slave)) as guest:
+    with open(master, "r+b", buffering=0) as ours, ClassicGuest(os.ttyname(slave)) as guest:
         os.close(slave)
         ours.write(b"x")
         with through(guest, b"\x03\x01a\0\x50"):

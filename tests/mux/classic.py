@@ -1,6 +1,6 @@
-"""What the two halves of the seed have in common. The seed is a pair of C programs, one in a
-virtual machine and one outside of it, that carry SOCKS connections over a virtio serial port; these
-models behave on the port as it does, faults included, and share no code with what is tested.
+"""What both halves of the older pair have in common: two C programs, one in a virtual machine and
+one outside of it, that carry SOCKS connections over a virtio serial port. These models behave on
+the port as they do, faults included, and share no code with what is tested.
 
 On the port a frame is `u16 connId, u16 length`, little-endian, then so many bytes. A half has one
 buffer, and takes what one read of the port has put there for one frame:
@@ -34,7 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from seed_port import HEADER, PATIENCE, Over, Port
+from classic_port import HEADER, PATIENCE, Over, Port
 
 CONNECTIONS = 64
 

@@ -1,7 +1,7 @@
-"""The host's half of the seed (see seed.py): it connects to the unix socket that the emulator
-listens on, and dials what the other half asks for.
+"""The host's half of the older pair (see classic.py): it connects to the unix socket that the
+emulator listens on, and dials what the other half asks for.
 
-    python3 seed_host.py SOCKET [SECONDS]
+    python3 classic_host.py SOCKET [SECONDS]
 
 First it greets, with five test frames on connId 0xFFFF, for 6 s or the seconds given; what comes
 from the port meanwhile is read and thrown away. The first frame of a connId after that is the
@@ -27,13 +27,13 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from seed import CONNECTIONS, Half, run
+from classic import CONNECTIONS, Half, run
 
 TEST_NUMBER = 0xFFFF
 TEST_FRAMES = [bytes(range(16 * i, 16 * i + 16)) for i in range(5)]
 
 
-class SeedHost(Half):
+class ClassicHost(Half):
     """The host's half. It starts at once; `greeted` says that the greeting is over."""
 
     def __init__(
@@ -116,4 +116,4 @@ def parse_request(request: bytes) -> tuple[bytes, int] | None:
 
 
 if __name__ == "__main__":
-    run(SeedHost(sys.argv[1], greeting=float((sys.argv[2:] or ["6"])[0]), out=sys.stdout))
+    run(ClassicHost(sys.argv[1], greeting=float((sys.argv[2:] or ["6"])[0]), out=sys.stdout))
