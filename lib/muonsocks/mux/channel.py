@@ -31,6 +31,7 @@ class Channel(Stream):
         "early",
         "has_ended",
         "incoming",
+        "is_cut_off",
         "link",
         "outgoing",
         "was_lost",
@@ -48,7 +49,7 @@ class Channel(Stream):
         self.connection = connection
         connection.owner = self
         self.early = b""
-        self.has_ended = self.was_lost = False
+        self.has_ended = self.was_lost = self.is_cut_off = False
         self.incoming: Incoming | None = None
         self.outgoing: Outgoing | None = None
         self._code = ReplyCode.SUCCEEDED if connection.answered else None
@@ -78,8 +79,13 @@ class Channel(Stream):
             self._code, self._bound = event.code, event.bound
             self.wake()
 
+    def was_cut_off(self) -> None:
+        """The session is over."""
+        self.is_cut_off = True
+        self.was_reset()
+
     def was_reset(self) -> None:
-        """The other side has let go, or is not there any more."""
+        """The other side has let go."""
         self.was_lost = True
         if self.incoming is not None:
             self.incoming.was_reset()

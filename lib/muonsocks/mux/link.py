@@ -151,7 +151,7 @@ class Link:
 
     def _end(self, over: Over) -> None:
         for owner in over.owners:
-            owner.was_reset()
+            owner.was_cut_off()
         self._on_event(over)
         if self._port is not None:
             self._timer.cancel()
