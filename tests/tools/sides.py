@@ -8,14 +8,18 @@ import contextlib
 import os
 import selectors
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from programs import ROOT, environment
+from programs import ROOT, SECONDS, environment
 from real_server import ADDRESS, Server, children, free_port, is_alive, until
+
+from muonsocks.mux.frames import MAGIC, Hello, decode
 
 VIRTIO_MUX = str(ROOT / "bin" / "virtio-mux")
 
@@ -175,3 +179,64 @@ def cable(place: Path) -> Iterator[Cable]:
         yield joint
     finally:
         joint.close()
+
+
+class Peer:
+    """The other side of a port, by hand."""
+
+    def __init__(self, sock: socket.socket, connections: int) -> None:
+        sock.settimeout(SECONDS)
+        self.sock = sock
+        self._connections = connections
+        self._came = b""
+
+    def frame(self) -> tuple[int, bytes]:
+        """The next frame, without HELLOs and PINGs."""
+        while True:
+            number, size = struct.unpack("<HH", self._exactly(4))
+            data = self._exactly(size)
+            if number != 0xFFFF or not data.startswith((MAGIC, b"\7")):
+                return number, data
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._came) < size:
+            data = self.sock.recv(1 << 16)
+            assert data, "the other side has gone"
+            self._came += data
+        taken, self._came = self._came[:size], self._came[size:]
+        return taken
+
+    def meet(self) -> None:
+        """Begin a session, whatever there was before."""
+        ours = os.urandom(8)
+        self.sock.sendall(Hello(1, self._connections, ours, bytes(8)).encode())
+        theirs = b""
+        while not theirs:
+            self._came += self.sock.recv(1 << 16)
+            at = self._came.find(MAGIC + struct.pack("<H", 1))
+            if at >= 0 and len(self._came) >= at + 52:
+                hello = decode(self._came[at : at + 52])
+                self._came = self._came[at + 52 :]
+                theirs = hello.number if hello.echo == ours else b""
+        self.sock.sendall(Hello(1, self._connections, ours, theirs).encode())
+
+    def send(self, *messages: Any) -> None:
+        self.sock.sendall(b"".join(m if isinstance(m, bytes) else m.encode() for m in messages))
+
+
+@contextlib.contextmanager
+def against_host(*options: str) -> Iterator[tuple[Side, Peer]]:
+    ours, theirs = socket.socketpair()
+    with ours, host((theirs.fileno(), theirs.fileno()), *options) as h:
+        theirs.close()
+        yield h, Peer(ours, 0)
+        ours.close()
+        assert h.status == 0
+
+
+@contextlib.contextmanager
+def against_guest(*options: str) -> Iterator[tuple[Side, Peer]]:
+    ours, theirs = socket.socketpair()
+    with ours, guest((theirs.fileno(), theirs.fileno()), *options) as g:
+        theirs.close()
+        yield g, Peer(ours, 1000)

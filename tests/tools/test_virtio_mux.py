@@ -1,43 +1,43 @@
-"""virtio-mux as processes: both sides, what they say, and what happens when one of them goes."""
+"""virtio-mux as processes: both sides, and what happens when one of them goes."""
 
 import contextlib
 import hashlib
 import os
-import re
 import select
 import signal
 import socket
+import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conformance import BOUND_OF_ITS_OWN, Conformance
-from ends import KINDS, End, Ours, Outcome, noise
 from programs import (
     GREETING,
-    KINDS as PORTS,
-    REJECTED,
     SECONDS,
     VERSIONS,
     Version,
     accept,
     closed_port,
     credentials,
-    environment,
     failure,
     listener,
     read_all,
     run,
+    serving,
     socks4,
     socks5,
 )
-from real_server import children, descriptors, ended, reset, until, works
-from sides import VIRTIO_MUX, Side, both, cable, guest, host
+from programs import KINDS as PORTS
+from real_server import ADDRESS, children, descriptors, free_port, reset, until, works
+from sides import VIRTIO_MUX, both, cable, guest, host
 
-from muonsocks.mux.frames import MAGIC, Hello, Open, decode, frames_of
+from muonsocks.mux.frames import (
+    MAGIC,
+    Hello,
+    decode,
+)
 
 # A connection
 
@@ -300,3 +300,159 @@ def test_a_session_that_is_idle_stays(tmp_path: Path) -> None:
             assert not select.select([client, conn], [], [], 1.5)[0]
             assert works(client, conn)
         assert g.count("there is|any more") == 0
+
+
+# Ports of all kinds
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp", "pipes", "fifos", "pty"])
+def test_ports(kind: str) -> None:
+    """A guest on one side of something, and a raw peer on the other: they meet."""
+    peer, stdin, stdout = PORTS[kind]()
+    with contextlib.closing(peer), guest((stdin, stdout)) as g:
+        os.close(stdin)
+        os.close(stdout)
+        number = bytes(range(8))
+        peer.send(Hello(1, 5, number, bytes(8)).encode())
+        answer = b""
+        while number not in answer:
+            answer += peer.read(1)
+        hello = decode(peer_hello(answer + peer.read(0)))
+        peer.send(Hello(1, 5, number, hello.number).encode())
+        g.await_log("the host is there")
+
+
+def peer_hello(answer: bytes) -> bytes:
+    """The last HELLO among the bytes, without its header."""
+    return answer[answer.rindex(MAGIC) :]
+
+
+def test_a_terminal_is_as_it_was_afterwards() -> None:
+    peer, stdin, stdout = PORTS["canonical pty"]()
+    before = termios.tcgetattr(stdin)
+    with contextlib.closing(peer):
+        with guest((stdin, stdout)):
+            until("it is raw", lambda: not termios.tcgetattr(stdin)[3] & termios.ICANON)
+        assert termios.tcgetattr(stdin) == before
+        assert os.get_blocking(stdin) and os.get_blocking(stdout)
+    os.close(stdin)
+    os.close(stdout)
+
+
+def test_a_pty_by_its_name() -> None:
+    peer, stdin, stdout = PORTS["pty"]()
+    with contextlib.closing(peer), host(os.ttyname(stdin)) as h:
+        assert peer.read(4) == b"\xff\xff\x34\0"
+        os.close(stdin)
+        os.close(stdout)
+        peer.close()
+        h.await_log("is lost: ")
+
+
+# Limits, signals, the command line
+
+
+def test_the_host_s_limit_on_connections(tmp_path: Path) -> None:
+    with (
+        cable(tmp_path) as joint,
+        guest(joint.guest) as g,
+        host(joint.host, "--max-connections=2"),
+        listener() as far,
+    ):
+        first, second = g.joined(far), g.joined(far)
+        with g.connect() as client:
+            client.sendall(socks4(*far.getsockname()))
+            assert read_all(client, 8)[1] == 0x5B
+        g.await_log("the host has no more than 2 connections")
+        for end in first:
+            end.close()
+        until("there is room", lambda: g.count("end=closed"))
+        for end in (*g.joined(far), *second):
+            end.close()
+
+
+def test_users_are_read_again(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text("alice:one\n")
+    with both(f"--users={users}") as (g, _):
+        users.write_text("alice:two\n")
+        g.signal(signal.SIGHUP)
+        g.await_log("reloaded")
+        for password, verdict in ((b"one", b"\1\1"), (b"two", b"\1\0")):
+            with g.connect() as client:
+                client.sendall(b"\5\1\2" + credentials(b"alice", password))
+                assert read_all(client, 4) == b"\5\2" + verdict
+
+
+def test_one_client_on_standard_input_and_output(tmp_path: Path) -> None:
+    with (
+        cable(tmp_path) as joint,
+        host(joint.host),
+        listener() as far,
+        serving(VIRTIO_MUX, "guest", "--inetd", joint.guest, over="tcp") as program,
+    ):
+        program.client.send(GREETING + socks5(*far.getsockname()))
+        with accept(far) as conn:
+            assert program.client.read(12)[2:4] == b"\5\0"
+            program.client.send(b"question")
+            assert read_all(conn, 8) == b"question"
+            conn.sendall(b"answer")
+        assert program.client.rest() == b"answer"
+        program.client.close()
+        assert program.status == 0
+    assert program.end == "closed"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "which side is it?"),
+        (["both"], "which side is it?"),
+        (["host", "a", "b"], "which side is it?"),
+        (["host", "--users=/x", "-"], "--users is not for a host; see --help"),
+        (["host", "--inetd"], "--inetd is not for a host"),
+        (["guest", "--rules=/x"], "--rules is not for a guest; see --help"),
+        (["guest", "-4"], "-4 is not for a guest"),
+        (["guest", "--inetd", "-"], "with --inetd they are the client's; give another PORT"),
+        (["guest", "--inetd", "-p1", "/x"], "--port does not go with --inetd"),
+        (["host", "--max-connections=0"], "--max-connections: there must be one"),
+        (["host", "--max-connections=40000"], "give 0 to 32768"),
+        (["host", "--memory=x"], "--memory: 'x' is not a number"),
+        (["host", ""], "PORT is empty"),
+        (["host", "--frobnicate"], "there is no option --frobnicate"),
+        (["guest", "-w", "192.0.2.1/24", "/x"], "host bits set"),
+    ],
+)
+def test_wrong_usage(words: list[str], problem: str) -> None:
+    outcome = run(VIRTIO_MUX, *words)
+    assert outcome.status == 100
+    [line] = outcome.log.splitlines()
+    assert problem in line
+
+
+@pytest.mark.parametrize("which", ["host", "guest"])
+def test_a_device_that_cannot_be_opened(which: str) -> None:
+    where = ["-p", str(free_port()), "-i", ADDRESS] if which == "guest" else []
+    outcome = run(VIRTIO_MUX, which, *where, "/dev/nothing")
+    assert outcome.status == 111
+    assert "/dev/nothing: No such file or directory" in outcome.log
+
+
+def test_a_port_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = run(VIRTIO_MUX, "host", str(tmp_path / "file"))
+    assert outcome.status == 100
+    assert "is neither a device nor a socket" in outcome.log
+
+
+def test_a_socket_that_must_not_be_connected_to(tmp_path: Path) -> None:
+    """Root may do so, and other users are told that they must not."""
+    with cable(tmp_path) as joint:
+        os.chmod(joint.host, 0o600)
+        os.chmod(tmp_path, 0o755)
+        as_nobody = {"user": 65534, "group": 65534, "extra_groups": []} if not os.getuid() else {}
+        if not as_nobody:
+            pytest.skip("only root can become somebody else")
+        outcome = run(VIRTIO_MUX, "host", joint.host, **as_nobody)
+    assert outcome.status == 111
+    assert f"{joint.host}: Permission denied" in outcome.log

@@ -132,7 +132,7 @@ class Link:
             self._doubts.cancel()
             self._doubts = None
         port, self._port, self.outlet.port = self._port, None, None
-        port.stream.close()
+        port.close()
 
     def _lose(self, reason: str) -> None:
         """The port leads nowhere any more, for now or for good."""

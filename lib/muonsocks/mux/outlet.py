@@ -142,7 +142,7 @@ class Outlet:
         assert port is not None
         if self.mux.is_classic:
             output.append(one_frame(connection.number, bytes(self.batch.places[0][:count])))
-            self.flush()
+            self.flush_soon()
             return
         frames = self.batch.frames(connection.number, count)
         if count <= _SMALL and (self._collects or output or self._loop.busy > 1):

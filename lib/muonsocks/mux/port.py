@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import termios
 from _socket import SOCK_STREAM
 from fcntl import ioctl
 from os import readv, write
@@ -11,6 +12,8 @@ from muonsocks.net.stream import MORE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from muonsocks.net.stream import Stream
 
 _SIOCOUTQ = 0x5411  # bytes that a unix socket's peer has not read yet, unix(7)
@@ -26,6 +29,7 @@ class Port:
     __slots__ = (
         "_drains",
         "_is_socket",
+        "_mode",
         "backlog",
         "can_return",
         "name",
@@ -34,8 +38,16 @@ class Port:
         "writer",
     )
 
-    def __init__(self, stream: Stream, name: str, can_return: bool = False) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        name: str,
+        can_return: bool = False,
+        mode: list[Any] | None = None,
+    ) -> None:
+        """`mode` is what a terminal is to be left in."""
         self.stream = stream
+        self._mode = mode
         self.name = name
         self.can_return = can_return
         self.reader = stream.reader
@@ -88,3 +100,12 @@ class Port:
         count = bytearray(4)
         ioctl(self.writer, _SIOCOUTQ, count)
         return not int.from_bytes(count, byteorder)
+
+    def close(self) -> None:
+        """Leave it as it was found."""
+        if self._mode is not None:
+            try:
+                termios.tcsetattr(self.reader, termios.TCSANOW, self._mode)
+            except termios.error:
+                pass  # nobody has its other side open any more
+        self.stream.close()
