@@ -1,8 +1,11 @@
 """Makes the modules beside the tests importable, and has what several of them use."""
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,9 @@ import pytest
 PYTHON = "/usr/bin/python3"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
+
+import qemu  # noqa: E402
+from guest_link import GuestGone  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +39,43 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     [program] = prefix.rglob("bin/socks-inetd")  # Debian's pip installs below prefix/local
     return program.parents[1]
+
+
+@pytest.fixture(scope="session")
+def guest_image(tmp_path_factory: pytest.TempPathFactory) -> qemu.Image:
+    """What a virtual machine boots from, with the checkout's programs in /usr/local."""
+    if reason := qemu.missing():
+        pytest.skip(reason)
+    trees = {ROOT / "bin": "/usr/local/bin", ROOT / "lib": "/usr/local/lib"}
+    return qemu.build(tmp_path_factory.mktemp("guest"), trees)
+
+
+@pytest.fixture(scope="session")
+def booted_guest(guest_image: qemu.Image) -> Iterator[qemu.Guest]:
+    guest = qemu.Guest(guest_image)
+    try:
+        guest.__enter__()
+    except qemu.BootError as error:
+        if "CI" in os.environ:
+            raise  # there it is known to boot, and this is what it is all for
+        pytest.skip(str(error))
+    with contextlib.closing(guest):
+        yield guest
+
+
+@pytest.fixture
+def guest(booted_guest: qemu.Guest) -> Iterator[qemu.Guest]:
+    """The virtual machine that all tests share, with a port that is new and listens."""
+    if booted_guest.is_running():
+        booted_guest.replug(calls=False)
+    else:
+        booted_guest.restart()
+    yield booted_guest
+    try:
+        booted_guest.resume()
+        booted_guest.end_programs()
+    except GuestGone:
+        pass  # which was what the test is about
+    except (TimeoutError, subprocess.TimeoutExpired):
+        booted_guest.kill()  # the next test gets another
+        raise

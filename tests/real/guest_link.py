@@ -35,6 +35,7 @@ class Process:
         self._link = link
         self._number = number
         self._lost = False
+        self._taken = 0  # bytes of stdout, as lines
 
     def wait(self, timeout: float = SECONDS) -> int:
         """The exit status, once there is one; all the output of the process has come by then."""
@@ -46,6 +47,15 @@ class Process:
         """Wait until `text` stands in what it said; AssertionError when it ends without it."""
         self._until(lambda: self.returncode is not None or self._said(text), timeout)
         assert self._said(text), f"{self} ended with {self.returncode} and no {text!r}"
+
+    def read_line(self, timeout: float = SECONDS) -> str:
+        """The next line of its standard output; AssertionError when it ends without one."""
+        start = self._taken
+        self._until(lambda: self.returncode is not None or b"\n" in self.stdout[start:], timeout)
+        line, newline, _ = self.stdout[start:].partition(b"\n")
+        assert newline, f"{self} ended with {self.returncode} and no line"
+        self._taken += len(line) + 1
+        return line.decode()
 
     def kill(self, number: int = signal.SIGKILL, *, group: bool = False) -> None:
         """Send a signal to the process, or also to all that it has started, unless it has ended."""
@@ -118,6 +128,10 @@ class Link:
             process = self._processes[number] = Process(self, number, command)
         self.send({"start": number, "command": command})
         return process
+
+    def running(self) -> list[Process]:
+        with self._news:
+            return [p for p in self._processes.values() if p.returncode is None]
 
     def forget(self) -> None:
         """The guest is about to be reset: what it says is of no account until it has booted."""

@@ -193,17 +193,22 @@ def _add_python(tree: Tree) -> None:
         for name in files:
             path = f"{at}/{name}"
             if name.endswith((".py", ".so")) and not NOT_OF_EXTENSIONS.search(path):
-                tree.copy(path)
-                compiled = importlib.util.cache_from_source(path)
-                if os.path.exists(compiled):
-                    tree.copy(compiled)
+                _add_module(tree, path)
     for name in ("docopt", "systemd"):
         found = importlib.util.find_spec(name)
         assert found and found.origin, f"no Python module {name} here"
         if found.submodule_search_locations:
             tree.copy_all(os.path.dirname(found.origin))
         else:
-            _add_compiled(tree, Path(found.origin), found.origin)
+            _add_module(tree, found.origin)
+
+
+def _add_module(tree: Tree, path: str) -> None:
+    """A module of the host's, and its compiled form where there is one."""
+    tree.copy(path)
+    compiled = importlib.util.cache_from_source(path)
+    if os.path.exists(compiled):
+        tree.copy(compiled)
 
 
 def _add_busybox(tree: Tree) -> None:

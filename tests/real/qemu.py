@@ -43,7 +43,8 @@ PROCESSOR = "max"
 # MiB of translated code. It is full, and emptied, now and then: each page of what is left from
 # before a reset would be looked up as the next kernel overwrites it, and that takes 3 to 7 seconds.
 TRANSLATED = 64
-KERNEL_OPTIONS = "console=ttyS0 quiet panic=0 rdinit=/init mitigations=off random.trust_cpu=on"
+# a kernel that panics restarts, at which QEMU ends as long as the guest has not booted
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off random.trust_cpu=on"
 
 
 class BootError(Exception):
@@ -94,9 +95,6 @@ class Guest:
         self._calls = calls
         self._memory = memory  # MiB
         self._cleanup = contextlib.ExitStack()
-        self._work = Path(tempfile.mkdtemp(prefix="muonsocks-qemu-"))
-        self._cleanup.callback(shutil.rmtree, self._work, ignore_errors=True)
-        self.port = self._work / "port"
         self._plugged = 2  # the number of the port is 2 and 3 in turn; 1 is the control port's
         self._events: collections.deque[dict[str, object]] = collections.deque(maxlen=100)
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -168,6 +166,11 @@ class Guest:
         stream.connect(str(self.port))
         return stream
 
+    def has_host(self) -> bool:
+        """Whether QEMU has accepted a connection to the port, or made one."""
+        [port] = [c for c in self._chardevs() if c["label"] == f"port{self._plugged}"]
+        return not str(port["filename"]).startswith("disconnected:")
+
     def pause(self) -> None:
         """Stop the guest's processor; what it has sent can be read."""
         self.monitor("stop")
@@ -179,6 +182,10 @@ class Guest:
         """Press the button, and wait until the guest has booted again."""
         self._link.forget()
         self.monitor("system_reset")
+        self.await_boot()
+
+    def await_boot(self) -> None:
+        """Wait until it has booted: after it was reset, or a program in it was lost by a reboot."""
         self._link.await_port(PORT, None, BOOT_SECONDS)
 
     def kill(self) -> None:
@@ -186,6 +193,25 @@ class Guest:
         assert self._qemu
         self._qemu.kill()
         self._qemu.wait(END_SECONDS)
+
+    def restart(self) -> None:
+        """End it, if it has not ended, and boot again; the port's path is another then."""
+        self.close()
+        self._boot()
+
+    def is_running(self) -> bool:
+        """Whether QEMU answers; the guest may yet be paused, or have lost its way."""
+        try:
+            self.monitor("query-status")
+        except GuestGone:
+            return False
+        return True
+
+    def end_programs(self) -> None:
+        """Kill what was started and has not ended, with all that it has started."""
+        for process in self._link.running():
+            process.kill(group=True)
+            process.wait()
 
     def replug(self, *, calls: bool) -> None:
         """Take the port out of the guest, and put in a new one, in which there is nothing yet."""
@@ -200,7 +226,13 @@ class Guest:
 
     def monitor(self, command: str, **arguments: object) -> object:
         """Ask QEMU (its QMP reference has the commands); what it does not do is a RuntimeError."""
-        self._monitor.write(json.dumps({"execute": command, "arguments": arguments}).encode())
+        if self._qemu is None:
+            raise GuestGone("the virtual machine was closed")
+        request = json.dumps({"execute": command, "arguments": arguments})
+        try:
+            self._monitor.write(request.encode())
+        except BrokenPipeError:
+            raise GuestGone("the virtual machine has ended") from None
         while True:
             match self._next_message():
                 case {"return": answer}:
@@ -218,13 +250,22 @@ class Guest:
     def close(self) -> None:
         """End the guest, there and then, and remove what it left here; harmless to repeat."""
         self._cleanup.close()
+        self._qemu = None
 
     def _next_message(self) -> dict[str, object]:
-        line = self._monitor.readline()
+        try:
+            line = self._monitor.readline()
+        except ConnectionResetError:
+            line = b""
         if not line:
             raise GuestGone("the virtual machine has ended")
         message: dict[str, object] = json.loads(line)
         return message
+
+    def _chardevs(self) -> list[dict[str, object]]:
+        answer = self.monitor("query-chardev")
+        assert isinstance(answer, list)
+        return answer
 
     def _await_event(self, name: str, **data: object) -> None:
         while True:
@@ -251,20 +292,16 @@ class Guest:
         reason = missing()
         if reason:
             raise BootError(reason)
+        self._work = Path(tempfile.mkdtemp(prefix="muonsocks-qemu-"))
+        self._cleanup.callback(shutil.rmtree, self._work, ignore_errors=True)
+        self.port = self._work / "port"
+        self._events.clear()
         control, qemus_control = socket.socketpair()
         monitor, qemus_monitor = socket.socketpair()
         command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none"]
-        command += [
-            "-M",
-            "pc",
-            "-accel",
-            f"tcg,tb-size={TRANSLATED}",
-            "-cpu",
-            PROCESSOR,
-            "-smp",
-            "1",
-        ]
-        command += ["-m", f"{self._memory}M", "-nic", "none"]
+        command += ["-M", "pc", "-nic", "none", "-smp", "1", "-m", f"{self._memory}M"]
+        command += ["-accel", f"tcg,tb-size={TRANSLATED}", "-cpu", PROCESSOR]
+        command += ["-action", "reboot=shutdown"]
         command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.archive)]
         command += ["-append", KERNEL_OPTIONS]
         command += ["-serial", f"file:{self._work}/console"]
@@ -293,14 +330,17 @@ class Guest:
             self._monitor.readline()  # its greeting
             self.monitor("qmp_capabilities")
             self._plug(calls=self._calls)
-            self._link.await_port(PORT, None, BOOT_SECONDS)
+            self.await_boot()
+            self.monitor("set-action", reboot="reset")
         except (GuestGone, TimeoutError, OSError) as error:
             raise BootError(f"{error}\n{self.said()}") from error
 
     def _end_with_this_process(self, process: int) -> None:
-        """See to it that the emulator does not outlive us, however we end."""
-        kill = ["/bin/sh", "-c", 'cat; exec kill -KILL "$1"', "sh", str(process)]
-        watcher = subprocess.Popen(kill, stdin=subprocess.PIPE, start_new_session=True)
+        """See to it that the emulator and its files do not outlive us, however we end."""
+        kill = ["/bin/sh", "-c", 'cat; kill -KILL "$1"; rm -rf "$2"', "sh"]
+        watcher = subprocess.Popen(
+            [*kill, str(process), str(self._work)], stdin=subprocess.PIPE, start_new_session=True
+        )
 
         def dismiss() -> None:
             watcher.kill()
