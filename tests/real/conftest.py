@@ -41,41 +41,63 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program.parents[1]
 
 
-@pytest.fixture(scope="session")
-def guest_image(tmp_path_factory: pytest.TempPathFactory) -> qemu.Image:
+def image(place: Path, *, systemd: bool = False) -> qemu.Image:
     """What a virtual machine boots from, with the checkout's programs in /usr/local."""
-    if reason := qemu.missing():
+    if reason := qemu.missing(systemd=systemd):
         pytest.skip(reason)
     trees = {ROOT / "bin": "/usr/local/bin", ROOT / "lib": "/usr/local/lib"}
-    return qemu.build(tmp_path_factory.mktemp("guest"), trees)
+    return qemu.build(place, trees, systemd=systemd)
 
 
-@pytest.fixture(scope="session")
-def booted_guest(guest_image: qemu.Image) -> Iterator[qemu.Guest]:
-    guest = qemu.Guest(guest_image)
+def boot(guest: qemu.Guest) -> None:
     try:
-        guest.__enter__()
+        guest.restart()
     except qemu.BootError as error:
         if "CI" in os.environ:
             raise  # there it is known to boot, and this is what it is all for
         pytest.skip(str(error))
-    with contextlib.closing(guest):
+
+
+@pytest.fixture(scope="session")
+def guest_image(tmp_path_factory: pytest.TempPathFactory) -> qemu.Image:
+    return image(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture(scope="session")
+def shared_guest(guest_image: qemu.Image) -> Iterator[qemu.Guest]:
+    """The virtual machine of all tests that have no other; it may be off."""
+    with contextlib.closing(qemu.Guest(guest_image)) as guest:
         yield guest
 
 
 @pytest.fixture
-def guest(booted_guest: qemu.Guest) -> Iterator[qemu.Guest]:
-    """The virtual machine that all tests share, with a port that is new and listens."""
-    if booted_guest.is_running():
-        booted_guest.replug(calls=False)
+def guest(shared_guest: qemu.Guest) -> Iterator[qemu.Guest]:
+    """The shared virtual machine, on, and with a port that is new and listens.
+
+    Tests that use it are marked `qemu` and xdist_group("qemu"): there is one at a time.
+    """
+    if shared_guest.is_running():
+        shared_guest.replug(calls=False)
     else:
-        booted_guest.restart()
-    yield booted_guest
+        boot(shared_guest)
+    yield shared_guest
     try:
-        booted_guest.resume()
-        booted_guest.end_programs()
+        shared_guest.resume()
+        shared_guest.end_programs()
     except GuestGone:
         pass  # which was what the test is about
     except (TimeoutError, subprocess.TimeoutExpired):
-        booted_guest.kill()  # the next test gets another
+        shared_guest.kill()  # the next test gets another
         raise
+
+
+@pytest.fixture(scope="module")
+def systemd_guest(
+    shared_guest: qemu.Guest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[qemu.Guest]:
+    """A virtual machine with systemd, for a module that does not use the shared one."""
+    shared_guest.close()  # one at a time
+    guest = qemu.Guest(image(tmp_path_factory.mktemp("systemd"), systemd=True))
+    with contextlib.closing(guest):
+        boot(guest)
+        yield guest

@@ -14,6 +14,9 @@ ip link set lo up
 while read -r module; do
     insmod "$module" || echo "init: no $module"
 done </modules/list
+if [ -x /lib/systemd/systemd ]; then
+    exec /lib/systemd/systemd --unit=guest-agent.service --show-status=0
+fi
 python3 -I /usr/lib/guest/agent.py
 echo "init: the agent ended with status $?"
 poweroff -f

@@ -38,11 +38,28 @@ NOT_OF_EXTENSIONS = re.compile(
     r"/lib-dynload/(_tkinter|_sqlite3|_curses|_dbm|_gdbm|_test|_ctypes_test)"
 )
 
+SYSTEMD_PROGRAMS = ("systemctl", "journalctl", "systemd-analyze", "mount", "umount")
+SYSTEMD_UNITS = ("*.target", "*.slice", "systemd-journald*")
+AGENT_UNIT = f"""\
+[Unit]
+Description=What answers the host
+Requires=basic.target
+After=basic.target
+FailureAction=poweroff-force
+SuccessAction=poweroff-force
+[Service]
+Environment=HOME=/root LANG=C.UTF-8
+Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+ExecStart=/usr/bin/python3 -I {AGENT}
+StandardError=tty
+"""
+
 DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "var")
 FILES = {
-    "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
+    "/etc/group": "root:x:0:\nsystemd-journal:x:101:\nnogroup:x:65534:\n",
     "/etc/hostname": "guest\n",
     "/etc/hosts": "127.0.0.1 localhost guest\n::1 localhost\n",
+    "/etc/machine-id": f"{1:032x}\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
     "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
@@ -152,14 +169,18 @@ class Tree:
             self._entries[path] = mode, content, mtime
 
 
-def build(target: Path, kernel: Kernel, trees: Mapping[Path, str]) -> None:
-    """Write the archive; `trees` maps directories of the host's to where the guest has them."""
+def build(target: Path, kernel: Kernel, trees: Mapping[Path, str], systemd: bool = False) -> None:
+    """Write the archive; `trees` maps directories of the host's to where the guest has them.
+
+    With `systemd`, that is process 1, and there is a journal; the agent is the default unit.
+    """
     tree = Tree()
     for top in ("/bin", "/sbin", "/lib", "/lib64"):  # mostly links into /usr
         if os.path.islink(top):
             tree.link(top, os.readlink(top))
     for directory in DIRECTORIES:
         tree.directory(f"/{directory}")
+    tree.link("/var/run", "../run")
     for path, text in FILES.items():
         tree.file(path, text.encode())
     _add_python(tree)
@@ -167,6 +188,8 @@ def build(target: Path, kernel: Kernel, trees: Mapping[Path, str]) -> None:
         tree.copy(shutil.which(program) or program)
     tree.link("/usr/bin/nc", "nc.openbsd")
     _add_busybox(tree)
+    if systemd:
+        _add_systemd(tree)
     for place in LIBRARIES:
         for found in Path("/usr/lib").glob(f"*/{place}"):
             tree.copy(str(found))
@@ -220,6 +243,27 @@ def _add_busybox(tree: Tree) -> None:
     for name in listed.stdout.split():
         if f"/usr/bin/{name}" not in tree:
             tree.link(f"/usr/bin/{name}", busybox)
+
+
+def _add_systemd(tree: Tree) -> None:
+    for program in SYSTEMD_PROGRAMS:
+        tree.copy(shutil.which(program) or program)
+    for name in ("systemd", "systemd-executor", "systemd-journald"):
+        if os.path.exists(f"/lib/systemd/{name}"):  # the second since version 255
+            tree.copy(f"/lib/systemd/{name}")
+    units = Path("/lib/systemd/system")
+    for pattern in SYSTEMD_UNITS:
+        for unit in units.glob(pattern):
+            if unit.is_file():
+                tree.copy(str(unit))
+    there = "/etc/systemd/system"
+    for wants in (
+        "sysinit.target.wants/systemd-journald.service",
+        "sockets.target.wants/systemd-journald.socket",
+        "sockets.target.wants/systemd-journald-dev-log.socket",
+    ):
+        tree.link(f"{there}/{wants}", f"{units}/{os.path.basename(wants)}")
+    tree.file(f"{there}/guest-agent.service", AGENT_UNIT.encode())
 
 
 def _add_tree(tree: Tree, host: Path, there: str) -> None:
