@@ -21,6 +21,7 @@ There is no udev here: the links in /dev/virtio-ports are made as the kernel tel
 """
 
 import base64
+import functools
 import json
 import os
 import select
@@ -34,7 +35,6 @@ LINKS = "/dev/virtio-ports"
 CLASS = "/sys/class/virtio-ports"
 KERNEL_EVENTS = 15  # NETLINK_KOBJECT_UEVENT
 MOST_WRITTEN = 32768  # bytes; the port takes no more at once
-MOST_KEPT = 1 << 20  # bytes for the host before programs have to wait
 EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
 
@@ -45,15 +45,14 @@ class Agent:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._port = -1
+        self._port_edges = select.epoll()  # for who waits to write
         self._greeted = False
         self._received = bytearray()
-        self._unsent = bytearray()
         self._programs: dict[int, int] = {}  # the host's number: process
         self._inputs: dict[int, int] = {}  # the host's number: descriptor
         self._unwritten: dict[int, list[bytes]] = {}  # by descriptor; b"" is the end
         self._outputs: dict[int, tuple[int, int]] = {}  # pipe: the host's number, 1 or 2
         self._ports: dict[str, str] = {}  # name: device
-        self._waiting: dict[int, tuple[int, int]] = {}  # those that are not read for now
 
     def run(self) -> None:
         events = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, KERNEL_EVENTS)
@@ -109,15 +108,14 @@ class Agent:
         if CONTROL in ports and self._port < 0:
             self._port = os.open(f"{LINKS}/{CONTROL}", os.O_RDWR | os.O_NONBLOCK)
             self._watch(self._port, self._on_port, EDGES)
-            self._unsent += b"\n"
-            self._send({"ready": True})
+            self._port_edges.register(self._port, EDGES)
+            self._send({"ready": True}, b"\n")
         if self._greeted:
             self._send({"ports": ports})
 
     # -- the host
 
     def _on_port(self) -> None:
-        self._flush()
         try:
             while data := os.read(self._port, 65536):  # b"" is a host that is away for now
                 self._received += data
@@ -137,8 +135,7 @@ class Agent:
             return  # the end of what was for the machine before the reset
         if "hello" in message:
             self._greeted = True
-            self._unsent += b"\n"
-            self._send(message)
+            self._send(message, b"\n")
             self._send({"ports": self._ports})
         elif not self._greeted:
             return
@@ -153,20 +150,14 @@ class Agent:
             except ProcessLookupError:
                 pass  # it has ended, and the host is about to hear of it
 
-    def _send(self, message: object) -> None:
-        self._unsent += json.dumps(message).encode() + b"\n"
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._unsent:
-                del self._unsent[: os.write(self._port, self._unsent[:MOST_WRITTEN])]
-        except BlockingIOError:
-            pass  # until the next edge
-        if len(self._unsent) < MOST_KEPT:
-            for pipe, (number, stream) in self._waiting.items():
-                self._watch_output(number, stream, pipe)
-            self._waiting.clear()
+    def _send(self, message: object, before: bytes = b"") -> None:
+        """Send a line. Nothing else is done until it has gone; the host reads, whatever it does."""
+        line = before + json.dumps(message).encode() + b"\n"
+        while line:
+            try:
+                line = line[os.write(self._port, line[:MOST_WRITTEN]) :]
+            except BlockingIOError:
+                self._port_edges.poll()
 
     # -- programs
 
@@ -198,13 +189,10 @@ class Agent:
         self._inputs[number] = ours[0]
         self._unwritten[ours[0]] = []
         for stream in (1, 2):
-            self._watch_output(number, stream, ours[stream])
+            self._outputs[ours[stream]] = number, stream
+            self._watch(ours[stream], functools.partial(self._on_output, ours[stream]))
         ended = os.pidfd_open(process)
         self._watch(ended, lambda: self._on_end(number, ended))
-
-    def _watch_output(self, number: int, stream: int, pipe: int) -> None:
-        self._outputs[pipe] = number, stream
-        self._watch(pipe, lambda: self._on_output(pipe))
 
     def _on_output(self, pipe: int) -> None:
         try:
@@ -213,13 +201,9 @@ class Agent:
             return
         if data:
             self._send_output(*self._outputs[pipe], data)
-        if data and len(self._unsent) < MOST_KEPT:
-            return
-        self._unwatch(pipe)
-        owner = self._outputs.pop(pipe)
-        if data:
-            self._waiting[pipe] = owner
         else:
+            self._unwatch(pipe)
+            del self._outputs[pipe]
             os.close(pipe)
 
     def _send_output(self, number: int, stream: int, data: bytes) -> None:
@@ -231,10 +215,6 @@ class Agent:
         if not process:
             return
         del self._programs[number]
-        for pipe, (owner, stream) in list(self._waiting.items()):
-            if owner == number:
-                del self._waiting[pipe]
-                self._watch_output(number, stream, pipe)
         for pipe, (owner, _) in list(self._outputs.items()):
             if owner == number:
                 self._on_output(pipe)  # all that a pipe holds; its children may yet say more
