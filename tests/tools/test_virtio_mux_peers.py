@@ -1,5 +1,6 @@
 """virtio-mux with a peer that breaks the protocol: the session ends, and the process lives on."""
 
+import signal
 import socket
 import time
 from typing import Any
@@ -122,3 +123,18 @@ def test_a_host_that_answers_nothing_or_nonsense() -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         g.await_log("broken the protocol: an ANSWER that nobody has asked for")
+
+
+def test_what_is_on_its_way_is_read_before_a_host_ends() -> None:
+    """And then it closes: whoever has more to be read then is reset, which QEMU does not bear."""
+    with against_host() as (h, peer):
+        peer.meet()
+        h.await_log("the guest is there")
+        h.signal(signal.SIGSTOP)
+        peer.send(noise(100_000))
+        h.terminate()
+        h.signal(signal.SIGCONT)
+        said = b""
+        while data := peer.sock.recv(1 << 16):
+            said += data
+        assert said.endswith(b"the host is told to stop")
