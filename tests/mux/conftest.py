@@ -1,0 +1,5 @@
+"""The assertions in the module beside the tests are explained (pyproject.toml has its path)."""
+
+import pytest
+
+pytest.register_assert_rewrite("both")
