@@ -156,6 +156,16 @@ def test_a_guest_that_has_ended_still_wants_the_answer() -> None:
     assert drain(guest) == b""
 
 
+def test_what_has_been_let_go_may_send_nothing() -> None:
+    host = hosts()
+    one, other = opened(host, 0), opened(host, 1)
+    assert one.credit > 1 << 32
+    host.reset(one, 0)
+    assert one.credit == 0
+    host.lose("enough")
+    assert other.credit == 0
+
+
 # Frames
 
 

@@ -92,6 +92,13 @@ class Connection:
         self.ended_here = self.ended_there = False
         self.let_go_here = self.let_go_there = False
 
+    def let_go(self) -> None:
+        """Note that the last word has been said. Nothing may be sent any more: what comes next
+        with this number is another connection's.
+        """
+        self.let_go_here = True
+        self.credit = 0
+
 
 class Began(Event):
     """A session has begun. `connections` is how many the other side lets there be."""
@@ -211,7 +218,8 @@ class Mux:
         """End the session, for a reason that the port or the clock has given."""
         owners = [one.owner for one in self._connections.values() if one.owner is not None]
         for one in self._connections.values():
-            one.let_go_here = one.let_go_there = True
+            one.let_go()
+            one.let_go_there = True
         self._connections.clear()
         self.output.clear()
         self.is_up = False
@@ -395,10 +403,10 @@ class Mux:
         if self._is_host or connection.answered:
             raise RemoteProtocolError("an ANSWER that nobody has asked for")
         connection.answered = True
-        connection.credit = message.window
         if message.code != ReplyCode.SUCCEEDED:
             connection.let_go_there = True
         if not connection.let_go_here:
+            connection.credit = message.window
             events.append(Answered(connection, message.code, message.bound))
         if connection.let_go_there:
             self._let_go(connection)
@@ -450,7 +458,7 @@ class Mux:
         window = connection.window if code == ReplyCode.SUCCEEDED else 0
         self.output.append(Answer(connection.number, window, code, bound).encode())
         if code != ReplyCode.SUCCEEDED:
-            connection.let_go_here = True
+            connection.let_go()
 
     def end(self, connection: Connection) -> None:
         """Say that no more data comes. The last of it is in the output already."""
@@ -464,7 +472,7 @@ class Mux:
     def reset(self, connection: Connection, reason: int) -> None:
         """Let go of a connection, whatever its state. Harmless when that has been done."""
         if not connection.let_go_here:
-            connection.let_go_here = True
+            connection.let_go()
             self.output.append(Reset(connection.number, reason).encode())
 
     def consume(self, connection: Connection, count: int) -> None:
@@ -486,8 +494,9 @@ class Mux:
     def _let_go(self, connection: Connection) -> None:
         """Say the last word if it has not been said, and free the number if both have."""
         if not connection.let_go_here:
-            connection.let_go_here = True
+            connection.let_go()
             self.output.append(Done(connection.number).encode())
         if connection.let_go_there:
             del self._connections[connection.number]
-            self._free.append(connection.number)
+            if not self._is_host:  # it is the guest that uses it again
+                self._free.append(connection.number)
