@@ -54,9 +54,14 @@ def frames_in(data: bytes) -> list[Frame]:
 
 
 def messages(data: bytes) -> list[Said]:
-    """Read what a side has sent: control messages decoded, and data as (connection, bytes)."""
+    """Read what a side has sent: control messages decoded, and data as (connection, bytes).
+
+    Empty control messages are left out: they mean nothing.
+    """
     return [
-        decode(body) if number == CONTROL else (number, body) for number, body in frames_in(data)
+        decode(body) if number == CONTROL else (number, body)
+        for number, body in frames_in(data)
+        if body or number != CONTROL
     ]
 
 

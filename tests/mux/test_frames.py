@@ -31,6 +31,7 @@ from muonsocks.mux.frames import (
     Reset,
     decode,
     frames_of,
+    start_of_hello,
 )
 
 IN_V4 = "01 c0000207 0050"
@@ -62,9 +63,18 @@ MESSAGES: dict[str, tuple[str, Control]] = {
     "DONE": ("ffff 0300  06 0300", Done(3)),
     "PING": ("ffff 0900  07 0011223344556677", Ping(bytes.fromhex("0011223344556677"))),
     "PONG": ("ffff 0900  08 0011223344556677", Pong(bytes.fromhex("0011223344556677"))),
+    "OPEN that ends as a HELLO begins": (
+        "ffff 0e00  01 0300 00000400  01 c0000207 ffff  ffff 0000",
+        Open(3, 1 << 18, Endpoint("192.0.2.7", 0xFFFF)),
+    ),
+    "PONG that ends as a HELLO begins": (
+        "ffff 0900  08 000000ffff3400fe  ffff 0000",
+        Pong(bytes.fromhex("000000ffff3400fe")),
+    ),
     "GOODBYE": ("ffff 0500  09 64 6f 6e 65", Goodbye("done")),
     "GOODBYE without a word": ("ffff 0100  09", Goodbye("")),
 }
+NOTHING = bytes.fromhex("ffff 0000")
 each_message = pytest.mark.parametrize(("digits", "message"), MESSAGES.values(), ids=MESSAGES)
 
 u16, u32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
@@ -84,6 +94,11 @@ controls = st.one_of(
 )
 
 
+def body_of(digits: str) -> bytes:
+    """The body of the frame, without what may be behind it."""
+    return frames_in(bytes.fromhex(digits))[0][1]
+
+
 # Control messages
 
 
@@ -94,14 +109,15 @@ def test_a_message_on_the_wire(digits: str, message: Control) -> None:
 
 @each_message
 def test_a_message_from_the_wire(digits: str, message: Control) -> None:
-    assert decode(bytes.fromhex(digits)[HEADER.size :]) == message
+    assert decode(body_of(digits)) == message
 
 
 @given(controls)
 def test_what_is_encoded_is_decoded(message: Control) -> None:
-    ((number, body),) = frames_in(message.encode())
+    (number, body), *nothing = frames_in(message.encode())
     assert number == CONTROL
     assert decode(body) == message
+    assert nothing in ([], [(CONTROL, b"")])
 
 
 def test_the_constants() -> None:
@@ -114,7 +130,7 @@ def test_the_constants() -> None:
 
 @each_message
 def test_a_message_that_is_too_short(digits: str, message: Control) -> None:
-    body = bytes.fromhex(digits)[HEADER.size :]
+    body = body_of(digits)
     least = 1 if isinstance(message, Goodbye) else len(body)  # any length of text is a text
     for size in range(least):
         with pytest.raises(RemoteProtocolError):
@@ -124,7 +140,7 @@ def test_a_message_that_is_too_short(digits: str, message: Control) -> None:
 @each_message
 @pytest.mark.parametrize("more", [b"\0", b"\xff", bytes(300)], ids=["0", "255", "300 bytes"])
 def test_a_message_that_is_too_long(digits: str, message: Control, more: bytes) -> None:
-    body = bytes.fromhex(digits)[HEADER.size :]
+    body = body_of(digits)
     if isinstance(message, Goodbye) and len(more) == 1:
         return  # that is a longer text
     with pytest.raises(RemoteProtocolError):
@@ -193,8 +209,8 @@ def test_a_mapped_address_is_the_address_that_it_means() -> None:
 
 
 def pattern(size: int) -> bytes:
-    """Bytes of which no two places look alike, without MAGIC in them."""
-    return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
+    """Bytes of which no two places look alike, without MAGIC in them, or what HELLO begins with."""
+    return b"".join(b"%07d." % n for n in range(size // 8 + 1))[:size]
 
 
 def batched(batch: Batch, connection: int, data: bytes) -> bytes:
@@ -229,6 +245,9 @@ def test_a_batch_carries_what_is_put_in(size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_of_carries_what_it_is_given(size: int) -> None:
     assert frames_of(7, pattern(size)) == batched(BATCH, 7, pattern(size))
+    assert frames_of(7, pattern(size)) == wire(
+        *((7, pattern(size)[start : start + LARGEST]) for start in range(0, size, LARGEST))
+    )
 
 
 def test_no_data_is_no_frame() -> None:
@@ -252,6 +271,71 @@ def test_a_batch_takes_part_of_what_there_was_room_for() -> None:
         (7, data[:LARGEST]),
         (7, data[LARGEST:]),
     ]
+
+
+# What ends as a HELLO begins
+
+ENDS = [HELLO_START[:size] for size in range(1, 35)]  # a longer one is divided
+
+
+@pytest.mark.parametrize("end", ENDS, ids=range(1, 35))
+@pytest.mark.parametrize("size", [0, 1, 100, LARGEST, LARGEST + 7, 2 * LARGEST])
+def test_data_that_ends_as_a_hello_begins(size: int, end: bytes) -> None:
+    fills = size % LARGEST == 0 and size > 0
+    data = pattern(size - len(end) if fills else size) + end
+    for made in (frames_of(7, data), batched(BATCH, 7, data)):
+        frames = frames_in(made)
+        assert frames.pop() == (CONTROL, b"")
+        assert b"".join(body for number, body in frames if number == 7) == data
+        assert {number for number, _ in frames} == {7}
+
+
+def test_a_full_batch_that_ends_as_a_hello_begins() -> None:
+    data = pattern(BATCH.size - 1) + b"\xff"
+    assert batched(BATCH, 7, data)[4 * WHOLE - 1 :] == b"\xff" + NOTHING
+
+
+@pytest.mark.parametrize("end", ["fe", "ff34", "ffff35", "fffe", "ffff340001", "fea39e96", "ff00"])
+def test_data_that_ends_nearly_as_a_hello_begins(end: str) -> None:
+    data = bytes.fromhex(end)
+    assert frames_in(frames_of(7, data)) == frames_in(batched(BATCH, 7, data)) == [(7, data)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Hello(1, 0, bytes(8), b"1234567\xff"),
+        Open(1, 2, Endpoint("192.0.2.7", 0xFFFF)),
+        Answer(1, 2, 0, Endpoint("2001:db8::ff", 255)),
+        Ping(b"1234\xff\xff\x34\x00"),
+        Pong(b"123\xff\xff\x34\x00\xfe"),
+        Reset(7, 255),
+    ],
+    ids=repr,
+)
+def test_a_message_that_ends_as_a_hello_begins(message: Control) -> None:
+    assert message.encode().endswith(NOTHING)
+    assert frames_in(message.encode())[1:] == [(CONTROL, b"")]
+
+
+@given(controls)
+def test_no_message_ends_as_a_hello_begins(message: Control) -> None:
+    made = message.encode()
+    assert not any(made.endswith(end) for end in ENDS)
+
+
+@pytest.mark.parametrize("size", range(1, 37))
+def test_where_a_hello_may_begin(size: int) -> None:
+    begun = HELLO_START[:size]
+    whole = size == len(HELLO_START)  # then MAGIC tells where it is
+    for before in (b"", b"\xff", b"\xff\xff\x34", bytes(100)):
+        memory = bytearray(before + begun + b"\xff")
+        end = len(memory) - 1
+        place = start_of_hello(memory, 0, end)
+        assert place == (end if whole else len(before)) or begun == b"\xff" == before
+        assert start_of_hello(memory, len(before), end) == (end if whole else len(before))
+        assert start_of_hello(memory, end, end) == end
+        assert start_of_hello(memory + b"x", 0, end + 2) == end + 2
 
 
 # MAGIC is on the wire in a HELLO only
@@ -299,6 +383,7 @@ def test_data_with_magic_in_it(writes: list[tuple[int, bytes]], in_batch: bool) 
         assert {number for number, _ in frames} - {CONTROL} <= {connection}
         assert all(len(body) <= LARGEST for _, body in frames)
         sent += made
+        assert not any(made.endswith(end) for end in ENDS)
     assert MAGIC not in sent
 
 

@@ -455,3 +455,25 @@ def test_the_number_of_a_session_is_fresh() -> None:
         mux.lose("again")
         seen.add(mux._number)
     assert len(seen) == 6
+
+
+# What may be the beginning of a HELLO
+
+
+def test_a_frame_is_not_heard_before_it_is_clear_that_no_hello_follows() -> None:
+    for size in range(1, 35):
+        end = wire(theirs(True, NOBODY))[:size]
+        for more in (wire(Ping(b"12345678")), b"\1", b"\xff\xff\0\0", b"\xff\xff\x34\0\xfe"):
+            host = Played.in_session(True)
+            host.hears(Open(0, 1, V4))
+            host.mux.answer(host.connections[0], 0)
+            host.says()
+            assert host.hears((0, b"data" + end)) == []
+            assert host.hears(more) == [("data", 0, b"data" + end)], (size, more)
+
+
+def test_an_empty_control_message_means_nothing() -> None:
+    host = Played.in_session(True)
+    nothing = wire((0xFFFF, b""))
+    assert host.hears(nothing, Open(0, 1, V4), nothing * 3) == [("opened", 0, V4)]
+    assert host.says() == []

@@ -41,6 +41,7 @@ from muonsocks.mux.frames import (
     Pong,
     Reset,
     decode,
+    start_of_hello,
 )
 from muonsocks.mux.intake import Intake
 from muonsocks.mux.windows import Windows
@@ -272,6 +273,7 @@ class Mux:
         events: list[Event] = []
         limit = self._hear_hellos(seen, events)
         if self.is_up:
+            limit = min(limit, start_of_hello(intake.memory, intake.start, intake.end))
             try:
                 self._read_frames(limit, events)
             except RemoteProtocolError as error:
@@ -326,7 +328,8 @@ class Mux:
                 start = end
                 if number == CONTROL:
                     current = -1
-                    self._control(decode(bytes(part)), events)
+                    if length:
+                        self._control(decode(bytes(part)), events)
                     if not self.is_up:
                         return
                     continue
