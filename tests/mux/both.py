@@ -123,6 +123,7 @@ class Played:
         self.mux = Mux(is_host, connections, memory, numbers(b"ours").__next__)
         self.is_host = is_host
         self.connections: dict[int, Connection] = {}
+        self.everyone: list[Connection] = []  # that there has been
         self.owners: list[Any] = []  # those that the last Over told of
         self._numbers = iter(range(1 << 30))
 
@@ -172,6 +173,7 @@ class Played:
 
     def _own(self, connection: Connection) -> None:
         self.connections[connection.number] = connection
+        self.everyone.append(connection)
         connection.owner = f"owner {next(self._numbers)}"
 
     def is_free(self, number: int) -> bool:
