@@ -392,6 +392,8 @@ def test_what_is_of_the_older_guest(address: str, number: int) -> None:
         of_hex("0000 0600 03 02 6120 0050"),
         of_hex("0000 0000"),
         of_hex("0000 0100 01"),
+        of_hex("0000 0900") + of_hex(IN_V4),  # two bytes are missing
+        of_hex("0000 0600") + of_hex(IN_V4),
     ],
 )
 def test_what_is_of_neither(piece: bytes) -> None:

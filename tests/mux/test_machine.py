@@ -397,6 +397,19 @@ def test_a_loss_makes_all_anew(is_host: bool, up: bool) -> None:
 
 
 @each_side
+def test_after_a_loss_the_other_side_is_told_the_new_number(is_host: bool) -> None:
+    """Also when it has not noticed anything, and has the number that it had."""
+    play = Played(is_host)
+    play.hears(theirs(is_host, NOBODY))
+    assert play.says() == [ours(is_host, THEIRS)]
+    play.mux.lose("it says nothing more")
+    play.mux.greet()
+    assert play.says() == [ours(is_host, NOBODY, b"ours0002")]
+    assert play.hears(theirs(is_host, b"ours0002")) == [begun(is_host)]
+    assert play.says() == [ours(is_host, THEIRS, b"ours0002")]
+
+
+@each_side
 def test_goodbye_is_said(is_host: bool) -> None:
     play = Played.in_session(is_host)
     play.mux.output.append(b"never sent")

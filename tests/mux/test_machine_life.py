@@ -112,6 +112,7 @@ def test_data_comes_in_the_order_it_was_sent(one: Any) -> None:
         ("data", 0, b"one, two, three")
     ]
     assert side.connections[0].left == FIRST - 15
+    assert side.hears((0, b"")) == []
 
 
 def test_data_of_several_connections() -> None:
@@ -183,15 +184,16 @@ def test_credit_is_taken(one: Any) -> None:
 
 @each_side
 def test_no_credit_is_given_when_no_more_is_to_come(one: Any) -> None:
+    whole = 16 * [(0, bytes(FIRST // 16))]
     for end in (Eof(0), Reset(0, 0)):
         side = one()
         connection = side.connections[0]
-        side.hears(*8 * [(0, bytes(FIRST // 8))], end)
+        assert len(side.hears(*whole, end)) == 2
         side.says()
         side.mux.consume(connection, FIRST)
         assert side.says() == []
     side = one()
-    side.hears(*8 * [(0, bytes(FIRST // 8))])
+    assert len(side.hears(*whole)) == 1
     side.mux.reset(side.connections[0], 0)
     side.says()
     side.mux.consume(side.connections[0], FIRST)
