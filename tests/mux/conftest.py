@@ -1,5 +1,5 @@
-"""The assertions in the module beside the tests are explained (pyproject.toml has its path)."""
+"""The assertions in the modules beside the tests are explained (pyproject.toml has its path)."""
 
 import pytest
 
-pytest.register_assert_rewrite("both")
+pytest.register_assert_rewrite("both", "model")
