@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("ends", "classic_joined")
+pytest.register_assert_rewrite("ends", "classic_joined", "played", "model")
 
 from classic_joined import Echo, EchoServer  # noqa: E402
 from classic_port import PATIENCE  # noqa: E402

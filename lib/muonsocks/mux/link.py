@@ -6,7 +6,16 @@ from os import urandom
 from select import EPOLLHUP
 
 from muonsocks.mux.classic import Classic, Hailed, is_spoken
-from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Over, WasReset
+from muonsocks.mux.events import (
+    Answered,
+    Began,
+    Credited,
+    Data,
+    Ended,
+    Opened,
+    Over,
+    WasReset,
+)
 from muonsocks.mux.frames import NUMBER
 from muonsocks.mux.machine import Mux
 from muonsocks.mux.outlet import Outlet
@@ -162,12 +171,12 @@ class Link:
         port = self._port
         if port is None:
             return
-        over = self.mux.lose(reason) if self.mux.is_up else None
-        self.mux.output.clear()
+        was_up = self.mux.is_up
+        over = self.mux.lose(reason)  # a HELLO may be lost with it: none of that counts any more
         port.backlog = b""
         if not port.can_return:
             self._close()
-        if over is not None:
+        if was_up:
             self._end(over)
         if not port.can_return:
             self._on_loss(reason)
@@ -271,12 +280,15 @@ class Link:
             self.loop.call_soon(self._receive_more)
 
     def _handle(self, event: Event) -> None:
+        mux = self.mux
         if isinstance(event, Data):
             owner = event.connection.owner
             if owner is not None:
                 owner.deliver(event.parts, event.size)
         elif isinstance(event, Over):
             self._end(event)
+        elif isinstance(event, Opened) and isinstance(mux, Mux) and event.connection.let_go_here:
+            mux.release(event.connection)  # it is over already, or the session is
         elif isinstance(event, Hailed):
             self._speak(self._new_mux())
             self._feed([event.rest])
