@@ -33,6 +33,8 @@ PURE = {
     "muonsocks.errors",
     "muonsocks.mux",
     "muonsocks.mux.classic",
+    "muonsocks.mux.connection",
+    "muonsocks.mux.events",
     "muonsocks.mux.frames",
     "muonsocks.mux.intake",
     "muonsocks.mux.machine",

@@ -219,8 +219,8 @@ def test_curl_and_ssh(guest: Guest, host: Host, proxy: Process, net: Network) ->
     unknown = guest.run(f"{CURL} http://no-such-name.example/", check=False)
     assert unknown.returncode == 97 and "(4)" in unknown.stderr, unknown
     key = (net.work / "ssh" / "client").read_bytes()
-    guest.put("/root/key", key, 0o600)
-    ssh = clients.ssh(f"nc.openbsd -X 5 -x {PROXY} %h %p", Path("/root/key"))
+    guest.put("/tmp/key", key, 0o600)
+    ssh = clients.ssh(f"nc.openbsd -X 5 -x {PROXY} %h %p", Path("/tmp/key"))
     process = guest.start(*ssh, "sha256sum; exit 42")
     process.write(b"x" * 100000)
     process.close_input()
