@@ -40,7 +40,7 @@ class Carriage(Relay):
 class Outgoing(Direction):
     """From a stream to a channel."""
 
-    __slots__ = ("_drains", "_is_bulk", "_is_queued", "_is_starved", "_link")
+    __slots__ = ("_drains", "_is_bulk", "_is_queued", "_is_starved", "_outlet")
 
     opposite: Incoming
     pending: bytes | None
@@ -49,7 +49,7 @@ class Outgoing(Direction):
 
     def __init__(self, relay: Relay, source: Stream, sink: Channel) -> None:
         super().__init__(relay, source, sink)
-        self._link = sink.link
+        self._outlet = sink.link.outlet
         self._drains = source.is_tcp
         self._is_bulk = False  # the last read was full: read as much as may be
         self._is_queued = False  # waits for its turn
@@ -104,18 +104,18 @@ class Outgoing(Direction):
             return
         if self._is_queued or self._is_starved:
             return
-        link, connection = self._link, self.sink.connection
-        if link.is_congested:
+        outlet, connection = self._outlet, self.sink.connection
+        if outlet.is_congested:
             self._wait_for_turn()
             return
         if self.pending is not None and not self._send_pending():
             return
-        size = min(connection.credit, link.share(self._is_bulk))
+        size = min(connection.credit, outlet.share(self._is_bulk))
         if not size:
             self._is_starved = True
             return
         try:
-            count = readv(self.source.reader, link.batch.places_for(size))
+            count = readv(self.source.reader, outlet.batch.places_for(size))
         except BlockingIOError:
             return
         except OSError as error:
@@ -124,23 +124,24 @@ class Outgoing(Direction):
         if not count:
             self._source_ended(self.tainted)
             return
-        self._relay.active = link.loop.now
+        relay = self._relay
+        relay.active = relay.loop.now
         self.count += count
         self._is_bulk = count == size
-        link.send(connection, count)
+        outlet.send(connection, count)
         if count == size or not self._drains or events & MORE:
             self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
         self._is_queued = True
-        self._link.wait_for_turn(self)
+        self._outlet.wait_for_turn(self)
 
     def _send_pending(self) -> bool:
         """Send what had been read before this began. False if there is not credit for all of it."""
         pending, connection = self.pending, self.sink.connection
         assert pending is not None
         part = pending[: connection.credit]
-        self._link.send_copy(connection, part)
+        self._outlet.send_copy(connection, part)
         self.count += len(part)
         self.pending = pending[len(part) :] or None
         self._is_starved = self.pending is not None
@@ -242,7 +243,8 @@ class Incoming(Direction):
                 break
             pending.popleft()
         if link.mux.output:
-            link.flush_soon()
+            link.outlet.flush_soon()
+        link.has_passed_on()
         if not pending:
             self.pending = None
             if self.ended:

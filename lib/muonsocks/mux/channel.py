@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
-from muonsocks.mux.machine import Answered, Connection, Credited, Ended, ResetReason, WasReset
+from muonsocks.mux.connection import Connection, ResetReason
+from muonsocks.mux.events import Answered, Credited, Ended, WasReset
 from muonsocks.net.stream import HANG_UP, Stream
 from muonsocks.socks.request import UNSPECIFIED, ReplyCode
 
@@ -30,6 +31,7 @@ class Channel(Stream):
         "early",
         "has_ended",
         "incoming",
+        "is_cut_off",
         "link",
         "outgoing",
         "was_lost",
@@ -47,7 +49,7 @@ class Channel(Stream):
         self.connection = connection
         connection.owner = self
         self.early = b""
-        self.has_ended = self.was_lost = False
+        self.has_ended = self.was_lost = self.is_cut_off = False
         self.incoming: Incoming | None = None
         self.outgoing: Outgoing | None = None
         self._code = ReplyCode.SUCCEEDED if connection.answered else None
@@ -77,8 +79,13 @@ class Channel(Stream):
             self._code, self._bound = event.code, event.bound
             self.wake()
 
+    def was_cut_off(self) -> None:
+        """The session is over."""
+        self.is_cut_off = True
+        self.was_reset()
+
     def was_reset(self) -> None:
-        """The other side has let go, or is not there any more."""
+        """The other side has let go."""
         self.was_lost = True
         if self.incoming is not None:
             self.incoming.was_reset()
@@ -110,7 +117,7 @@ class Channel(Stream):
     def end_output(self) -> None:
         """Say that nothing more will be sent."""
         self.link.mux.end(self.connection)
-        self.link.flush_soon()
+        self.link.outlet.flush_soon()
         if self.link.mux.is_classic:
             self._end_classic(-1)
 
@@ -123,7 +130,7 @@ class Channel(Stream):
             return
         if incoming.count == count:
             self.link.mux.reset(self.connection, 0)
-            self.link.flush_soon()
+            self.link.outlet.flush_soon()
         if self.connection.let_go_there:
             self.hear(Ended(self.connection))
         else:
@@ -147,10 +154,11 @@ class Channel(Stream):
 
     def _reset(self, reason: int) -> None:
         self.link.mux.reset(self.connection, reason)
-        self.link.flush_soon()
+        self.link.outlet.flush_soon()
 
     def close(self) -> None:
         """Let go of it. Harmless when it has been done."""
         if self.connection.owner is self:
             self.link.mux.release(self.connection)
-            self.link.flush_soon()
+            self.link.outlet.flush_soon()
+            self.link.has_passed_on()

@@ -11,9 +11,10 @@ them. The older guest waits for a first frame from the host, and does not look a
 
 from __future__ import annotations
 
+from muonsocks.mux.connection import Connection
+from muonsocks.mux.events import Began, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import CONTROL, HEADER, MAGIC
 from muonsocks.mux.intake import Intake
-from muonsocks.mux.machine import Began, Connection, Data, Ended, Opened, Over, WasReset
 from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
 from muonsocks.socks.socks5 import decode_endpoint, encode_endpoint, endpoint_length
 
@@ -86,7 +87,7 @@ class Classic:
         self._connections: dict[int, Connection] = {}
         self._free = list(range(CONNECTIONS))
         self.is_up = is_host
-        self.output: list[bytes | memoryview] = []
+        self.output: list[bytes] = []
 
     @property
     def is_full(self) -> bool:

@@ -63,30 +63,35 @@ class Guest(Side):
 
     async def reach(self, destination: Endpoint) -> Channel:
         """Have the host connect. RequestFailed with the code that the client is to get."""
-        mux = self.link.mux
-        if not mux.is_up:
-            await self._await_host()
-        connection = mux.open(destination)
-        if connection is None:
-            reason = f"the host has no more than {mux.limit} connections"
-            raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)
-        channel = Channel(self.link, connection)
-        self.link.flush_soon()
-        try:
-            await channel.answer()
-        except BaseException:
-            channel.close()
-            raise
-        return channel
+        patience = self._open_timeout
+        until = None if patience is None else self.loop.now + patience
+        while True:
+            if not self.link.mux.is_up:
+                await self._await_host(until)
+            connection = self.link.mux.open(destination)
+            if connection is None:
+                reason = f"the host has no more than {self.link.mux.limit} connections"
+                raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)
+            channel = Channel(self.link, connection)
+            self.link.outlet.flush_soon()
+            try:
+                await channel.answer()
+            except BaseException as error:
+                channel.close()
+                if channel.is_cut_off and isinstance(error, RequestFailed):
+                    continue  # there may be another host in a moment
+                raise
+            return channel
 
-    async def _await_host(self) -> None:
+    async def _await_host(self, until: float | None) -> None:
+        """Wait until there is a session, or for a time to come."""
         waiter = Waitable()
         self._waiting[waiter] = None
         try:
-            if self._open_timeout is None:
+            if until is None:
                 await waiter
                 return
-            with self.loop.deadline(self._open_timeout) as deadline:
+            with self.loop.deadline(max(until - self.loop.now, 0)) as deadline:
                 await waiter
         except TimeoutError:
             if not deadline.passed:

@@ -7,7 +7,7 @@ import os
 
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
-from muonsocks.mux.machine import Opened
+from muonsocks.mux.events import Opened
 from muonsocks.mux.side import Side
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Task, Waitable
@@ -67,7 +67,7 @@ class _Answers:
         assert isinstance(event, Reply)
         link = self._channel.link
         link.mux.answer(self._channel.connection, event.code, event.bound)
-        link.flush_soon()
+        link.outlet.flush_soon()
         return b""
 
 

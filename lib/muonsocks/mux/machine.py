@@ -19,6 +19,8 @@ the number is free for another connection.
 from __future__ import annotations
 
 from muonsocks.errors import RemoteProtocolError
+from muonsocks.mux.connection import Connection, ResetReason
+from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import (
     CONTROL,
     HEADER,
@@ -49,128 +51,12 @@ from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from muonsocks.address import Endpoint
 
 _MOST_STRANGE, _LARGEST_STRANGE = 64, 8192  # pieces that are kept, and bytes of each
 _OF_A_HELLO = HELLO_SIZE - HEADER.size - 1  # bytes, MAGIC in front, that are not the whole
 _MOST_CREDIT = 1 << 31  # bytes; more than any buffer, and nothing overflows
-
-
-class ResetReason:
-    """Why a connection was reset, for the log of the other side."""
-
-    UNKNOWN, RESET, TIMEOUT, UNREAD, SHORTAGE, STOPPED = range(6)
-
-
-class Connection:
-    """What one side knows of one connection. Counts are in bytes; `owner` is the driver's."""
-
-    __slots__ = (
-        "answered",
-        "credit",
-        "ended_here",
-        "ended_there",
-        "left",
-        "let_go_here",
-        "let_go_there",
-        "number",
-        "owner",
-        "unreturned",
-        "window",
-    )
-
-    def __init__(self, number: int, credit: int, window: int) -> None:
-        self.number = number
-        self.owner: Any = None
-        self.credit = credit  # that we may send
-        self.window = window  # that the other side may have on its way, or waiting here
-        self.left = window  # of it, that has not been sent yet
-        self.unreturned = 0  # of it, that has been consumed here, but not yet given again
-        self.answered = False
-        self.ended_here = self.ended_there = False
-        self.let_go_here = self.let_go_there = False
-
-
-class Began(Event):
-    """A session has begun. `connections` is how many the other side lets there be."""
-
-    __slots__ = ("connections",)
-
-    def __init__(self, connections: int) -> None:
-        self.connections = connections
-
-
-class Over(Event):
-    """The session is over; the `owners` are those of the connections that it had."""
-
-    __slots__ = ("owners", "reason")
-
-    def __init__(self, reason: str, owners: list[Any]) -> None:
-        self.reason = reason
-        self.owners = owners
-
-
-class _Of(Event):
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-
-class Opened(_Of):
-    """To a host: somebody wants a connection to `destination`, and waits for an answer."""
-
-    __slots__ = ("destination",)
-
-    def __init__(self, connection: Connection, destination: Endpoint) -> None:
-        self.connection = connection
-        self.destination = destination
-
-
-class Answered(_Of):
-    """To a guest: how that went."""
-
-    __slots__ = ("bound", "code")
-
-    def __init__(self, connection: Connection, code: int, bound: Endpoint) -> None:
-        self.connection = connection
-        self.code = code
-        self.bound = bound
-
-
-class Data(_Of):
-    """Data, in `parts` that are to be used before the next is received; `size` of all of them."""
-
-    __slots__ = ("parts", "size")
-
-    def __init__(self, connection: Connection, part: memoryview) -> None:
-        self.connection = connection
-        self.parts = [part]
-        self.size = len(part)
-
-
-class Credited(_Of):
-    """There was no credit left to send on, and now there is."""
-
-    __slots__ = ()
-
-
-class Ended(_Of):
-    """The other side sends no more."""
-
-    __slots__ = ()
-
-
-class WasReset(_Of):
-    """The other side has let go, and what it sent is not the whole."""
-
-    __slots__ = ("reason",)
-
-    def __init__(self, connection: Connection, reason: int) -> None:
-        self.connection = connection
-        self.reason = reason
 
 
 class Mux:
@@ -198,7 +84,7 @@ class Mux:
         self._unused = 0  # this number and those above have not been used yet
         self.is_up = False
         self.limit = 0  # of connections, as the other side has it
-        self.output: list[bytes | memoryview] = []
+        self.output: list[bytes] = []
 
     # Sessions
 
@@ -239,11 +125,10 @@ class Mux:
         self._strange.clear()
         self._theirs = hello.number
         self.limit = min(hello.connections, MOST_CONNECTIONS)
-        if hello.echo != self._number:
-            self.greet()
-            return
         if self._echoed != hello.number:
             self.greet()
+        if hello.echo != self._number:
+            return
         self.is_up = True
         self._free.clear()
         self._unused = 0

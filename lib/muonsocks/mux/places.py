@@ -6,8 +6,9 @@ import errno
 import os
 import termios
 from _socket import SO_SNDBUF, SOL_SOCKET
-from stat import S_ISCHR
+from stat import S_ISCHR, S_ISSOCK
 
+from muonsocks.errors import UsageError
 from muonsocks.mux.port import Port
 from muonsocks.net.borrowed import Pair
 from muonsocks.net.dial import dial_unix
@@ -32,30 +33,18 @@ class StandardStreams:
     name = "standard input"
     again = False  # it cannot be opened again
 
-    __slots__ = ("_mode", "_stdio")
+    __slots__ = ()
 
     def may_come(self, error: OSError) -> bool:
         """Say whether one that could not be opened may well be there later."""
         return False
 
-    def __init__(self) -> None:
-        self._stdio: Stdio | None = None
-        self._mode: list[Any] | None = None
-
     async def open(self, loop: Loop) -> Port:
         """Take them over. OSError if one of them is not open."""
-        self._stdio = stdio = Stdio(loop)
-        self._mode = _make_raw(0)
+        stdio = Stdio(loop)
         if stdio.socket is not None:
             _enlarge(stdio.socket)
-        return Port(stdio.stream, self.name, _is_virtio(0))
-
-    def restore(self) -> None:
-        """Leave them as they were found: other processes may have them too."""
-        if self._mode is not None:
-            termios.tcsetattr(0, termios.TCSANOW, self._mode)
-        if self._stdio is not None:
-            self._stdio.restore()
+        return Port(stdio.stream, self.name, _is_virtio(0), _make_raw(0))
 
 
 class Device:
@@ -77,18 +66,13 @@ class Device:
         """Open it. OSError, EBUSY if somebody has it already."""
         fd = os.open(self.name, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
-            if not S_ISCHR(os.fstat(fd).st_mode):
-                raise OSError(errno.ENODEV, "is no device", self.name)
-            _make_raw(fd)
+            mode = _make_raw(fd)
             writer = os.dup(fd)
         except BaseException:
             os.close(fd)
             raise
         self._was_there = True
-        return Port(Pair(loop, fd, writer, ()), self.name, _is_virtio(fd))
-
-    def restore(self) -> None:
-        """Nothing was borrowed."""
+        return Port(Pair(loop, fd, writer, ()), self.name, _is_virtio(fd), mode)
 
 
 class UnixSocket:
@@ -111,22 +95,23 @@ class UnixSocket:
         _enlarge(stream.socket)
         return Port(stream, self.name)
 
-    def restore(self) -> None:
-        """Nothing was borrowed."""
-
 
 Place = StandardStreams | Device | UnixSocket
 
 
 def place_of(text: str) -> Place:
-    """Say what a command line means by PORT."""
+    """Say what a command line means by PORT. UsageError if that can be no port."""
     if text == "-":
         return StandardStreams()
     try:
-        is_device = S_ISCHR(os.stat(text).st_mode)
+        mode = os.stat(text).st_mode
     except OSError:
-        is_device = text.startswith("/dev/")
-    return Device(text) if is_device else UnixSocket(text)
+        return Device(text) if text.startswith("/dev/") else UnixSocket(text)
+    if S_ISCHR(mode):
+        return Device(text)
+    if S_ISSOCK(mode):
+        return UnixSocket(text)
+    raise UsageError(f"{text} is neither a device nor a socket", "see --help")
 
 
 def _make_raw(fd: int) -> list[Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import termios
+from _socket import SOCK_STREAM
 from fcntl import ioctl
 from os import readv, write
 from sys import byteorder
@@ -10,6 +12,8 @@ from muonsocks.net.stream import MORE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from muonsocks.net.stream import Stream
 
 _SIOCOUTQ = 0x5411  # bytes that a unix socket's peer has not read yet, unix(7)
@@ -22,16 +26,35 @@ class Port:
     If it `can_return`, as a virtio port does, its end is none: the other side may come back to it.
     """
 
-    __slots__ = ("_drains", "backlog", "can_return", "name", "reader", "stream", "writer")
+    __slots__ = (
+        "_drains",
+        "_is_socket",
+        "_mode",
+        "backlog",
+        "can_return",
+        "name",
+        "reader",
+        "stream",
+        "writer",
+    )
 
-    def __init__(self, stream: Stream, name: str, can_return: bool = False) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        name: str,
+        can_return: bool = False,
+        mode: list[Any] | None = None,
+    ) -> None:
+        """`mode` is what a terminal is to be left in."""
         self.stream = stream
+        self._mode = mode
         self.name = name
         self.can_return = can_return
         self.reader = stream.reader
         self.writer = stream.writer
         # A read that is short has taken all there was.
-        self._drains = hasattr(stream, "socket")
+        self._drains = hasattr(stream, "socket") and stream.socket.type == SOCK_STREAM
+        self._is_socket = hasattr(stream, "socket")
         self.backlog: memoryview | bytes = b""
 
     def read_into(self, room: memoryview, events: int) -> tuple[int, bool]:
@@ -72,8 +95,17 @@ class Port:
 
     def is_read(self) -> bool:
         """Say whether all that was written has been taken, as far as a port can tell."""
-        if not self._drains:
+        if not self._is_socket:
             return True
         count = bytearray(4)
         ioctl(self.writer, _SIOCOUTQ, count)
         return not int.from_bytes(count, byteorder)
+
+    def close(self) -> None:
+        """Leave it as it was found."""
+        if self._mode is not None:
+            try:
+                termios.tcsetattr(self.reader, termios.TCSANOW, self._mode)
+            except termios.error:
+                pass  # nobody has its other side open any more
+        self.stream.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from muonsocks.errors import in_one_line
+from muonsocks.mux.events import Began, Over
 from muonsocks.mux.link import Link
-from muonsocks.mux.machine import Began, Over
 from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
@@ -24,7 +24,17 @@ _FIRST_DELAY, _LONGEST_DELAY = (
 class Side:
     """One side of a mux. `link` is what its connections go over."""
 
-    __slots__ = ("_delay", "_log", "_losses", "_other", "_place", "_said", "link", "loop")
+    __slots__ = (
+        "_delay",
+        "_is_stopping",
+        "_log",
+        "_losses",
+        "_other",
+        "_place",
+        "_said",
+        "link",
+        "loop",
+    )
 
     def __init__(self, loop: Loop, place: Place, is_host: bool, bounds: Bounds, log: Log) -> None:
         self.loop = loop
@@ -34,6 +44,7 @@ class Side:
         self._losses = Mailbox()
         self._delay = 0.0
         self._said = ""
+        self._is_stopping = False
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
     async def run(self) -> None:
@@ -57,8 +68,8 @@ class Side:
 
     def stop(self, reason: str) -> None:
         """End the session and leave the port as it was found."""
+        self._is_stopping = True
         self.link.detach(reason)
-        self._place.restore()
 
     def _say(self, what: str) -> None:
         """Log something that may be so again and again, once."""
@@ -72,6 +83,8 @@ class Side:
             self._log.info(f"the {self._other} is there")
             self.begun()
         elif isinstance(event, Over):
+            if self._is_stopping:
+                return
             self._say(f"the {self._other} is not there any more: {event.reason}")
         else:
             self.hear(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from muonsocks.mux.machine import Connection
+    from muonsocks.mux.connection import Connection
 
 FIRST = 1 << 18  # bytes of a connection's window, while there is memory
 LEAST = 1 << 14  # and of each, when there is none left

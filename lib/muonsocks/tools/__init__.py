@@ -59,7 +59,10 @@ def _log(program: str, has_peer: bool) -> Log:
     from muonsocks.net.inherit import keep_stderr_from_peer
 
     peer: tuple[int, ...] = (0, 1) if has_peer else ()
-    if program == "socks-relay" and any(map(_is_listen, sys.argv[1:])):
+    words = sys.argv[1:]
+    if (program == "socks-relay" and any(map(_is_listen, words))) or (
+        program == "virtio-mux" and any(map(_is_place, words[1:]))
+    ):
         peer = (0,)  # its standard output may well be its log
     stderr_is_peer = keep_stderr_from_peer(peer)
     return Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
@@ -69,6 +72,11 @@ def _is_listen(argument: str) -> bool:
     """Say whether an argument makes socks-relay a program that stays. docopt takes a part of it."""
     name = argument.partition("=")[0]
     return len(name) > len("--") and "--listen".startswith(name)
+
+
+def _is_place(argument: str) -> bool:
+    """Say whether an argument of virtio-mux may be a port that is no standard input and output."""
+    return not argument.startswith("-")
 
 
 def _end_by_exception() -> None:

@@ -7,6 +7,7 @@ over its end of the port; outside, virtio-mux host carries them out.
 Usage:
   virtio-mux host [options] [PORT]
   virtio-mux guest [options] [-i ADDR]... [PORT]
+  virtio-mux --help | --version
 
 PORT is a device, a terminal, a unix socket to connect to, or - for standard input and
 output. Without it a host takes -, and a guest /dev/virtio-ports/org.muonsocks.0.
