@@ -1,10 +1,6 @@
-"""The units of virtio-mux, sandbox and all, under a real systemd as PID 1.
+"""The units of virtio-mux's host, sandbox and all, under a real systemd as PID 1.
 
-The host's are as shipped, with programs in the place of QEMU and its machines. A container has no
-virtio port, and no devices that systemd would know: the guest's units are without the two lines
-that are about the device, and in its place is a terminal. What only a virtual machine can show is
-that udev makes the device's unit, that the service starts and ends with it, and that its sandbox
-lets the real port through.
+They are as shipped, with guest programs in the place of QEMU and its machines.
 """
 
 import contextlib
@@ -41,11 +37,9 @@ pytestmark = pytest.mark.xdist_group("systemd-virtio-mux")
 
 UNITS = Path(__file__).parents[2] / "units"
 HOST, INSTANCES = "virtio-mux-host.socket", "virtio-mux-host@*.service"
-GUEST, GUEST_SOCKET = "virtio-mux-guest.service", "virtio-mux-guest.socket"
 SOCKET = "/run/virtio-mux-host"
-PORT = "/dev/virtio-ports/org.muonsocks.0"
 SECOND = "socks5h://127.0.0.1:1081"
-RULES, USERS = "/etc/muonsocks/rules", "/etc/muonsocks/users"
+RULES = "/etc/muonsocks/rules"
 
 # Connects as often as it is told, says how many of these connections are there after a while in
 # which something was to be read, and holds them until its standard input ends.
@@ -62,33 +56,6 @@ for sock in made:
         pass
 print(there, flush=True)
 sys.stdin.read()
-"""
-
-# A virtio port and QEMU, as far as a terminal can be one: what the guest writes goes to the host,
-# and the other way round. While there is no host it is tried again and again, as reconnect=1 does.
-QEMU = f"""
-import contextlib, os, select, socket, time, tty
-master, slave = os.openpty()
-tty.setraw(slave)
-os.makedirs(os.path.dirname("{PORT}"), exist_ok=True)
-with contextlib.suppress(FileNotFoundError):
-    os.unlink("{PORT}")
-os.symlink(os.ttyname(slave), "{PORT}")
-print("ready", flush=True)
-while True:
-    with socket.socket(socket.AF_UNIX) as host, contextlib.suppress(OSError):
-        host.connect("{SOCKET}")
-        while True:
-            readable, _, _ = select.select([host, master], [], [])
-            if master in readable:
-                host.sendall(os.read(master, 65536))
-            if host in readable:
-                data = host.recv(65536)
-                if not data:
-                    break
-                while data:
-                    data = data[os.write(master, data):]
-    time.sleep(0.2)
 """
 
 
@@ -448,225 +415,7 @@ def test_sandbox_prevents(machine: Machine) -> None:
     assert json.loads(answer) == [[], done]
 
 
-# The guest
-
-
-def without_device() -> str:
-    """The service without the lines that are about the device's unit."""
-    shipped = (UNITS / GUEST).read_text()
-    text, count = re.subn(r"^(BindsTo|After)=dev-.*\n", "", shipped, flags=re.M)
-    assert count == 2
-    return text
-
-
-@pytest.fixture(scope="module")
-def with_port(booted: Machine) -> Iterator[Machine]:
-    """The machine, with a port in it that leads to itself as the host."""
-    booted.put(f"/etc/systemd/system/{GUEST}", without_device())
-    booted.run("systemctl daemon-reload")
-    start(booted, "ready", "/usr/bin/python3", "-c", QEMU)
-    yield booted
-
-
-@pytest.fixture
-def guest(with_port: Machine, machine: Machine) -> Iterator[Machine]:
-    """The same, ready to be connected to."""
-    machine.run(f"systemctl start {GUEST_SOCKET}")
-    yield machine
-    failed = machine.run("systemctl --failed --plain --no-legend").stdout
-    machine.run(f"systemctl stop {GUEST_SOCKET} {GUEST}")
-    # how often they were started, too; those that are not loaded any more have forgotten that
-    machine.run(f"systemctl reset-failed {GUEST_SOCKET} {GUEST}", check=False)
-    assert failed == ""
-
-
-def guest_pids(machine: Machine) -> list[str]:
-    """The supervisor and its worker."""
-    main = show(machine, "MainPID", GUEST)
-    return [main, *machine.run(f"pgrep --parent {main}").stdout.split()]
-
-
-@pytest.mark.parametrize("listener", ["127.0.0.1:1080", "[::1]:1080"])
-def test_guest_starts_with_the_first_connection(guest: Machine, listener: str) -> None:
-    assert show(guest, "ActiveState", GUEST) == "inactive"
-    url = "http://web.example/page"
-    assert fetches(curl(guest, url, proxy=f"socks5h://{listener}"))
-    await_output(guest, f"systemctl is-active {GUEST}", "^active$")
-
-
-def test_guest_is_enabled(guest: Machine) -> None:
-    """By the port, and the socket with it."""
-    guest.run(f"rm /etc/systemd/system/{GUEST}; systemctl daemon-reload")  # as it is shipped
-    try:
-        guest.run(f"systemctl enable {GUEST}")
-        device = guest.run(f"systemd-escape --path --suffix=device {PORT}").stdout.strip()
-        wanted = shlex.quote(f"/etc/systemd/system/{device}.wants/{GUEST}")
-        guest.run(f"test -L {wanted}")
-        assert guest.run(f"systemctl is-enabled {GUEST_SOCKET}").stdout == "enabled\n"
-        for name in ("BindsTo", "After"):
-            assert json.dumps(device) in show(guest, name, GUEST).split()
-        guest.run(f"systemctl disable {GUEST}")
-    finally:
-        guest.put(f"/etc/systemd/system/{GUEST}", without_device())
-        guest.run("systemctl daemon-reload")
-
-
-def test_guest_much(guest: Machine) -> None:
-    guest.run("head -c 20M /dev/urandom > /srv/www/much")
-    fetch = f"curl -sS --max-time 60 --proxy {PROXY} http://{WEB}/much | cmp - /srv/www/much"
-    guest.run(f"bash -c {shlex.quote(f'set -o pipefail; {fetch}')}")
-
-
-def test_guest_many_quick_connections(guest: Machine) -> None:
-    assert guest.run("/usr/bin/python3 -", input=MANY, timeout=100).stdout == "400\n"
-
-
-def test_guest_takes_the_place_of_other_sockets(guest: Machine) -> None:
-    for other in ("muonsocks.socket", "muonsocks-resident.socket"):
-        guest.run(f"systemctl start {other}")
-        assert show(guest, "ActiveState", GUEST_SOCKET) == "inactive"
-        guest.run(f"systemctl start {GUEST_SOCKET}")
-        assert show(guest, "ActiveState", other) == "inactive"
-        assert fetches(curl(guest))
-
-
-def test_guest_without_a_host(guest: Machine) -> None:
-    """Clients are told so after a while, and the guest waits for the next host."""
-    assert fetches(curl(guest))
-    since, pid = now(guest), show(guest, "MainPID", GUEST)
-    guest.run(f"systemctl stop {HOST} '{INSTANCES}'")
-    journal_line(guest, since, "^the host is not there any more: ", GUEST)
-    with guest_options(guest, "--open-timeout=1"):  # which it does not go by yet
-        began = time.monotonic()
-        assert refused(curl(guest), 1)
-        assert time.monotonic() - began > 4
-        guest.run(f"systemctl restart {GUEST}")
-        assert refused(curl(guest), 1)
-        pid = show(guest, "MainPID", GUEST)
-        guest.run(f"systemctl start {HOST}")
-        journal_line(guest, since, "^the host is there$", GUEST)
-        assert fetches(curl(guest))
-        assert show(guest, "MainPID", GUEST) == pid
-
-
-@contextlib.contextmanager
-def guest_options(machine: Machine, text: str) -> Iterator[None]:
-    with file(machine, "/etc/default/virtio-mux-guest", f"VIRTIO_MUX_GUEST_OPTIONS={text}\n"):
-        yield
-
-
-def test_guest_users(guest: Machine) -> None:
-    alice = "socks5h://alice:secret@127.0.0.1:1080"
-    sample = (UNITS / "muonsocks-users.conf").read_text()
-    with file(guest, USERS, "alice:secret\n", 0o600), drop_in(guest, GUEST, sample):
-        assert fetches(curl(guest, proxy=alice))
-        for proxy in (PROXY, "socks5h://alice:guess@127.0.0.1:1080", "socks4://127.0.0.1:1080"):
-            assert curl(guest, proxy=proxy).returncode == 97
-
-
-def test_guest_users_without_the_drop_in_let_nobody_in(guest: Machine) -> None:
-    with file(guest, USERS, "alice:secret\n", 0o600):
-        assert guest.run(f"systemctl start {GUEST}", check=False).returncode != 0
-        for proxy in (PROXY, "socks5h://alice:secret@127.0.0.1:1080"):
-            assert curl(guest, proxy=proxy).returncode in (7, 97)
-    guest.run(f"systemctl reset-failed; systemctl start {GUEST}")
-    assert fetches(curl(guest))
-
-
-def test_guest_status(guest: Machine) -> None:
-    with held(guest):
-        show_status = f"systemctl show --property=StatusText --value {GUEST}"
-        await_output(guest, show_status, "^connections: 1 open, 1 served, 0 refused; workers: 1$")
-
-
-def test_guest_stops_when_clients_have_finished(guest: Machine) -> None:
-    since = now(guest)
-    with held(guest):
-        guest.run(f"systemctl stop --no-block {GUEST}")
-        await_output(guest, f"systemctl is-active {GUEST}", "^deactivating$")
-    journal_line(guest, since, "^stopped, connections that were cut: 0$", GUEST)
-    journal_line(guest, since, "^the guest is not there any more: ")  # says the host
-    await_output(guest, f"systemctl is-active {GUEST}", "^inactive$")
-    assert fetches(curl(guest))
-
-
-def test_guest_worker_dies(guest: Machine) -> None:
-    """The port is the supervisor's too, and the next worker goes on with it."""
-    assert fetches(curl(guest))
-    since = now(guest)
-    main, worker = guest_pids(guest)
-    guest.run(f"kill -KILL {worker}")
-    journal_line(guest, since, f"^worker {worker} was killed by signal 9; ", GUEST)
-    assert fetches(curl(guest))
-    assert guest_pids(guest)[0] == main
-
-
-def test_guest_is_looked_after(guest: Machine) -> None:
-    with drop_in(guest, GUEST, "[Service]\nWatchdogSec=2\n"):
-        assert fetches(curl(guest))
-        since, pids = now(guest), guest_pids(guest)
-        guest.run(f"kill -STOP {pids[0]}")
-        journal_line(guest, since, "Watchdog timeout", GUEST)
-        journal_line(guest, since, "^listening on ", GUEST)
-        assert fetches(curl(guest))
-        assert not {*pids} & {*guest_pids(guest)}
-
-
-def test_guest_is_confined(guest: Machine) -> None:
-    assert fetches(curl(guest))
-    own, networks = guest.run("readlink /proc/1/ns/net").stdout, set()
-    for pid in guest_pids(guest):
-        assert_is_confined(guest.run(f"cat /proc/{pid}/status").stdout)
-        networks.add(guest.run(f"readlink /proc/{pid}/ns/net").stdout)
-    assert len(networks) == 1 and own not in networks  # none but its own, and yet it serves
-
-
-# What may be reached at all from within the guest's unit.
-REACH = f"""
-import json, os, socket, sys
-attempts = {{
-    "connect to the web": lambda: socket.create_connection(("{WEB}", 80), 5),
-    "look a name up": lambda: socket.getaddrinfo("web.example.invalid", 80),
-    "make an internet socket": lambda: socket.socket(),
-    "read a users file": lambda: open("/etc/shadow"),
-    "have another virtio port": lambda: os.listdir("/dev/virtio-ports"),
-}}
-done = []
-for name, attempt in attempts.items():
-    try:
-        attempt()
-        done.append(name)
-    except OSError:
-        pass
-print(json.dumps(done), file=sys.stderr)
-"""
-
-
-def test_guest_sandbox_prevents(guest: Machine) -> None:
-    guest.put("/dev/probe", "")
-    probe = PROBE.replace("sys.stdin.readline()\nprint(json.dumps([done[True], done[False]]))", "")
-    assert probe != PROBE
-    guest.put("/srv/outside.py", PROBE)
-    outside = "/usr/bin/python3 -I /srv/outside.py; rmdir /sys/fs/cgroup/probe"
-    done, prevented = json.loads(guest.run(outside).stdout)
-    assert done and prevented == []
-    probe += "print(json.dumps([done[True], done[False]]), file=sys.stderr)\n"
-    assert json.loads(confined(guest, probe)) == [[], done]
-    assert json.loads(confined(guest, REACH)) == []
-
-
-def confined(machine: Machine, script: str) -> str:
-    """Run a script in the guest's unit, in its place; give what it says."""
-    since = now(machine)
-    machine.put("/srv/probe.py", script)
-    command = "/usr/bin/python3 -I /srv/probe.py"
-    text = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={command}\n"
-    with drop_in(machine, GUEST, text):
-        machine.run(f"systemctl start {GUEST}")
-        return journal_line(machine, since, r"^\[", GUEST)
-
-
-@pytest.mark.parametrize("service", ["virtio-mux-host@.service", GUEST])
+@pytest.mark.parametrize("service", ["virtio-mux-host@.service", "virtio-mux-guest.service"])
 def test_the_units_are_as_secure_as_they_say(service: str) -> None:
     """The figure in the comment is the one that systemd gives."""
     said = re.search(r"The exposure is (\d+\.\d)\.", (UNITS / service).read_text())
