@@ -365,8 +365,11 @@ def test_an_instance_is_up_when_it_has_said_so(machine: Machine) -> None:
         with virtual(machine):
             [instance] = await_instances(machine, 1)
             pid = show(machine, "MainPID", instance)
-            got = rf"^{re.escape(instance)}: Got notification message from PID {pid} \(READY=1\)"
-            journal_line(machine, since, got, instance)
+            journal_line(machine, since, "^Started ", instance)
+            read = f"journalctl --boot --output=cat --unit={instance}"
+            said = machine.run(f"journalctl --sync && {read}").stdout
+            ready = said.index(f"Got notification message from PID {pid} (READY=1)")
+            assert ready < said.index("Started ")
     finally:
         machine.run("systemctl log-level info")
 
