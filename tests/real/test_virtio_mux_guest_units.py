@@ -183,17 +183,32 @@ def test_without_a_host(both: Machine) -> None:
     since, pid = now(both), show(both, "MainPID", GUEST)
     both.run(f"systemctl stop {HOST} '{INSTANCES}'")
     journal_line(both, since, "^the host is not there any more: ", GUEST)
-    with options(both, "--open-timeout=1"):  # which it does not go by yet
-        began = time.monotonic()
-        assert refused(curl(both), 1)
-        assert time.monotonic() - began > 4
-        both.run(f"systemctl restart {GUEST}")
-        assert refused(curl(both), 1)
-        pid = show(both, "MainPID", GUEST)
-        both.run(f"systemctl start {HOST}")
-        journal_line(both, since, "^the host is there$", GUEST)
+    began = time.monotonic()
+    assert refused(curl(both), 1)
+    assert time.monotonic() - began > 4
+    both.run(f"systemctl start {HOST}")
+    journal_line(both, since, "^the host is there$", GUEST)
+    assert fetches(curl(both))
+    assert show(both, "MainPID", GUEST) == pid
+
+
+def test_options_from_the_default_file(both: Machine) -> None:
+    since = now(both)
+    with options(both, "--quiet"):
         assert fetches(curl(both))
-        assert show(both, "MainPID", GUEST) == pid
+    log = f"journalctl --sync; journalctl --boot --since={since} --unit={GUEST}"
+    assert "client=" not in both.run(log).stdout
+
+
+def test_wrong_usage_is_not_tried_again(both: Machine) -> None:
+    since = now(both)
+    with options(both, "--no-such-option"):
+        assert both.run(f"systemctl start {GUEST}", check=False).returncode != 0
+        journal_line(both, since, "status=100", GUEST)
+        await_output(both, f"systemctl is-active {GUEST}", "^failed$")
+        assert show(both, "NRestarts", GUEST) == "0"
+    both.run(f"systemctl reset-failed {GUEST}; systemctl start {GUEST}")
+    assert fetches(curl(both))
 
 
 def test_users(both: Machine) -> None:
