@@ -17,7 +17,7 @@ A port knows nothing of connections: what a machine before a reset was sent, or 
 may be read after it. So either side takes no line before the hello that it knows to be new, and
 each begins with an empty line, which ends any line that was torn.
 
-There is no udev here: the links in /dev/virtio-ports are made as the kernel tells of the ports.
+Without udev, the links in /dev/virtio-ports are made as the kernel tells of the ports.
 """
 
 import base64
@@ -32,6 +32,7 @@ from collections.abc import Callable
 
 CONTROL = "org.muonsocks.control"
 LINKS = "/dev/virtio-ports"
+UDEV = "/usr/lib/systemd/systemd-udevd"
 CLASS = "/sys/class/virtio-ports"
 KERNEL_EVENTS = 15  # NETLINK_KOBJECT_UEVENT
 MOST_WRITTEN = 32768  # bytes; the port takes no more at once
@@ -89,7 +90,7 @@ class Agent:
         self._link_ports()
 
     def _link_ports(self) -> None:
-        """Make /dev/virtio-ports what the kernel has; a port gets its name after it appears."""
+        """Have /dev/virtio-ports as the kernel has it; a port gets its name after it appears."""
         ports = {}
         for device in os.listdir(CLASS) if os.path.isdir(CLASS) else ():
             try:
@@ -99,14 +100,15 @@ class Agent:
                 continue
         if ports == self._ports:
             return
-        for name in self._ports.keys() - ports.keys():
-            os.unlink(f"{LINKS}/{name}")
-        for name, device in ports.items() - self._ports.items():
-            os.symlink(f"../{device}", f"{LINKS}/new")
-            os.rename(f"{LINKS}/new", f"{LINKS}/{name}")
+        if not os.path.exists(UDEV):
+            for name in self._ports.keys() - ports.keys():
+                os.unlink(f"{LINKS}/{name}")
+            for name, device in ports.items() - self._ports.items():
+                os.symlink(f"../{device}", f"{LINKS}/new")
+                os.rename(f"{LINKS}/new", f"{LINKS}/{name}")
         self._ports = ports
         if CONTROL in ports and self._port < 0:
-            self._port = os.open(f"{LINKS}/{CONTROL}", os.O_RDWR | os.O_NONBLOCK)
+            self._port = os.open(f"/dev/{ports[CONTROL]}", os.O_RDWR | os.O_NONBLOCK)
             self._watch(self._port, self._on_port, EDGES)
             self._port_edges.register(self._port, EDGES)
             self._send({"ready": True}, b"\n")

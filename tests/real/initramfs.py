@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import udev
+
 HERE = Path(__file__).parent
 AGENT = "/usr/lib/guest/agent.py"  # what answers the host, see guest_agent.py
 PYTHON = "/usr/bin/python3"
@@ -106,6 +108,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[int, bytes, int]] = {}  # path: mode, content, mtime
+        self._elsewhere: list[Path] = []  # programs that are not where the host has them
 
     def directory(self, path: str, mode: int = 0o755) -> None:
         self._enter(path, stat.S_IFDIR | mode, b"", 0)
@@ -142,11 +145,16 @@ class Tree:
             for name in files:
                 self.copy(os.path.join(at, name))
 
+    def needs(self, program: Path) -> None:
+        """Have the libraries of a program, too, that the host has elsewhere."""
+        self._elsewhere.append(program)
+
     def libraries(self) -> None:
         """The shared libraries of everything that is in here by now."""
         kinds = {path: content[:4] == b"\x7fELF" for path, (_, content, _) in self._entries.items()}
         programs = [path for path, is_program in kinds.items() if is_program]
-        listed = subprocess.run(["ldd", *programs], capture_output=True, text=True)
+        command = ["ldd", *programs, *self._elsewhere]
+        listed = subprocess.run(command, capture_output=True, text=True)
         for library in sorted(set(re.findall(r"(/\S+) \(0x", listed.stdout))):
             self.copy(library)
 
@@ -172,7 +180,8 @@ class Tree:
 def build(target: Path, kernel: Kernel, trees: Mapping[Path, str], systemd: bool = False) -> None:
     """Write the archive; `trees` maps directories of the host's to where the guest has them.
 
-    With `systemd`, that is process 1, and there is a journal; the agent is the default unit.
+    With `systemd`, that is process 1, and there are a journal and udev; the agent is the default
+    unit.
     """
     tree = Tree()
     for top in ("/bin", "/sbin", "/lib", "/lib64"):  # mostly links into /usr
@@ -190,6 +199,7 @@ def build(target: Path, kernel: Kernel, trees: Mapping[Path, str], systemd: bool
     _add_busybox(tree)
     if systemd:
         _add_systemd(tree)
+        udev.add(tree)
     for place in LIBRARIES:
         for found in Path("/usr/lib").glob(f"*/{place}"):
             tree.copy(str(found))

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import initramfs
+import udev
 from guest_agent import CONTROL
 from guest_link import GuestGone, Link, Process
 from qmp import Monitor
@@ -71,6 +72,8 @@ def missing(*, systemd: bool = False) -> str | None:
             return f"no {program} here (Debian package {package})"
     if systemd and not os.path.exists("/lib/systemd/systemd-journald"):
         return "no systemd here (Debian package systemd)"
+    if systemd and (reason := udev.missing()):
+        return reason
     if not list(KERNEL.glob("boot/vmlinuz-*")):
         return f"no kernel in {KERNEL}: tests/run unpacks one"
     return None
@@ -79,7 +82,7 @@ def missing(*, systemd: bool = False) -> str | None:
 def build(directory: Path, trees: Mapping[Path, str], *, systemd: bool = False) -> Image:
     """Make what a guest boots from; `trees` maps directories of the host's to the guest's.
 
-    With `systemd`, that is process 1 (there is no udev, though), and the guest takes 7 s to boot.
+    With `systemd`, that is process 1, with udev, and the guest takes 9 s to boot.
     """
     kernel = initramfs.Kernel(KERNEL)
     archive = directory / "guest.cpio"
