@@ -128,9 +128,7 @@ class Link:
     def _close(self) -> None:
         assert self._port is not None
         self._timer.cancel()
-        if self._doubts is not None:
-            self._doubts.cancel()
-            self._doubts = None
+        self._trust()
         port, self._port, self.outlet.port = self._port, None, None
         port.close()
 
@@ -229,8 +227,12 @@ class Link:
                 self._pinged = 0.0
                 for event in mux.received(count):
                     self._handle(event)
+                if port is not self._port:
+                    return
                 if not mux.is_up and not mux.is_classic:
                     self._doubt()
+                else:
+                    self._trust()
                 if mux.output:
                     self.outlet.flush()
                 if len(mux.output) > _TOO_MANY:
@@ -269,6 +271,12 @@ class Link:
         """Think about one who has sent something that is no HELLO, for a second."""
         if self._doubts is None:
             self._doubts = self.loop.call_later(_DOUBT, self._decide)
+
+    def _trust(self) -> None:
+        """Think no more about it."""
+        if self._doubts is not None:
+            self._doubts.cancel()
+            self._doubts = None
 
     def _decide(self) -> None:
         """Go on as the other side does, if it has not said HELLO but what the older pair says."""
