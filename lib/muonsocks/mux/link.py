@@ -100,6 +100,8 @@ class Link:
     def attach(self, port: Port) -> None:
         """Take over a port, and look for the other side there."""
         loop = self.loop
+        if self.mux.is_classic:
+            self._speak(self._new_mux())  # whoever is there now, an older guest waits for a HELLO
         self._port = self.outlet.port = port
         port.stream.watch_room()
         if port.writer != port.reader:
