@@ -6,7 +6,7 @@ from os import urandom
 from select import EPOLLHUP
 
 from muonsocks.mux.classic import Classic, Hailed, is_spoken
-from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Over, WasReset
+from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import NUMBER
 from muonsocks.mux.machine import Mux
 from muonsocks.mux.outlet import Outlet
@@ -260,6 +260,11 @@ class Link:
             self._speak(self._new_mux())
             self._feed([event.rest])
             self.outlet.flush_soon()
+        elif isinstance(event, Opened):
+            if event.connection.let_go_here:
+                self.mux.release(event.connection)  # ended by what came right behind it
+            else:
+                self._on_event(event)
         elif isinstance(event, (Answered, Credited, Ended, WasReset)):
             owner = event.connection.owner
             if owner is not None:
