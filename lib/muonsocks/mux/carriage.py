@@ -214,7 +214,7 @@ class Incoming(Direction):
             return
         if count:
             self.count += count
-            self._link.mux.consume(self.source.connection, count)
+            self.source.mux.consume(self.source.connection, count)
         if count < size:
             self.pending = deque((memoryview(b"".join(parts))[count:],))
             self._flush_when_ready()
@@ -224,7 +224,7 @@ class Incoming(Direction):
         pending = self.pending
         if pending is None or self.over:
             return
-        relay, link, connection = self._relay, self._link, self.source.connection
+        relay, link, channel = self._relay, self._link, self.source
         relay.active = relay.loop.now
         while pending:
             part = pending[0]
@@ -236,7 +236,7 @@ class Incoming(Direction):
                 self._sink_failed(error.errno)
                 return
             self.count += count
-            link.mux.consume(connection, count)
+            channel.mux.consume(channel.connection, count)
             if count < len(part):
                 pending[0] = part[count:]
                 self._flush_when_ready()
