@@ -91,7 +91,7 @@ class Outlet:
         try:
             for _ in range(len(senders)):
                 senders.popleft().take_turn()
-                if port.backlog or self._sent > enough:
+                if self.is_congested or self._sent > enough:
                     break
         finally:
             self._collects = False
