@@ -8,18 +8,33 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from both import SOMEWHERE, Side
+from both import MEMORY, SOMEWHERE, Side
+from classic_port import frame
 from ends import PATIENCE
 
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.events import Began, Opened
-from muonsocks.mux.frames import CONTROL, HEADER, NO_NUMBER, Answer, Hello, Open, decode, frames_of
+from muonsocks.mux.frames import (
+    CONTROL,
+    HEADER,
+    MAGIC,
+    NO_NUMBER,
+    Answer,
+    Hello,
+    Open,
+    decode,
+    frames_of,
+)
+from muonsocks.mux.link import Bounds
 from muonsocks.net import loop as loop_module
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
 from muonsocks.socks.request import UNSPECIFIED, ReplyCode
 
 WINDOW = 1 << 18
+SILENCE = 30.0  # s
+BOUNDS = Bounds(1000, MEMORY, SILENCE)
+REQUEST = b"\1\xc0\0\2\1\0\x50"  # of the older pair's, for SOMEWHERE
 
 
 def play(
@@ -173,3 +188,19 @@ class Hand:
     def data(self, number: int, data: bytes) -> None:
         """Send data of a connection."""
         self.say(frames_of(number, data))
+
+
+def hellos(data: bytes) -> int:
+    """Count the HELLOs in what has come."""
+    return data.count(MAGIC)
+
+
+async def older_guest(loop: Loop, clock: Clock, hand: Hand, bounds: Bounds = BOUNDS) -> Side:
+    """A host whose guest is of the older pair, and has requested connection 3."""
+    side = Side(loop, True, bounds)
+    side.attach(hand.ours)
+    hand.say(frame(3, REQUEST))
+    await clock.passes(loop, 1.2)
+    await side.hears(Began)
+    hand.forget()
+    return side
