@@ -130,13 +130,14 @@ class Channel(Stream):
         incoming = self.incoming
         if incoming is None or self.has_ended:
             return
-        if incoming.count == count:
+        if incoming.count == count and incoming.pending is None:
             self.mux.reset(self.connection, 0)
             self.link.outlet.flush_soon()
         if self.connection.let_go_there:
             self.hear(Ended(self.connection))
         else:
-            self.loop.call_later(_SILENCE, lambda: self._end_classic(incoming.count))
+            count = incoming.count
+            self.loop.call_later(_SILENCE, lambda: self._end_classic(count))
 
     def take_back(self) -> None:
         """Be without a Carriage again."""
