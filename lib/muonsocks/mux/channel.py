@@ -50,7 +50,7 @@ class Channel(Stream):
         self.mux = link.mux  # the link may speak another protocol by the time this is closed
         self.connection = connection
         connection.owner = self
-        self.early = b""
+        self.early: bytes | bytearray = b""
         self.has_ended = self.was_lost = self.is_cut_off = False
         self.incoming: Incoming | None = None
         self.outgoing: Outgoing | None = None
@@ -64,6 +64,7 @@ class Channel(Stream):
         if self.incoming is not None:
             self.incoming.deliver(parts, size)
         else:
+            self.early = self.early or bytearray()  # which takes each part without a copy of all
             self.early += b"".join(parts)
 
     def hear(self, event: Event) -> None:
