@@ -13,7 +13,7 @@ from classic_port import frame
 from ends import PATIENCE
 
 from muonsocks.mux.channel import Channel
-from muonsocks.mux.events import Began, Opened
+from muonsocks.mux.events import Began, Opened, Over
 from muonsocks.mux.frames import (
     CONTROL,
     HEADER,
@@ -174,6 +174,12 @@ class Hand:
         assert hello.echo == self.number
         self.say(Hello(1, connections, self.number, hello.number))
         await side.hears(Began)
+
+    async def meet_again(self, side: Side) -> None:
+        """Start anew."""
+        self.say(Hello(1, 0, os.urandom(8), NO_NUMBER))
+        await side.hears(Over)
+        await self.meet(side)
 
     async def opened(self, side: Side, number: int = 0, window: int = WINDOW) -> Channel:
         """Be a guest who opens a connection: the host's channel."""
