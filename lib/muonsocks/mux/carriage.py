@@ -177,6 +177,7 @@ class Incoming(Direction):
         early, channel.early = channel.early, b""
         if early:
             self.deliver([memoryview(early)], len(early))
+            self._link.outlet.flush_soon()  # the credit of it
         if channel.has_ended and not self.ended:
             self.was_ended()
         if channel.was_lost:
