@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _AGAIN = EPOLLRDHUP
+_SMALL = 4096  # bytes; parts that are smaller are kept together
 _MOST_PARTS = 1024  # that writev(2) takes
 
 
@@ -198,8 +199,11 @@ class Incoming(Direction):
             return  # and there is no more credit for it
         relay = self._relay
         relay.active = relay.loop.now
-        if self.pending is not None:
-            self.pending.append(memoryview(b"".join(parts)))
+        pending = self.pending
+        if pending is not None:
+            if size < _SMALL and len(pending[-1]) < _SMALL:
+                parts.insert(0, pending.pop())  # each has its price, 300 bytes
+            pending.append(memoryview(b"".join(parts)))
             return
         try:
             if len(parts) == 1:
