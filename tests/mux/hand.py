@@ -210,3 +210,14 @@ async def older_guest(loop: Loop, clock: Clock, hand: Hand, bounds: Bounds = BOU
     await side.hears(Began)
     hand.forget()
     return side
+
+
+def stuff(sock: socket.socket) -> int:
+    """Fill a socket, and say with how many bytes. A unix socket may have room for fewer at once."""
+    total, size = 0, 1 << 16
+    while size:
+        try:
+            total += sock.send(bytes(size))
+        except BlockingIOError:
+            size //= 2
+    return total

@@ -23,7 +23,7 @@ from ends import (
     no_garbage,
     noise,
 )
-from hand import WINDOW, Hand, play, rounds, until
+from hand import WINDOW, Hand, play, rounds, stuff, until
 
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
@@ -138,12 +138,21 @@ class Carried:
         assert self.got == data
         self.got = b""
 
-    async def fill(self) -> int:
-        """Send as much as there is a window for, to an end that does not read; give how much."""
+    async def stuff(self) -> bytes:
+        """Let there be no room for what comes; give what the end gets before it."""
+        count = 0
+        while more := stuff(self.stream.socket):
+            count += more
+            await rounds(self.loop)
+        return bytes(count)
+
+    async def fill(self) -> bytes:
+        """Send as much as there is a window for, none of which is taken yet; give all of it."""
+        stuffed = await self.stuff()
         await self.hand.say_much(frames_of(0, noise(WINDOW)))
         await rounds(self.loop)
-        assert self.relay.up.pending is not None, "there is room for all of it"
-        return WINDOW
+        assert self.relay.up.pending is not None
+        return stuffed + noise(WINDOW)
 
     async def over(self) -> str:
         """Wait for the end of it, and do what a session does then."""
@@ -162,14 +171,6 @@ class Carried:
         """Let the other side of the mux go, and the end."""
         self.side.link.detach("enough")
         self.end.close()
-
-
-def small(end: End, stream: Any) -> None:
-    """Let there be little room between a stream and its end."""
-    for sock in (end.sock, getattr(stream, "socket", None)):
-        if sock is not None:
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, 4096)
 
 
 # Credit
@@ -246,10 +247,8 @@ def test_credit_is_given_as_data_is_taken(loop: Loop) -> None:
     async def story() -> None:
         with Hand(loop) as hand:
             carried = Carried(loop, hand)
-            small(carried.end, carried.stream)
             await carried.begin()
-            data = noise(WINDOW)
-            await carried.fill()
+            data = await carried.fill()
             given = sum(m.count for m in hand.heard() if isinstance(m, Credit))
             waits = sum(map(len, carried.relay.up.pending or ()))
             assert carried.relay.up.count + waits == WINDOW
@@ -332,7 +331,6 @@ def test_what_waits_is_bounded_by_the_window(loop: Loop) -> None:
     async def story() -> None:
         with Hand(loop) as hand:
             carried = Carried(loop, hand)
-            small(carried.end, carried.stream)
             await carried.begin()
             await carried.fill()
             assert sum(map(len, carried.relay.up.pending)) <= WINDOW
@@ -403,9 +401,8 @@ def test_parts_that_wait_stay_in_order(loop: Loop) -> None:
     async def story() -> None:
         with Hand(loop) as hand:
             carried = Carried(loop, hand)
-            small(carried.end, carried.stream)
             await carried.begin()
-            sent, got, credit = b"", b"", WINDOW
+            sent, got, credit = await carried.stuff(), b"", WINDOW
             for turn in range(400):
                 size = min(dice.choice((1, 5, 100, 4000, 30_000)), credit)
                 if size:
@@ -494,11 +491,17 @@ class Joined:
     async def end(self) -> None:
         for end in (self.near, self.far):
             end.close()
-        for relay in self.relays:
-            await until(self.loop, lambda relay=relay: relay.reason)
-            relay.stop()
-        for stream in (*self.channels, self.client, self.server):
-            stream.close()
+        left = [
+            (self.relays[0], self.client, self.channels[0]),
+            (self.relays[1], self.server, self.channels[1]),
+        ]
+        while left:
+            await rounds(self.loop, 1)
+            for relay, *streams in [one for one in left if one[0].reason]:
+                relay.stop()
+                for stream in streams:
+                    stream.close()
+            left = [one for one in left if not one[0].reason]
 
 
 async def joined(both: Both) -> Joined:
@@ -530,9 +533,8 @@ def test_the_end_while_data_waits(loop: Loop, how: str) -> None:
     async def story() -> None:
         with Hand(loop) as hand:
             carried = Carried(loop, hand)
-            small(carried.end, carried.stream)
             await carried.begin()
-            await carried.fill()
+            data = await carried.fill()
             if how == "eof":
                 hand.say(Eof(0))
             elif how == "reset":
@@ -543,7 +545,7 @@ def test_the_end_while_data_waits(loop: Loop, how: str) -> None:
                 hand.sock.close()
             await rounds(loop)
             assert not carried.relay.reason
-            await carried.gets(noise(WINDOW))
+            await carried.gets(data)
             if how == "eof":
                 await rounds(loop)
                 assert carried.end.read() == b""

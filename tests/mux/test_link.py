@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Both, Side
-from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds
+from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds, stuff
 
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
@@ -30,17 +30,6 @@ from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Event
 
 EITHER = pytest.mark.parametrize("is_host", [False, True], ids=["guest", "host"])
-
-
-def stuff(sock: socket.socket) -> int:
-    """Fill a socket, and say with how many bytes. A unix socket may have room for fewer at once."""
-    total, size = 0, 1 << 16
-    while size:
-        try:
-            total += sock.send(bytes(size))
-        except BlockingIOError:
-            size //= 2
-    return total
 
 
 # How a session begins
