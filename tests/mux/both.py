@@ -1,6 +1,8 @@
 """Both sides of a mux in one loop, joined by a socket pair, with what the tests need of them."""
 
 import contextlib
+import errno
+import os
 import socket
 from typing import Any
 
@@ -92,3 +94,28 @@ class Both:
     def close(self) -> None:
         self.guest.link.detach("the test is over")
         self.host.link.detach("the test is over")
+
+
+class Places:
+    """A place where there is one port after the other; and then none, for as long as it takes."""
+
+    def __init__(self, *socks: socket.socket, again: bool = True) -> None:
+        self.name = "a port"
+        self.again = again
+        self.socks = list(socks)
+        self.failures: list[OSError] = []  # that come first
+        self.is_final = False
+        self.opened: list[float] = []  # when it was tried
+
+    def may_come(self, error: OSError) -> bool:
+        return not self.is_final
+
+    async def open(self, loop: Loop) -> Port:
+        self.opened.append(loop.now)
+        if self.failures:
+            raise self.failures.pop(0)
+        if not self.socks:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        sock = self.socks.pop(0)
+        sock.setblocking(False)
+        return Port(Stream(loop, sock), self.name)
