@@ -1,5 +1,8 @@
 """Both sides of a mux in one loop, joined by a socket pair, with what the tests need of them."""
 
+import contextlib
+import errno
+import os
 import socket
 from typing import Any
 
@@ -12,7 +15,7 @@ from muonsocks.mux.link import Bounds, Link
 from muonsocks.mux.port import Port
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
-from muonsocks.net.task import Mailbox
+from muonsocks.net.task import Mailbox, Waitable
 from muonsocks.socks.request import ReplyCode
 
 SOMEWHERE = Endpoint("192.0.2.1", 80)
@@ -34,10 +37,14 @@ class Side:
         self.link.attach(Port(stream, "test", can_return))
 
     async def hears(self, kind: type) -> Any:
-        """Wait for an event of this kind, which must be the next."""
-        with self.link.loop.deadline(PATIENCE):
+        """Wait for an event of this kind, which must be the next, and for the link to be done."""
+        loop = self.link.loop
+        with loop.deadline(PATIENCE):
             event = await self.happened.take()
         assert isinstance(event, kind), event
+        done = Waitable()
+        loop.call_soon(done.wake)
+        await done
         return event
 
 
@@ -47,7 +54,12 @@ class Both:
     def __init__(self, loop: Loop, bounds: Bounds | None = None) -> None:
         self.loop = loop
         self.guest, self.host = Side(loop, False, bounds), Side(loop, True, bounds)
-        for side, sock in zip((self.guest, self.host), socket.socketpair(), strict=True):
+        self.join()
+
+    def join(self) -> None:
+        """Give both a port."""
+        self.socks = socket.socketpair()
+        for side, sock in zip((self.guest, self.host), self.socks, strict=True):
             side.attach(sock)
 
     async def meet(self) -> None:
@@ -73,6 +85,37 @@ class Both:
         """Whether there is a connection that one of them has not let go yet."""
         return any(side.link.mux._connections for side in (self.guest, self.host))
 
+    def pull_the_cable(self) -> None:
+        """Let both sides find that the other one has gone."""
+        for sock in self.socks:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self.guest.link.detach("the test is over")
         self.host.link.detach("the test is over")
+
+
+class Places:
+    """A place where there is one port after the other; and then none, for as long as it takes."""
+
+    def __init__(self, *socks: socket.socket, again: bool = True) -> None:
+        self.name = "a port"
+        self.again = again
+        self.socks = list(socks)
+        self.failures: list[OSError] = []  # that come first
+        self.is_final = False
+        self.opened: list[float] = []  # when it was tried
+
+    def may_come(self, error: OSError) -> bool:
+        return not self.is_final
+
+    async def open(self, loop: Loop) -> Port:
+        self.opened.append(loop.now)
+        if self.failures:
+            raise self.failures.pop(0)
+        if not self.socks:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        sock = self.socks.pop(0)
+        sock.setblocking(False)
+        return Port(Stream(loop, sock), self.name)

@@ -1,4 +1,4 @@
-"""What the older pair's tests need beside the models: servers to reach, and nothing left behind."""
+"""What the tests of a mux need: a loop, servers to reach, and nothing left behind."""
 
 import socket
 import threading
@@ -6,11 +6,32 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("ends", "classic_joined", "played", "model")
+pytest.register_assert_rewrite(
+    *("both", "classic_joined", "conformance", "ends", "hand", "model", "places", "played")
+)
 
 from classic_joined import Echo, EchoServer  # noqa: E402
 from classic_port import PATIENCE  # noqa: E402
 from ends import nothing_left_behind  # noqa: E402
+from hand import Clock  # noqa: E402
+
+from muonsocks.net.loop import Loop  # noqa: E402
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """A loop in which nothing is left when a test is over: no handler, no call that is due."""
+    with nothing_left_behind():
+        loop = Loop()
+        yield loop
+        assert not loop.handlers
+        assert not [timer.callback for _, _, timer in loop.timers if timer.callback]
+        loop.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 @pytest.fixture

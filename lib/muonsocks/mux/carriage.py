@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _AGAIN = EPOLLRDHUP
+_SMALL = 4096  # bytes; parts that are smaller are kept together
 _MOST_PARTS = 1024  # that writev(2) takes
 
 
@@ -177,6 +178,7 @@ class Incoming(Direction):
         early, channel.early = channel.early, b""
         if early:
             self.deliver([memoryview(early)], len(early))
+            self._link.outlet.flush_soon()  # the credit of it
         if channel.has_ended and not self.ended:
             self.was_ended()
         if channel.was_lost:
@@ -197,8 +199,11 @@ class Incoming(Direction):
             return  # and there is no more credit for it
         relay = self._relay
         relay.active = relay.loop.now
-        if self.pending is not None:
-            self.pending.append(memoryview(b"".join(parts)))
+        pending = self.pending
+        if pending is not None:
+            if size < _SMALL and len(pending[-1]) < _SMALL:
+                parts.insert(0, pending.pop())  # each has its price, 300 bytes
+            pending.append(memoryview(b"".join(parts)))
             return
         try:
             if len(parts) == 1:
@@ -214,7 +219,7 @@ class Incoming(Direction):
             return
         if count:
             self.count += count
-            self._link.mux.consume(self.source.connection, count)
+            self.source.mux.consume(self.source.connection, count)
         if count < size:
             self.pending = deque((memoryview(b"".join(parts))[count:],))
             self._flush_when_ready()
@@ -224,7 +229,7 @@ class Incoming(Direction):
         pending = self.pending
         if pending is None or self.over:
             return
-        relay, link, connection = self._relay, self._link, self.source.connection
+        relay, link, channel = self._relay, self._link, self.source
         relay.active = relay.loop.now
         while pending:
             part = pending[0]
@@ -236,7 +241,7 @@ class Incoming(Direction):
                 self._sink_failed(error.errno)
                 return
             self.count += count
-            link.mux.consume(connection, count)
+            channel.mux.consume(channel.connection, count)
             if count < len(part):
                 pending[0] = part[count:]
                 self._flush_when_ready()

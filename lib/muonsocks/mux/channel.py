@@ -33,6 +33,7 @@ class Channel(Stream):
         "incoming",
         "is_cut_off",
         "link",
+        "mux",
         "outgoing",
         "was_lost",
     )
@@ -46,9 +47,10 @@ class Channel(Stream):
         self.is_shared = True  # the other side is to be told of every end
         self._wanted = self.ready = 0
         self.link = link
+        self.mux = link.mux  # the link may speak another protocol by the time this is closed
         self.connection = connection
         connection.owner = self
-        self.early = b""
+        self.early: bytes | bytearray = b""
         self.has_ended = self.was_lost = self.is_cut_off = False
         self.incoming: Incoming | None = None
         self.outgoing: Outgoing | None = None
@@ -62,6 +64,7 @@ class Channel(Stream):
         if self.incoming is not None:
             self.incoming.deliver(parts, size)
         else:
+            self.early = self.early or bytearray()  # which takes each part without a copy of all
             self.early += b"".join(parts)
 
     def hear(self, event: Event) -> None:
@@ -116,9 +119,9 @@ class Channel(Stream):
 
     def end_output(self) -> None:
         """Say that nothing more will be sent."""
-        self.link.mux.end(self.connection)
+        self.mux.end(self.connection)
         self.link.outlet.flush_soon()
-        if self.link.mux.is_classic:
+        if self.mux.is_classic:
             self._end_classic(-1)
 
     def _end_classic(self, count: int) -> None:
@@ -128,13 +131,14 @@ class Channel(Stream):
         incoming = self.incoming
         if incoming is None or self.has_ended:
             return
-        if incoming.count == count:
-            self.link.mux.reset(self.connection, 0)
+        if incoming.count == count and incoming.pending is None:
+            self.mux.reset(self.connection, 0)
             self.link.outlet.flush_soon()
         if self.connection.let_go_there:
             self.hear(Ended(self.connection))
         else:
-            self.loop.call_later(_SILENCE, lambda: self._end_classic(incoming.count))
+            count = incoming.count
+            self.loop.call_later(_SILENCE, lambda: self._end_classic(count))
 
     def take_back(self) -> None:
         """Be without a Carriage again."""
@@ -153,12 +157,12 @@ class Channel(Stream):
         self._reset(ResetReason.UNREAD)
 
     def _reset(self, reason: int) -> None:
-        self.link.mux.reset(self.connection, reason)
+        self.mux.reset(self.connection, reason)
         self.link.outlet.flush_soon()
 
     def close(self) -> None:
         """Let go of it. Harmless when it has been done."""
         if self.connection.owner is self:
-            self.link.mux.release(self.connection)
+            self.mux.release(self.connection)
             self.link.outlet.flush_soon()
             self.link.has_passed_on()

@@ -66,7 +66,7 @@ class Guest(Side):
         patience = self._open_timeout
         until = None if patience is None else self.loop.now + patience
         while True:
-            if not self.link.mux.is_up:
+            while not self.link.mux.is_up:
                 await self._await_host(until)
             connection = self.link.mux.open(destination)
             if connection is None:
@@ -101,7 +101,5 @@ class Guest(Side):
             self._waiting.pop(waiter, None)
 
     def begun(self) -> None:
-        while self._waiting:
-            waiter = next(iter(self._waiting))
-            del self._waiting[waiter]
+        for waiter in tuple(self._waiting):
             waiter.wake()

@@ -65,9 +65,9 @@ class _Answers:
     def send(self, event: Event) -> bytes:
         """Answer, and give no bytes to be sent."""
         assert isinstance(event, Reply)
-        link = self._channel.link
-        link.mux.answer(self._channel.connection, event.code, event.bound)
-        link.outlet.flush_soon()
+        channel = self._channel
+        channel.mux.answer(channel.connection, event.code, event.bound)
+        channel.link.outlet.flush_soon()
         return b""
 
 

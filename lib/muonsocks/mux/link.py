@@ -6,16 +6,7 @@ from os import urandom
 from select import EPOLLHUP
 
 from muonsocks.mux.classic import Classic, Hailed, is_spoken
-from muonsocks.mux.events import (
-    Answered,
-    Began,
-    Credited,
-    Data,
-    Ended,
-    Opened,
-    Over,
-    WasReset,
-)
+from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import NUMBER
 from muonsocks.mux.machine import Mux
 from muonsocks.mux.outlet import Outlet
@@ -112,6 +103,8 @@ class Link:
     def attach(self, port: Port) -> None:
         """Take over a port, and look for the other side there."""
         loop = self.loop
+        if self.mux.is_classic:
+            self._speak(self._new_mux())  # whoever is there now, an older guest waits for a HELLO
         self._port = self.outlet.port = port
         port.stream.watch_room()
         if port.writer != port.reader:
@@ -160,9 +153,7 @@ class Link:
     def _close(self) -> None:
         assert self._port is not None
         self._timer.cancel()
-        if self._doubts is not None:
-            self._doubts.cancel()
-            self._doubts = None
+        self._trust()
         port, self._port, self.outlet.port = self._port, None, None
         port.close()
 
@@ -263,8 +254,12 @@ class Link:
                 self._pinged = 0.0
                 for event in mux.received(count):
                     self._handle(event)
+                if port is not self._port:
+                    return
                 if not mux.is_up and not mux.is_classic:
                     self._doubt()
+                else:
+                    self._trust()
                 if mux.output:
                     self.outlet.flush()
                 if len(mux.output) > _TOO_MANY:
@@ -280,19 +275,21 @@ class Link:
             self.loop.call_soon(self._receive_more)
 
     def _handle(self, event: Event) -> None:
-        mux = self.mux
         if isinstance(event, Data):
             owner = event.connection.owner
             if owner is not None:
                 owner.deliver(event.parts, event.size)
         elif isinstance(event, Over):
             self._end(event)
-        elif isinstance(event, Opened) and isinstance(mux, Mux) and event.connection.let_go_here:
-            mux.release(event.connection)  # it is over already, or the session is
         elif isinstance(event, Hailed):
             self._speak(self._new_mux())
             self._feed([event.rest])
             self.outlet.flush_soon()
+        elif isinstance(event, Opened):
+            if event.connection.let_go_here:
+                self.mux.release(event.connection)  # ended by what came right behind it
+            else:
+                self._on_event(event)
         elif isinstance(event, (Answered, Credited, Ended, WasReset)):
             owner = event.connection.owner
             if owner is not None:
@@ -306,6 +303,12 @@ class Link:
         """Think about one who has sent something that is no HELLO, for a second."""
         if self._doubts is None:
             self._doubts = self.loop.call_later(_DOUBT, self._decide)
+
+    def _trust(self) -> None:
+        """Think no more about it."""
+        if self._doubts is not None:
+            self._doubts.cancel()
+            self._doubts = None
 
     def _decide(self) -> None:
         """Go on as the other side does, if it has not said HELLO but what the older pair says."""

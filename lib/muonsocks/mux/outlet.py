@@ -34,6 +34,7 @@ class Outlet:
     __slots__ = (
         "_collects",
         "_flush_is_due",
+        "_look_is_due",
         "_loop",
         "_on_failure",
         "_senders",
@@ -53,6 +54,7 @@ class Outlet:
         self.batch = Batch(_BATCH)
         self._senders: deque[Outgoing] = deque()  # those that wait for their turn
         self._flush_is_due = False
+        self._look_is_due = False  # at whether a frame has been read
         self._collects = False  # small messages are going to be written together
         self._sent = 0  # bytes of data
 
@@ -89,7 +91,7 @@ class Outlet:
         try:
             for _ in range(len(senders)):
                 senders.popleft().take_turn()
-                if port.backlog or self._sent > enough:
+                if self.is_congested or self._sent > enough:
                     break
         finally:
             self._collects = False
@@ -113,12 +115,17 @@ class Outlet:
         while output:
             if not port.is_read():
                 # That it has been read is told by nothing.
-                self._flush_is_due = True
-                self._loop.call_later(_NOT_READ, self.flush)
+                if not self._look_is_due:
+                    self._look_is_due = True
+                    self._loop.call_later(_NOT_READ, self._look_again)
                 return False
             if not port.write(output.pop(0)):
                 return False
         return True
+
+    def _look_again(self) -> None:
+        self._look_is_due = False
+        self.flush()
 
     # For those who send
 

@@ -1,0 +1,304 @@
+"""A link whose other side may be of the older pair: the doubt, and what comes of it."""
+
+import pytest
+from both import MEMORY, SOMEWHERE, Side
+from classic_joined import GREETING
+from classic_port import frame
+from ends import noise
+from hand import (
+    BOUNDS,
+    REQUEST,
+    SILENCE,
+    WINDOW,
+    Clock,
+    Hand,
+    hellos,
+    older_guest,
+    play,
+    rounds,
+    until,
+)
+
+from muonsocks.mux.channel import Channel
+from muonsocks.mux.events import Began, Opened, Over
+from muonsocks.mux.frames import NO_NUMBER, Goodbye, Hello
+from muonsocks.mux.link import Bounds
+from muonsocks.net.loop import Loop
+
+
+@pytest.mark.parametrize("before", [[], [b"junk of an earlier session"]])
+def test_a_guest_of_the_older_pair(loop: Loop, clock: Clock, before: list[bytes]) -> None:
+    """It is taken for that after a second without a HELLO."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            for piece in [*before, frame(3, REQUEST)]:
+                hand.say(piece)
+                await rounds(loop)
+            hand.take()
+            await clock.passes(loop, 0.9)
+            assert not side.happened._items
+            await clock.passes(loop, 0.2)
+            assert (await side.hears(Began)).connections == 64
+            opened = await side.hears(Opened)
+            assert opened.destination == SOMEWHERE and opened.connection.number == 3
+            channel = Channel(side.link, opened.connection)
+            hand.say(frame(3, b"question"))
+            await rounds(loop)
+            assert channel.early == b"question"
+            hand.forget()
+            await clock.passes(loop, 5 * SILENCE, 0.5)
+            assert not hand.take() and not side.happened._items, (
+                "it is not asked for a sign of life"
+            )
+            side.link.detach("enough")
+            channel.close()
+            assert not hand.take(), "nor told goodbye"
+
+    play(loop, story, 600)
+
+
+def test_a_host_of_the_older_pair(loop: Loop, clock: Clock) -> None:
+    """It greets in five frames, and takes nothing in before the last of them."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, False, BOUNDS)
+            side.attach(hand.ours)
+            for number, piece in enumerate(GREETING):
+                assert not side.link.mux.is_up
+                hand.say(piece)
+                await clock.passes(loop, 1.2)
+                assert side.link.mux.is_classic is (number >= 0)
+            assert (await side.hears(Began)).connections == 64
+            hand.forget()
+            connection = side.link.mux.open(SOMEWHERE)
+            assert connection is not None
+            side.link.outlet.flush()
+            assert hand.take() == frame(0, REQUEST)
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_who_says_hello_within_a_second_is_not_of_the_older_pair(loop: Loop, clock: Clock) -> None:
+    """Though it sends what looks like a request, as stale bytes may."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            hand.say(frame(3, REQUEST))
+            await clock.passes(loop, 0.8)
+            await hand.meet(side)
+            await clock.passes(loop, 1)
+            assert not side.link.mux.is_classic and not side.happened._items
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_a_doubt_is_of_one_session(loop: Loop, clock: Clock) -> None:
+    """What is strange after it is thought about for a second, too."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            hand.say(b"strange")
+            await clock.passes(loop, 0.7)
+            await hand.meet(side)
+            hand.say(Goodbye("for a while"))
+            await side.hears(Over)
+            hand.say(frame(3, REQUEST))
+            await clock.passes(loop, 0.7)
+            assert not side.happened._items and not side.link.mux.is_classic
+            await clock.passes(loop, 0.5)
+            assert side.link.mux.is_classic
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+@pytest.mark.parametrize("piece", [b"x", b"\0\0\0\0", frame(3, REQUEST[:-1]), frame(64, REQUEST)])
+def test_junk_is_of_no_protocol(loop: Loop, clock: Clock, piece: bytes) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            for _ in range(3):
+                hand.say(piece)
+                await clock.passes(loop, 1.2)
+            assert not side.link.mux.is_classic and not side.happened._items
+            await hand.meet(side)
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_a_link_that_is_detached_in_doubt(loop: Loop) -> None:
+    """Nothing is left of it (the fixture looks)."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True)
+            side.attach(hand.ours)
+            hand.say(b"strange")
+            await rounds(loop)
+            assert side.link._doubts is not None
+            side.link.detach("enough")
+            await rounds(loop)
+
+    play(loop, story)
+
+
+def test_what_the_older_pair_closes_in_the_same_breath_as_it_is_opened(
+    loop: Loop, clock: Clock
+) -> None:
+    """Nobody gets its data, and it does not count as waiting either."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand)
+            Channel(side.link, (await side.hears(Opened)).connection).close()
+            hand.say(frame(4, REQUEST), frame(4, b"data"), frame(4, b""))
+            await rounds(loop)
+            assert not side.happened._items and side.link.mux._waits == 0
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_who_says_hello_later_is_of_ours_from_then_on(loop: Loop, clock: Clock) -> None:
+    """A session with the older one ends; what its connections have waits for nobody."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand)
+            channel = Channel(side.link, (await side.hears(Opened)).connection)
+            hand.say(frame(3, b"data"))
+            await rounds(loop)
+            hand.say(Hello(1, 0, b"newcomer", NO_NUMBER))
+            over = await side.hears(Over)
+            assert over.reason == "the other side has started anew"
+            assert channel.is_cut_off and channel.early == b"data"
+            assert not side.link.mux.is_classic
+            hello = await hand.hears(Hello)
+            assert hello.echo == b"newcomer"
+            hand.say(Hello(1, 0, b"newcomer", hello.number))
+            await side.hears(Began)
+            channel.close()  # only now
+            await rounds(loop)
+            assert not hand.heard(), "it is none of the new one's"
+            new = await hand.opened(side)
+            assert side.link.mux._windows._left == MEMORY - WINDOW
+            new.close()
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_data_of_ours_that_is_used_under_the_older_protocol(loop: Loop, clock: Clock) -> None:
+    """It counts where it was counted."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side)
+            hand.data(0, bytes(WINDOW // 4))
+            await until(loop, lambda: len(channel.early) == WINDOW // 4)
+            hand.say(Goodbye("so"))
+            await side.hears(Over)
+            hand.say(frame(3, REQUEST))
+            await clock.passes(loop, 1.2)
+            assert side.link.mux.is_classic
+            channel.mux.consume(channel.connection, len(channel.early))
+            channel.close()
+            assert side.link.mux._waits == 0
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_a_port_after_that_of_an_older_guest(loop: Loop, clock: Clock) -> None:
+    """Whoever is there is greeted: one of the older pair waits for that."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand)
+            Channel(side.link, (await side.hears(Opened)).connection).close()
+            await rounds(loop)
+            hand.sock.close()
+            await side.hears(Over)
+        with Hand(loop) as hand:
+            side.attach(hand.ours)
+            await rounds(loop)
+            assert hellos(hand.take()) == 1
+            await hand.meet(side)
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_reading_stops_when_too_much_waits(loop: Loop, clock: Clock) -> None:
+    """Of the older pair's; and goes on once some of it has been passed on."""
+    memory = 1 << 16
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand, Bounds(1000, memory, SILENCE))
+            one = Channel(side.link, (await side.hears(Opened)).connection)
+            hand.say(frame(4, REQUEST))
+            two = Channel(side.link, (await side.hears(Opened)).connection)
+            data = noise(16 * memory)
+            pieces = b"".join(
+                frame(3, data[start : start + 4000]) for start in range(0, len(data), 4000)
+            )
+            over = []
+            loop.spawn(hand.say_much(pieces + frame(4, b"behind it")), pytest.fail, over.append)
+            await rounds(loop, 200)
+            assert not over and memory < len(one.early) < memory + (1 << 19) + (1 << 17)
+            assert two.early == b""
+            before = len(one.early)
+            await rounds(loop, 200)
+            assert len(one.early) == before
+            got = b""
+            while two.early == b"":
+                got += one.early
+                one.mux.consume(one.connection, len(one.early))
+                one.early = b""
+                side.link.has_passed_on()
+                await rounds(loop)
+            assert got + one.early == data and two.early == b"behind it" and over
+            for channel in (one, two):
+                channel.close()
+            assert side.link.mux._waits == 0
+            side.link.detach("enough")
+            await loop.sleep(0.01)
+
+    play(loop, story, 600)
+
+
+def test_reading_goes_on_when_the_one_who_is_full_has_gone(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand, Bounds(1000, 10_000, SILENCE))
+            one = Channel(side.link, (await side.hears(Opened)).connection)
+            pieces = frame(3, bytes(4000)) * 1000 + frame(4, REQUEST)
+            loop.spawn(hand.say_much(pieces), pytest.fail)
+            await rounds(loop, 200)
+            assert side.link.mux.is_full
+            await rounds(loop)
+            assert not side.happened._items
+            one.close()
+            two = Channel(side.link, (await side.hears(Opened)).connection)
+            assert two.connection.number == 4
+            two.close()
+            side.link.detach("enough")
+            await loop.sleep(0.01)
+
+    play(loop, story, 600)
