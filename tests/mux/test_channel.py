@@ -450,7 +450,7 @@ def test_nothing_is_left_to_the_collector(loop: Loop, how: str) -> None:
                 elif how == "cut off":
                     both.guest.link.mux.say_goodbye("anew")
                     both.guest.link.outlet.flush()
-                    while not ours.link.mux.is_up:
+                    while not (ours.link.mux.is_up and theirs.link.mux.is_up):
                         await loop.sleep(0.01)
                     both.guest.happened._items.clear()
                     both.host.happened._items.clear()

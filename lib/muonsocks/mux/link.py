@@ -154,7 +154,8 @@ class Link:
         assert self._port is not None
         self._timer.cancel()
         self._trust()
-        port, self._port, self.outlet.port = self._port, None, None
+        port, self._port = self._port, None
+        self.outlet.leave()
         port.close()
 
     def _lose(self, reason: str) -> None:
