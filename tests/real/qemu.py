@@ -11,9 +11,7 @@ nothing on disk. Commands go through a second port, to guest_agent.py.
 Needs the Debian packages qemu-system-x86 and busybox, and a kernel that tests/run unpacks.
 """
 
-import collections
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -29,6 +27,7 @@ import initramfs
 import udev
 from guest_agent import CONTROL
 from guest_link import GuestGone, Link, Process
+from qmp import Monitor
 
 QEMU = "qemu-system-x86_64"
 PORT = "org.muonsocks.0"
@@ -104,7 +103,6 @@ class Guest:
         self._memory = memory  # MiB
         self._cleanup = contextlib.ExitStack()
         self._plugged = 2  # the number of the port is 2 and 3 in turn; 1 is the control port's
-        self._events: collections.deque[dict[str, object]] = collections.deque(maxlen=100)
         self._qemu: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Guest":
@@ -226,7 +224,7 @@ class Guest:
         before = self._link.ports.get(PORT)
         plugged = f"port{self._plugged}"
         self.monitor("device_del", id=plugged)
-        self._await_event("DEVICE_DELETED", device=plugged)
+        self._monitor.await_event("DEVICE_DELETED", device=plugged)
         self.monitor("chardev-remove", id=plugged)
         self.port.unlink(missing_ok=True)
         self._plug(calls=calls)
@@ -236,19 +234,7 @@ class Guest:
         """Ask QEMU (its QMP reference has the commands); what it does not do is a RuntimeError."""
         if self._qemu is None:
             raise GuestGone("the virtual machine was closed")
-        request = json.dumps({"execute": command, "arguments": arguments})
-        try:
-            self._monitor.write(request.encode())
-        except BrokenPipeError:
-            raise GuestGone("the virtual machine has ended") from None
-        while True:
-            match self._next_message():
-                case {"return": answer}:
-                    return answer
-                case {"error": {"desc": why}}:
-                    raise RuntimeError(f"QEMU does not {command}: {why}")
-                case event:
-                    self._events.append(event)
+        return self._monitor.ask(command, **arguments)
 
     def said(self) -> str:
         """What QEMU and the guest's console have said, for a reader who looks for a reason."""
@@ -260,28 +246,10 @@ class Guest:
         self._cleanup.close()
         self._qemu = None
 
-    def _next_message(self) -> dict[str, object]:
-        try:
-            line = self._monitor.readline()
-        except ConnectionResetError:
-            line = b""
-        if not line:
-            raise GuestGone("the virtual machine has ended")
-        message: dict[str, object] = json.loads(line)
-        return message
-
     def _chardevs(self) -> list[dict[str, object]]:
         answer = self.monitor("query-chardev")
         assert isinstance(answer, list)
         return answer
-
-    def _await_event(self, name: str, **data: object) -> None:
-        while True:
-            event = self._events.popleft() if self._events else self._next_message()
-            match event:
-                case {"event": str(kind), "data": dict(found)}:
-                    if kind == name and data.items() <= found.items():
-                        return
 
     def _plug(self, *, calls: bool) -> None:
         """Add the port, of another number than the last, so that the guest can tell them apart."""
@@ -303,7 +271,6 @@ class Guest:
         self._work = Path(tempfile.mkdtemp(prefix="muonsocks-qemu-"))
         self._cleanup.callback(shutil.rmtree, self._work, ignore_errors=True)
         self.port = self._work / "port"
-        self._events.clear()
         control, qemus_control = socket.socketpair()
         monitor, qemus_monitor = socket.socketpair()
         command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none"]
@@ -332,11 +299,9 @@ class Guest:
         self._link = Link(control)
         self._cleanup.callback(self._link.close)
         self._cleanup.enter_context(monitor)
-        monitor.settimeout(SECONDS)
-        self._monitor = self._cleanup.enter_context(monitor.makefile("rwb", buffering=0))
         try:
-            self._monitor.readline()  # its greeting
-            self.monitor("qmp_capabilities")
+            self._monitor = Monitor(monitor)
+            self._cleanup.callback(self._monitor.close)
             self._plug(calls=self._calls)
             self.await_boot()
             self.monitor("set-action", reboot="reset")

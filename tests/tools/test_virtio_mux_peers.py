@@ -122,3 +122,14 @@ def test_a_host_that_answers_nothing_or_nonsense() -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         g.await_log("broken the protocol: an ANSWER that nobody has asked for")
+
+
+def test_what_is_on_its_way_is_read_before_a_host_ends() -> None:
+    """And then it closes: whoever has more to be read then is reset, which QEMU does not bear."""
+    with against_host() as (h, peer):
+        peer.meet()
+        h.await_log("the guest is there")
+        h.terminate()
+        assert peer.frame()[1] == b"\x09the host is told to stop"
+        peer.send(noise(100_000))
+        assert peer.sock.recv(1) == b""
