@@ -201,4 +201,4 @@ def test_all_its_processes_are_confined(vm: Guest) -> None:
         assert_is_confined(vm.run(f"cat /proc/{pid}/status").stdout)
         assert vm.run(f"readlink /proc/{pid}/fd/0").stdout.startswith("/dev/vport")
         assert vm.run(f"readlink /proc/{pid}/ns/net").stdout != own
-        assert "vport" not in vm.run(f"cd /proc/{pid}/root && ls dev").stdout  # nor any other port
+        assert "vport" not in vm.run(f"cd /proc/{pid}/root; ls dev").stdout  # nor any other port
