@@ -66,13 +66,18 @@ class Device:
         """Open it. OSError, EBUSY if somebody has it already."""
         fd = os.open(self.name, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
-            mode = _make_raw(fd)
             writer = os.dup(fd)
         except BaseException:
             os.close(fd)
             raise
+        stream = Pair(loop, fd, writer, ())
+        try:
+            port = Port(stream, self.name, _is_virtio(fd), _make_raw(fd))
+        except BaseException:
+            stream.close()
+            raise
         self._was_there = True
-        return Port(Pair(loop, fd, writer, ()), self.name, _is_virtio(fd), mode)
+        return port
 
 
 class UnixSocket:
