@@ -111,6 +111,7 @@ class Side:
         self.fresh = numbers(who.encode()).__next__
         self.ends: list[End] = []
         self.pipe = bytearray()  # what it has sent and the other one has not got yet
+        self.was_torn = False  # what it has sent ends anywhere, and no session has begun since
         self.restart()
 
     def restart(self) -> None:
@@ -227,16 +228,22 @@ class Joint:
         assert said <= len(data) + 2 * HELLO_SIZE, "it says more than it has heard"
 
     def lose(self, who: str, cuts: tuple[int, int], loses: str) -> None:
-        """Lose what is in the pipes: all, some of it at the end that is gone, or a few bytes."""
+        """Lose what is in the pipes: all, some of it at the end that is gone, or a few bytes.
+
+        One that is gone before a session has begun loses nothing of its HELLOs: one that is torn
+        behind what was torn before may be taken for the rest of that.
+        """
         side, other = self.sides[who], self.sides[OTHER[who]]
         side.flush()
         place = len(side.pipe) * cuts[0] >> 16
         if loses == "all":
             place = 0
-            other.pipe.clear()
+            cuts = 0, 1 << 16
         elif loses == "few":
             place = max(len(side.pipe) - cuts[0] % 60, 0)
-        del side.pipe[place:]
+        if not side.was_torn:
+            del side.pipe[place:]
+            side.was_torn = True
         del other.pipe[: len(other.pipe) * cuts[1] >> 16]
 
     def catch_up(self) -> None:
@@ -270,6 +277,7 @@ class Joint:
         elif isinstance(event, Began):
             assert event.connections == (MOST if side.who == GUEST else 0)
             assert all(end.over for end in side.ends)
+            self.sides[OTHER[side.who]].was_torn = False
         elif isinstance(event, Opened):
             pair = self.pairs[event.destination]
             assert HOST not in pair.ends and not pair.flows[GUEST].sent, "it was opened twice"

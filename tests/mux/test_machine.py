@@ -225,17 +225,56 @@ def test_a_stale_hello_begins_nothing(is_host: bool) -> None:
 
 @each_side
 def test_a_hello_in_a_hello_that_was_torn(is_host: bool) -> None:
-    """The one behind a torn one may get lost with it; the next one does not."""
-    whole = wire(theirs(is_host, NOBODY))
-    for torn in range(len(whole)):
+    """It is not taken for the rest of that, however it is cut: there may be no other one."""
+    gone, hello = wire(theirs(is_host, NOBODY, b"theirs00")), wire(theirs(is_host, NOBODY))
+    for torn in range(len(gone)):
+        for cut in range(len(hello) + 1):
+            play = Played(is_host)
+            assert play.hears(gone[:torn] + hello[:cut]) + play.hears(hello[cut:]) == []
+            assert play.says() == [ours(is_host, THEIRS)], (torn, cut)
+        assert play.hears(gone[:torn], theirs(is_host, OURS)) == [begun(is_host)]
+
+
+@each_side
+def test_a_hello_in_a_torn_one_in_the_session(is_host: bool) -> None:
+    gone, hello = (
+        wire(theirs(is_host, NOBODY, b"theirs00")),
+        wire(theirs(is_host, NOBODY, b"new one.")),
+    )
+    for torn in range(5, len(gone)):
+        for cut in range(0, len(hello) + 1, 5):
+            play = Played.in_session(is_host)
+            assert play.hears(gone[:torn] + hello[:cut]) + play.hears(hello[cut:]) == [ANEW]
+            assert play.says() == [ours(is_host, b"new one.", b"ours0002")], (torn, cut)
+
+
+@each_side
+def test_a_port_that_is_lost_in_the_middle_of_a_hello(is_host: bool) -> None:
+    """What comes over the next one is all there is to begin a session with."""
+    play, other = Played(is_host), Played(not is_host)
+    other.mux.greet()
+    hello = wire(*other.says())
+    play.hears(hello, hello[:48])
+    assert len(play.says()) == 1  # and it is lost with the port
+    play.mux.lose("the port has gone")
+    play.mux.greet()
+    for _ in range(3):
+        other.hears(*play.says())
+        play.hears(*other.says())
+    assert play.mux.is_up and other.mux.is_up
+
+
+@each_side
+@pytest.mark.parametrize("end", ["ff", "ffff3400", "ffff3400fea39e96"])
+def test_a_hello_that_ends_as_one_begins(is_host: bool, end: str) -> None:
+    number = bytes.fromhex(end).rjust(8, b"x")
+    play = Played(is_host)
+    hello = wire(theirs(is_host, number))
+    assert len(hello) == 60  # with an empty message behind it
+    for cut in range(61):
         play = Played(is_host)
-        events = play.hears(whole[:torn], theirs(is_host, NOBODY))
-        assert ("began", play.mux.limit) not in events
-        said = play.says()
-        play.hears(theirs(is_host, NOBODY))
-        said += play.says()
-        assert said[-1] == ours(is_host, THEIRS)
-        assert play.hears(theirs(is_host, OURS)) == [begun(is_host)]
+        assert play.hears(hello[:cut]) + play.hears(hello[cut:]) == []
+        assert play.says() == [ours(is_host, THEIRS)]
 
 
 def test_what_comes_from_one_who_says_no_hello_is_kept_for_a_while() -> None:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from muonsocks.address import Endpoint
 
 _MOST_STRANGE, _LARGEST_STRANGE = 64, 8192  # pieces that are kept, and bytes of each
-_OF_A_HELLO = HELLO_SIZE - HEADER.size - 1  # bytes, MAGIC in front, that are not the whole
+_LONGEST_WAIT = HELLO_SIZE + len(HELLO_START)  # bytes that are looked at again, if there are more
 _MOST_CREDIT = 1 << 31  # bytes; more than any buffer, and nothing overflows
 
 
@@ -145,7 +145,7 @@ class Mux:
     def received(self, count: int) -> list[Event]:
         """Take the bytes that were read into the first part of the room, and say what they mean."""
         intake = self._intake
-        seen = max(intake.end - _OF_A_HELLO, intake.start)
+        seen = max(intake.end - _LONGEST_WAIT, intake.start)
         first = intake.end
         intake.end += count
         events: list[Event] = []
@@ -160,7 +160,7 @@ class Mux:
         elif self._theirs == NO_NUMBER and len(self._strange) < _MOST_STRANGE:
             self._strange.append(bytes(intake.view[first : intake.end][:_LARGEST_STRANGE]))
         if not self.is_up:
-            intake.start = max(intake.start, intake.end - HELLO_SIZE + 1)
+            intake.start = max(intake.start, min(limit, intake.end - HELLO_SIZE + 1))
         return events
 
     def take_strange(self) -> list[bytes]:
@@ -169,14 +169,23 @@ class Mux:
         return strange
 
     def _hear_hellos(self, seen: int, events: list[Event]) -> int:
-        """Find the HELLOs that begin a session, and give how far there may be frames."""
+        """Find the HELLOs that begin a session, and give how far there may be frames.
+
+        A HELLO may be torn, too, and another one follow in the middle of it.
+        """
         intake = self._intake
         memory, end = intake.memory, intake.end
         magic = memory.find(MAGIC, seen, end)
         while magic >= 0:
             start = magic - HEADER.size
-            if start >= intake.start and memory.startswith(HELLO_START, start):
-                if end - start < HELLO_SIZE:
+            following = memory.find(MAGIC, magic + len(MAGIC), end)
+            if (
+                start >= intake.start
+                and memory.startswith(HELLO_START, start)
+                and not 0 <= following - HEADER.size < start + HELLO_SIZE
+            ):
+                whole = start + HELLO_SIZE
+                if end < whole or start_of_hello(memory, magic + len(MAGIC), end) < whole:
                     return start
                 hello = decode(bytes(intake.view[start + HEADER.size : start + HELLO_SIZE]))
                 assert isinstance(hello, Hello)
@@ -185,7 +194,7 @@ class Mux:
                         events.append(self.lose("the other side has started anew"))
                     intake.start = start + HELLO_SIZE
                     self._meet(hello, events)
-            magic = memory.find(MAGIC, magic + len(MAGIC), end)
+            magic = following
         return end
 
     def _read_frames(self, limit: int, events: list[Event]) -> None:
