@@ -218,7 +218,8 @@ class Link:
     # Input
 
     def _on_port(self, events: int) -> None:
-        if events & WRITABLE:
+        port = self._port
+        if events & WRITABLE and port is not None and (port.backlog or self.mux.output):
             self.outlet.flush()
         if events & READABLE:
             self._receive(events)

@@ -42,7 +42,7 @@ class BorrowedSocket(Stream):
 class Pair(Stream):
     """Two descriptors: pipes, files, or a terminal twice. Those of `borrowed` were blocking.
 
-    It has no `socket`.
+    A device may be one for both. It has no `socket`.
     """
 
     __slots__ = ("always_ready", "borrowed")
@@ -60,10 +60,14 @@ class Pair(Stream):
         self._wanted = 0
         self._tells_room = True
         self.always_ready = 0
-        if not loop.register(reader, self._on_event):
-            self.always_ready = EPOLLIN
-        if not loop.register(writer, self._on_event, room=True):
-            self.always_ready |= EPOLLOUT
+        if reader == writer:
+            if not loop.register(reader, self._on_event, room=True):
+                self.always_ready = EPOLLIN | EPOLLOUT
+        else:
+            if not loop.register(reader, self._on_event):
+                self.always_ready = EPOLLIN
+            if not loop.register(writer, self._on_event, room=True):
+                self.always_ready |= EPOLLOUT
         self.ready = EPOLLOUT | self.always_ready
 
     def watch(self) -> None:
@@ -81,7 +85,7 @@ class Pair(Stream):
         self.reader = self.writer = -1  # first: a signal may cut this short, and it is called again
         if writer >= 0:
             self._let_go(writer)
-        if reader >= 0:
+        if reader >= 0 and reader != writer:
             self._let_go(reader)
 
     def give_away(self) -> None:
