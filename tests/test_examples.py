@@ -29,6 +29,9 @@ pytestmark = pytest.mark.xdist_group("examples")  # one machine serves them all
 NOT_RUN = {
     r".*\bapt-get install .*": "there is no network here; tests/run installs the same packages",
     r"tests/run": "that is what runs this test",
+    r"qemu-system| +-(chardev|device) ": "tests/real has a virtual machine, with such a port",
+    r".*\benable --now virtio-mux-guest": "it waits for its port: real/test_virtio_mux_device.py",
+    r"</?channel| +</?(source|target|reconnect)": "there is no libvirt here",
 }
 
 
@@ -127,6 +130,13 @@ ENABLE_RELAY = [
 WITH_RELAY = [shown("README.md", "--relay="), shown("socks-relay.1", "--relay=")]
 JOURNAL = shown("muonsocks.7", "journalctl")
 WITH_RULES = shown("README.md", "cat > /etc/muonsocks/rules")
+MUXES = [shown("README.md", "mux.sock"), shown("virtio-mux.1", "mux.sock")]
+MUX_CURLS = [shown("README.md", "curl --socks5-hostname 127.0.0.1:1080 http://www.")]
+MUX_CURLS.append(shown("virtio-mux.1", "curl"))
+ENABLE_MUX_HOST = [
+    shown("README.md", "virtio-mux-host.socket"),
+    shown("virtio-mux.1", "virtio-mux-host.socket"),
+]
 TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
 ALLOW_LIST = shown("muonsocks.rules.5", "allow 10.1.2.3 22")
 DENY_LIST = shown("muonsocks.rules.5", "deny .example.net  ")
@@ -478,6 +488,27 @@ def test_resident_relay(machine: Machine, text: str) -> None:
         await_log(machine, r"socks-inetd\[[0-9]+\]: connected client=127\.0\.0\.1:[0-9]+ ")
         await_log(machine, r"socks-relay\[[0-9]+\]: closed client=127\.0\.0\.1:.* end=closed")
     machine.run("rm /run/socks-relay.socket")
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["README.md", "virtio-mux.1"])
+def test_a_mux_without_a_virtual_machine(machine: Machine, which: int) -> None:
+    with serving(machine, MUXES[which], "1080"):
+        assert paste(machine, MUX_CURLS[which]).strip() == WWW
+        await_log(machine, r"virtio-mux\[[0-9]+\]: closed client=mux:0 .* end=closed")
+    machine.run("rm /run/mux.sock")
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["README.md", "virtio-mux.1"])
+def test_socket_of_a_mux_host(machine: Machine, which: int) -> None:
+    """It is where QEMU is told to connect to."""
+    try:
+        paste(machine, ENABLE_MUX_HOST[which])
+        for source in ("README.md", "virtio-mux.1"):
+            text = (ROOT / source if source == "README.md" else ROOT / "man" / source).read_text()
+            [path] = set(re.findall(r"path='?(/[^,']*)", text))
+            machine.run(f"test -S {path}")
+    finally:
+        machine.run("systemctl disable --now virtio-mux-host.socket")
 
 
 @needs("tcpserver")

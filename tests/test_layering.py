@@ -32,7 +32,13 @@ PURE = {
     "muonsocks.address",
     "muonsocks.errors",
     "muonsocks.mux",
+    "muonsocks.mux.classic",
+    "muonsocks.mux.connection",
+    "muonsocks.mux.events",
     "muonsocks.mux.frames",
+    "muonsocks.mux.intake",
+    "muonsocks.mux.machine",
+    "muonsocks.mux.windows",
     "muonsocks.socketbox",
     "muonsocks.socketbox.rules",
 }

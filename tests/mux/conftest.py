@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("both", "classic_joined", "conformance", "ends", "hand", "places")
+pytest.register_assert_rewrite(
+    *("both", "classic_joined", "conformance", "ends", "hand", "model", "places", "played")
+)
 
 from classic_joined import Echo, EchoServer  # noqa: E402
 from classic_port import PATIENCE  # noqa: E402

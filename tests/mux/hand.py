@@ -145,7 +145,10 @@ class Hand:
             if len(self.came) < end:
                 break
             data, self.came = self.came[HEADER.size : end], self.came[end:]
-            found.append(decode(data) if number == CONTROL else (number, data))
+            if number != CONTROL:
+                found.append((number, data))
+            elif data:  # an empty message means nothing
+                found.append(decode(data))
         return found
 
     async def hears(self, kind: type) -> Any:

@@ -157,7 +157,7 @@ def test_a_connection(loop: Loop) -> None:
             await serving.is_empty()
             assert f"client=mux:5 user=- target={address} reply=0 in=8 out=100000" in serving.end()
             assert serving.host.served == 1
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -187,7 +187,7 @@ def test_refused_by_rule(loop: Loop) -> None:
             hand.say(Done(0), Done(1))
             await serving.is_empty()
             assert not script.asked
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -223,7 +223,7 @@ def test_what_cannot_be_dialled(loop: Loop, number: int) -> None:
                 await serving.is_empty()
             assert ("dial-failed" if number else "name-not-found") in serving.end()
             assert not [line for line in serving.log.lines if "could not be carried" in line]
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -253,7 +253,7 @@ def test_the_guest_leaves_while_it_is_dialled(loop: Loop, told: str) -> None:
                 script.was_stopped.clear()
             assert "end=client-lost" in serving.end()
             await serving.is_empty()
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -276,7 +276,7 @@ def test_a_real_dial_that_ends(loop: Loop) -> None:
                 hand.say(Reset(0, 0))
                 assert await serving.hears() == [Done(0)]
             await until(loop, lambda: answered or not serving.host.tasks)
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
             for end in ends:
                 end.close()
@@ -315,7 +315,7 @@ def test_a_shortage_is_answered_and_said_now_and_then(loop: Loop, clock: Clock) 
             hand.say(Open(0, 9, address))
             [answer] = await serving.hears()
             assert answer.code == 0, "it lives on"
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story, 600)
@@ -337,7 +337,7 @@ def test_no_port_is_left(loop: Loop) -> None:
             await until(loop, lambda: not serving.host.tasks)
             assert serving.log.lines[-1].endswith(os.strerror(number))
             assert "could not be carried out" in serving.log.lines[-1]
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -357,7 +357,7 @@ def test_a_bug_is_said_and_survived(loop: Loop) -> None:
             assert "this is a bug, please report it: ZeroDivisionError: oops" in serving.log.lines
             hand.say(Done(0))
             await serving.is_empty()
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -387,7 +387,7 @@ def test_the_port_is_lost(loop: Loop) -> None:
                 with pytest.raises(ConnectionResetError):
                     far.recv(1)
                 far.close()
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
 
     play(loop, story)
 
@@ -413,7 +413,7 @@ def test_the_port_is_lost_and_a_far_end_does_not_read(loop: Loop, clock: Clock) 
             assert not serving.ended and len(serving.host.tasks) == 1
             await clock.passes(loop, 1)
             assert serving.ended == [None] and len(serving.host.tasks) == 1
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             assert not serving.host.tasks
             assert "end=terminated" in serving.end()
             with pytest.raises(ConnectionResetError):
@@ -483,7 +483,7 @@ def test_another_guest(loop: Loop) -> None:
                 far.close()
                 assert not serving.host.tasks
                 hand.heard()
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)
@@ -505,7 +505,7 @@ def test_many_at_once_leave_nothing(loop: Loop) -> None:
                     for far in fars:
                         far.close()
             assert serving.host.served == 200
-            serving.host.stop("enough")
+            await serving.host.leave("enough")
             serving.task.interrupt(KeyboardInterrupt())
 
     play(loop, story)

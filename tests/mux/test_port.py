@@ -1,11 +1,14 @@
 """A port: what is read and written at a time, and how it is left."""
 
+import errno
 import os
 import socket
 import termios
 import tty
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from select import EPOLLIN, EPOLLRDHUP
 
 import pytest
@@ -218,3 +221,38 @@ def test_borrowed_descriptors_block_again(loop: Loop, kind: str) -> None:
     assert all(os.get_blocking(fd) for fd in ends)
     for fd in ends:
         os.close(fd)
+
+
+# One that is taken out of the machine
+
+GROUPS, PROCESSES = Path("/sys/fs/cgroup"), "cgroup.procs"
+
+
+@pytest.fixture
+def taken_away() -> Iterator[int]:
+    """A descriptor of something that is not there any more, as a virtio port's is in the end.
+
+    It is of a file in a control group: for that the kernel says ENODEV, too.
+    """
+    # in the second of these places where there are hierarchies of version 1, too
+    hierarchies = [path for path in (GROUPS, GROUPS / "unified") if (path / PROCESSES).exists()]
+    if os.geteuid() != 0 or not hierarchies:
+        pytest.skip("to make a control group takes root, and where they are mounted")
+    group = hierarchies[0] / f"muonsocks-{uuid.uuid4()}"
+    group.mkdir()
+    try:
+        fd = os.open(group / PROCESSES, os.O_RDWR | os.O_NONBLOCK)
+    finally:
+        group.rmdir()
+    yield fd
+
+
+def test_one_that_is_taken_out_does_not_return(taken_away: int) -> None:
+    loop = Loop()
+    port = Port(Pair(loop, taken_away, os.dup(taken_away), ()), "port", can_return=True)
+    with pytest.raises(OSError) as caught:
+        port.read_into(memoryview(bytearray(100)), 0)
+    assert caught.value.errno == errno.ENODEV
+    assert not port.can_return
+    port.stream.close()
+    loop.close()

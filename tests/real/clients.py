@@ -186,6 +186,53 @@ class Network:
             stack.callback(server.shutdown)
 
 
+SSH_PORT = 22
+
+
+@contextlib.contextmanager
+def sshd(net: Network) -> Iterator[None]:
+    """An sshd at TARGET with keys of its own; `ssh/client` in the work directory is let in."""
+    work = net.work / "ssh"
+    work.mkdir(mode=0o700)
+    for name in ("host", "client"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / name)]
+        subprocess.run(command, check=True)
+    shutil.copy(work / "client.pub", work / "authorized")
+    config = work / "sshd_config"
+    config.write_text(
+        f"""\
+HostKey {work}/host
+AuthorizedKeysFile {work}/authorized
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PermitRootLogin yes
+PrintMotd no
+"""
+    )
+    server = which("sshd")  # it has to be started by its whole name
+    with contextlib.ExitStack() as stack:
+        listen = ["-o", f"ListenAddress={TARGET}:{SSH_PORT}"]
+        net.start(stack, [server, "-D", "-e", "-f", str(config), *listen], (TARGET, SSH_PORT))
+        yield
+
+
+def ssh(proxy: str, key: Path) -> list[str]:
+    """The words of an ssh to that sshd, through a proxy command, with the client's key."""
+    options = {
+        "ProxyCommand": proxy,
+        "IdentityFile": str(key),
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "no",
+        "LogLevel": "ERROR",
+        "BatchMode": "yes",
+    }
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    return ["ssh", "-F", "none", *words, "-p", str(SSH_PORT), f"root@{TARGET}"]
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a server, and let it end what it has started."""
     process.terminate()

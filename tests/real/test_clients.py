@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -148,56 +147,21 @@ def test_curl_many_at_once(net: Network) -> None:
 
 # ssh, through netcat
 
-SSH_PORT = 22
-
 
 @pytest.fixture(scope="module")
 def sshd(net: Network) -> Iterator[None]:
-    """An sshd with keys of its own, and the client's key let in."""
     need("sshd", "ssh", "ssh-keygen", "nc")
-    work = net.work / "ssh"
-    work.mkdir(mode=0o700)
-    for name in ("host", "client"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / name)]
-        subprocess.run(command, check=True)
-    shutil.copy(work / "client.pub", work / "authorized")
-    config = work / "sshd_config"
-    config.write_text(
-        f"""\
-HostKey {work}/host
-AuthorizedKeysFile {work}/authorized
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin yes
-PrintMotd no
-"""
-    )
-    server = clients.which("sshd")  # it has to be started by its whole name
-    with contextlib.ExitStack() as stack:
-        listen = ["-o", f"ListenAddress={TARGET}:{SSH_PORT}"]
-        net.start(stack, [server, "-D", "-e", "-f", str(config), *listen], (TARGET, SSH_PORT))
+    with clients.sshd(net):
         yield
 
 
 @pytest.mark.parametrize("version", ["5", "4"])
 def test_ssh(net: Network, sshd: None, version: str) -> None:
     data = body(1 << 20)
-    work = net.work / "ssh"
-    upload = work / f"upload{version}"
+    upload = net.work / "ssh" / f"upload{version}"
     upload.write_bytes(data)
-    options = {
-        "ProxyCommand": f"nc -X {version} -x {at(PLAIN)} %h %p",
-        "IdentityFile": str(work / "client"),
-        "IdentitiesOnly": "yes",
-        "UserKnownHostsFile": "/dev/null",
-        "StrictHostKeyChecking": "no",
-        "LogLevel": "ERROR",
-        "BatchMode": "yes",
-    }
-    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    ssh = ["ssh", "-F", "none", *words, "-p", str(SSH_PORT), f"root@{TARGET}"]
+    proxy = f"nc -X {version} -x {at(PLAIN)} %h %p"
+    ssh = clients.ssh(proxy, net.work / "ssh" / "client")
     redirected = ["sh", "-c", 'file=$1; shift; exec "$@" <"$file"', "sh", str(upload)]
     done = net.run([*redirected, *ssh, "cat"])
     assert (done.returncode, done.stderr) == (0, b"")

@@ -47,7 +47,10 @@ class Echo:
     def take(self, configuration: bytes) -> None:
         self.answer = configuration
 
-    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+    def finish(self) -> None:
+        pass
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         if HOW == "no user":
             raise UsageError("there is no such user", "name another one")
         if HOW == "no capability":

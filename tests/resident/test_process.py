@@ -37,7 +37,10 @@ class Told:
     def take(self, configuration: Any) -> None:
         self.configuration = configuration
 
-    def settle(self, loop: Loop, retire: Callable[[], None]) -> None:
+    def finish(self) -> None:
+        pass
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         self.settling(retire)
 
     async def serve(self, loop: Loop, sock: socket.socket, peer: Peer) -> int:

@@ -191,11 +191,11 @@ class Peer:
         self._came = b""
 
     def frame(self) -> tuple[int, bytes]:
-        """The next frame, without HELLOs and PINGs."""
+        """The next frame, without HELLOs, PINGs and what means nothing."""
         while True:
             number, size = struct.unpack("<HH", self._exactly(4))
             data = self._exactly(size)
-            if number != 0xFFFF or not data.startswith((MAGIC, b"\7")):
+            if number != 0xFFFF or (data and not data.startswith((MAGIC, b"\7"))):
                 return number, data
 
     def _exactly(self, size: int) -> bytes:

@@ -34,7 +34,7 @@ FAR = Endpoint("127.0.0.1", 9)
 @pytest.mark.parametrize(
     ("sent", "why"),
     [
-        ([b"\0\0\xff\xff"], "a frame of 65535 bytes"),
+        ([b"\0\0\xff\xff\0"], "a frame of 65535 bytes"),
         ([frames_of(5, b"x")], "data of connection 5, which is not open"),
         ([Eof(5)], "a message about connection 5, which is not open"),
         ([Credit(5, 1)], "a message about connection 5, which is not open"),
@@ -43,7 +43,7 @@ FAR = Endpoint("127.0.0.1", 9)
         ([Open(1, 1, FAR), Answer(1, 1, 0, FAR)], "an ANSWER that nobody has asked for"),
         ([Open(1, 1, FAR), frames_of(1, b"x")], "data of connection 1, which is not open"),
         ([b"\xff\xff\1\0\x2a"], "a control message of type 42 with 1 bytes"),
-        ([b"\xff\xff\0\0"], "a control message of type 0 with 0 bytes"),
+        ([b"\xff\xff\1\0\4"], "a control message of type 4 with 1 bytes"),
     ],
 )
 def test_a_guest_that_breaks_the_protocol(sent: list[Any], why: str) -> None:
@@ -122,3 +122,14 @@ def test_a_host_that_answers_nothing_or_nonsense() -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         g.await_log("broken the protocol: an ANSWER that nobody has asked for")
+
+
+def test_what_is_on_its_way_is_read_before_a_host_ends() -> None:
+    """And then it closes: whoever has more to be read then is reset, which QEMU does not bear."""
+    with against_host() as (h, peer):
+        peer.meet()
+        h.await_log("the guest is there")
+        h.terminate()
+        assert peer.frame()[1] == b"\x09the host is told to stop"
+        peer.send(noise(100_000))
+        assert peer.sock.recv(1) == b""

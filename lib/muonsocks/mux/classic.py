@@ -212,7 +212,8 @@ class Classic:
         connection.unreturned = 0
 
     def _let_go(self, connection: Connection) -> None:
-        connection.let_go_here = connection.let_go_there = True
+        connection.let_go()
+        connection.let_go_there = True
         del self._connections[connection.number]
         self._free.append(connection.number)
 

@@ -40,3 +40,10 @@ class Connection:
         self.answered = False
         self.ended_here = self.ended_there = False
         self.let_go_here = self.let_go_there = False
+
+    def let_go(self) -> None:
+        """Note that the last word has been said. Nothing may be sent any more: what comes next
+        with this number is another connection's.
+        """
+        self.let_go_here = True
+        self.credit = 0

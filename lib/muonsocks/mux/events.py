@@ -39,7 +39,10 @@ class _Of(Event):
 
 
 class Opened(_Of):
-    """To a host: somebody wants a connection to `destination`, and waits for an answer."""
+    """To a host: somebody wants a connection to `destination`, and waits for an answer.
+
+    If it has been let go when this is looked at, it is over already: it is only to be released.
+    """
 
     __slots__ = ("destination",)
 

@@ -23,6 +23,10 @@ MAGIC is on the wire in a HELLO and nowhere else: so a receiver finds one behind
 of an earlier session, be it half a frame. Its bytes are from 0x80 to 0xfe, while connections and
 lengths are below 0x8000: no header has a part in it but by its first byte, behind all the others.
 Control messages have no room for it. In data it is divided between two frames.
+
+Half a frame of one who is gone may be what the HELLO of the next one follows, and must not be
+completed by it. So a receiver waits with a frame that ends as a HELLO begins, in what it has got so
+far; and a sender puts an empty control message behind such a frame, which means nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +62,9 @@ _credit = Struct("<BHI")
 _about = Struct("<BH")
 _reset = Struct("<BHB")
 
+_NOTHING = HEADER.pack(CONTROL, 0)  # an empty message
 HELLO_START = HEADER.pack(CONTROL, _hello.size) + MAGIC
+_OF_HELLO_START = frozenset(HELLO_START)
 HELLO_SIZE = HEADER.size + _hello.size
 
 
@@ -206,8 +212,27 @@ class Goodbye(Event):
 Control = Hello | Open | Answer | Credit | Eof | Reset | Done | Ping | Pong | Goodbye
 
 
+def start_of_hello(memory: bytes | bytearray, start: int, end: int) -> int:
+    """Say where a HELLO begins of which this may be all that has come so far; `end` if none does.
+
+    It is looked for between `start` and `end`, and by its header and MAGIC.
+    """
+    place = memory.find(b"\xff", max(end - len(HELLO_START) + 1, start), end)
+    while place >= 0:
+        if HELLO_START.startswith(memory[place:end]):
+            return place
+        place = memory.find(b"\xff", place + 1, end)
+    return end
+
+
+def _concluded(frames: bytes) -> bytes:
+    """Let a receiver have the last frame at once."""
+    end = len(frames)
+    return frames if start_of_hello(frames, 0, end) == end else frames + _NOTHING
+
+
 def _framed(message: bytes) -> bytes:
-    return HEADER.pack(CONTROL, len(message)) + message
+    return _concluded(HEADER.pack(CONTROL, len(message)) + message)
 
 
 def decode(message: bytes) -> Control:
@@ -260,7 +285,7 @@ class Batch:
 
     def __init__(self, frames: int) -> None:
         """Make room for so many whole frames; `size` is what they carry, in bytes."""
-        self._memory = bytearray(frames * WHOLE)
+        self._memory = bytearray(frames * WHOLE + len(_NOTHING))
         self._view = memoryview(self._memory)
         self.places = [
             self._view[start + HEADER.size : start + WHOLE]
@@ -288,6 +313,9 @@ class Batch:
         if memory.find(_ALMOST_MAGIC, 0, end) >= 0:
             data = b"".join(self.places_for(count))
             return memoryview(frames_of(connection, data))
+        if memory[end - 1] in _OF_HELLO_START and start_of_hello(memory, 0, end) < end:
+            memory[end : end + len(_NOTHING)] = _NOTHING
+            end += len(_NOTHING)
         return self._view[:end]
 
 
@@ -302,4 +330,4 @@ def frames_of(connection: int, data: bytes) -> bytes:
             end = magic + len(_ALMOST_MAGIC) // 2
         parts += HEADER.pack(connection, end - start), data[start:end]
         start = end
-    return b"".join(parts)
+    return _concluded(b"".join(parts))

@@ -99,7 +99,7 @@ class Host(Side):
                 while self.tasks:
                     await self._emptied
         except TimeoutError:
-            return  # `stop` cuts those that are left
+            return  # the tool cuts those that are left
 
     def hear(self, event: Event) -> None:
         assert isinstance(event, Opened)
@@ -110,10 +110,12 @@ class Host(Side):
         self.tasks.add(task)
         task.step()
 
-    def stop(self, reason: str) -> None:
-        super().stop(reason)
+    async def leave(self, reason: str) -> None:
+        """End all at once, and see that nothing is left on its way."""
+        self.is_stopping = True
         for task in list(self.tasks):
             task.interrupt(Stopped())
+        await self.link.leave(reason)
 
     def _on_return(self, number: int) -> None:
         self._is_over()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _ROUNDS = 4  # times that is read for one event, then the others have their turn
 _TOO_MANY = 1 << 16  # messages that wait because the other side does not read them
 _DOUBT = 1.0  # s for a HELLO after something that is none
+_QUIET, _MOST_LOOKS = 0.1, 10  # s without anything that are the end of it; and times that is tried
 _FIRST_GREETING, _LAST_GREETING = 0.25, 1.0  # s from a HELLO to the next, while none is answered
 
 
@@ -51,6 +52,7 @@ class Link:
         "_greeting",
         "_heard",
         "_is_host",
+        "_is_leaving",
         "_is_stalled",
         "_on_event",
         "_on_loss",
@@ -85,6 +87,7 @@ class Link:
         self._heard = 0.0  # when there was a sign of life
         self._pinged = 0.0  # when it was asked for one
         self._doubts: Timer | None = None  # whether the other side is of the older pair
+        self._is_leaving = False  # what comes is dropped
         self._is_stalled = False  # nothing is read, as what has come must be passed on first
 
     def _new_mux(self) -> Mux:
@@ -127,11 +130,32 @@ class Link:
         self._close()
         self._end(owners)
 
+    async def leave(self, reason: str) -> None:
+        """The same, but with time to read what is on its way: with each host that goes before it
+        has read all, QEMU 7.2 loses one of the port's buffers, until the guest can write no more.
+        """
+        if self._port is None:
+            return
+        self._is_leaving = True
+        over = self.mux.lose(reason)
+        self.mux.say_goodbye(reason)
+        self.outlet.flush()
+        self._end(over)
+        self._timer.cancel()
+        for _ in range(_MOST_LOOKS):
+            before = self._heard
+            await self.loop.sleep(_QUIET)
+            if self._heard == before or self._port is None:
+                break
+        if self._port is not None:
+            self._close()
+
     def _close(self) -> None:
         assert self._port is not None
         self._timer.cancel()
         self._trust()
-        port, self._port, self.outlet.port = self._port, None, None
+        port, self._port = self._port, None
+        self.outlet.leave()
         port.close()
 
     def _lose(self, reason: str) -> None:
@@ -139,12 +163,12 @@ class Link:
         port = self._port
         if port is None:
             return
-        over = self.mux.lose(reason) if self.mux.is_up else None
-        self.mux.output.clear()
+        was_up = self.mux.is_up
+        over = self.mux.lose(reason)  # a HELLO may be lost with it: none of that counts any more
         port.backlog = b""
         if not port.can_return:
             self._close()
-        if over is not None:
+        if was_up:
             self._end(over)
         if not port.can_return:
             self._on_loss(reason)
@@ -224,7 +248,9 @@ class Link:
             except OSError as error:
                 self._lose(error.strerror or str(error))
                 return
-            if count:
+            if count and self._is_leaving:
+                self._heard = self.loop.now
+            elif count:
                 self._heard = self.loop.now
                 self._pinged = 0.0
                 for event in mux.received(count):

@@ -43,6 +43,7 @@ from muonsocks.mux.frames import (
     Pong,
     Reset,
     decode,
+    start_of_hello,
 )
 from muonsocks.mux.intake import Intake
 from muonsocks.mux.windows import Windows
@@ -97,7 +98,8 @@ class Mux:
         """End the session, for a reason that the port or the clock has given."""
         owners = [one.owner for one in self._connections.values() if one.owner is not None]
         for one in self._connections.values():
-            one.let_go_here = one.let_go_there = True
+            one.let_go()
+            one.let_go_there = True
         self._connections.clear()
         self.output.clear()
         self.is_up = False
@@ -126,7 +128,7 @@ class Mux:
         self._theirs = hello.number
         self.limit = min(hello.connections, MOST_CONNECTIONS)
         if self._echoed != hello.number:
-            self.greet()
+            self.greet()  # else it has been answered, and will be again in time
         if hello.echo != self._number:
             return
         self.is_up = True
@@ -149,6 +151,7 @@ class Mux:
         events: list[Event] = []
         limit = self._hear_hellos(seen, events)
         if self.is_up:
+            limit = min(limit, start_of_hello(intake.memory, intake.start, intake.end))
             try:
                 self._read_frames(limit, events)
             except RemoteProtocolError as error:
@@ -203,7 +206,8 @@ class Mux:
                 start = end
                 if number == CONTROL:
                     current = -1
-                    self._control(decode(bytes(part)), events)
+                    if length:
+                        self._control(decode(bytes(part)), events)
                     if not self.is_up:
                         return
                     continue
@@ -280,10 +284,10 @@ class Mux:
         if self._is_host or connection.answered:
             raise RemoteProtocolError("an ANSWER that nobody has asked for")
         connection.answered = True
-        connection.credit = message.window
         if message.code != ReplyCode.SUCCEEDED:
             connection.let_go_there = True
         if not connection.let_go_here:
+            connection.credit = message.window
             events.append(Answered(connection, message.code, message.bound))
         if connection.let_go_there:
             self._let_go(connection)
@@ -335,7 +339,7 @@ class Mux:
         window = connection.window if code == ReplyCode.SUCCEEDED else 0
         self.output.append(Answer(connection.number, window, code, bound).encode())
         if code != ReplyCode.SUCCEEDED:
-            connection.let_go_here = True
+            connection.let_go()
 
     def end(self, connection: Connection) -> None:
         """Say that no more data comes. The last of it is in the output already."""
@@ -349,7 +353,7 @@ class Mux:
     def reset(self, connection: Connection, reason: int) -> None:
         """Let go of a connection, whatever its state. Harmless when that has been done."""
         if not connection.let_go_here:
-            connection.let_go_here = True
+            connection.let_go()
             self.output.append(Reset(connection.number, reason).encode())
 
     def consume(self, connection: Connection, count: int) -> None:
@@ -371,8 +375,9 @@ class Mux:
     def _let_go(self, connection: Connection) -> None:
         """Say the last word if it has not been said, and free the number if both have."""
         if not connection.let_go_here:
-            connection.let_go_here = True
+            connection.let_go()
             self.output.append(Done(connection.number).encode())
         if connection.let_go_there:
             del self._connections[connection.number]
-            self._free.append(connection.number)
+            if not self._is_host:  # it is the guest that uses it again
+                self._free.append(connection.number)

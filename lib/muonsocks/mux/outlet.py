@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from muonsocks.mux.connection import Connection
     from muonsocks.mux.machine import Mux
     from muonsocks.mux.port import Port
-    from muonsocks.net.loop import Loop
+    from muonsocks.net.loop import Loop, Timer
 
 _BATCH = 16  # whole frames, half a megabyte: what is read from one sender at a time, at most
 _TURNS = 1 << 20  # bytes that are sent in turns, then the others have theirs
@@ -34,7 +34,7 @@ class Outlet:
     __slots__ = (
         "_collects",
         "_flush_is_due",
-        "_look_is_due",
+        "_look",
         "_loop",
         "_on_failure",
         "_senders",
@@ -54,7 +54,7 @@ class Outlet:
         self.batch = Batch(_BATCH)
         self._senders: deque[Outgoing] = deque()  # those that wait for their turn
         self._flush_is_due = False
-        self._look_is_due = False  # at whether a frame has been read
+        self._look: Timer | None = None  # at whether an older peer has read a frame
         self._collects = False  # small messages are going to be written together
         self._sent = 0  # bytes of data
 
@@ -115,17 +115,23 @@ class Outlet:
         while output:
             if not port.is_read():
                 # That it has been read is told by nothing.
-                if not self._look_is_due:
-                    self._look_is_due = True
-                    self._loop.call_later(_NOT_READ, self._look_again)
+                if self._look is None:
+                    self._look = self._loop.call_later(_NOT_READ, self._look_again)
                 return False
             if not port.write(output.pop(0)):
                 return False
         return True
 
     def _look_again(self) -> None:
-        self._look_is_due = False
+        self._look = None
         self.flush()
+
+    def leave(self) -> None:
+        """Have no port any more."""
+        self.port = None
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     # For those who send
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import termios
 from _socket import SOCK_STREAM
+from errno import ENODEV
 from fcntl import ioctl
 from os import readv, write
 from sys import byteorder
@@ -23,7 +24,8 @@ _ENOUGH = 1 << 16  # bytes of input that are worth being looked at
 class Port:
     """A stream to the other side. `backlog` is what was written and it would not take yet.
 
-    If it `can_return`, as a virtio port does, its end is none: the other side may come back to it.
+    If it `can_return`, as a virtio port does, its end is none: the other side may come back to it,
+    unless it was taken out of the machine.
     """
 
     __slots__ = (
@@ -69,6 +71,10 @@ class Port:
                 count = readv(self.reader, (room[total:],))
             except BlockingIOError:
                 return total, True
+            except OSError as error:
+                if error.errno == ENODEV:
+                    self.can_return = False
+                raise
             if not count:
                 if total:
                     return total, False

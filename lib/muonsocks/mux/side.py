@@ -26,12 +26,12 @@ class Side:
 
     __slots__ = (
         "_delay",
-        "_is_stopping",
         "_log",
         "_losses",
         "_other",
         "_place",
         "_said",
+        "is_stopping",
         "link",
         "loop",
     )
@@ -44,7 +44,7 @@ class Side:
         self._losses = Mailbox()
         self._delay = 0.0
         self._said = ""
-        self._is_stopping = False
+        self.is_stopping = False
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class Side:
 
     def stop(self, reason: str) -> None:
         """End the session and leave the port as it was found."""
-        self._is_stopping = True
+        self.is_stopping = True
         self.link.detach(reason)
 
     def _say(self, what: str) -> None:
@@ -83,7 +83,7 @@ class Side:
             self._log.info(f"the {self._other} is there")
             self.begun()
         elif isinstance(event, Over):
-            if self._is_stopping:
+            if self.is_stopping:
                 return
             self._say(f"the {self._other} is not there any more: {event.reason}")
         else:

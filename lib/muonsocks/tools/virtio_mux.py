@@ -144,7 +144,7 @@ def _host(given: options.Options, port: list[str], log: Log) -> int:
     try:
         loop.run(host.run())
     finally:
-        host.stop("the host is told to stop")
+        loop.run(host.leave("the host is told to stop"))
     return DONE
 
 
