@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Both, Side
-from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds, stuff
+from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds, stuff, until
 
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
@@ -420,6 +420,60 @@ def test_a_port_that_can_return(loop: Loop, clock: Clock, tmp_path: Path) -> Non
                 channel.close()
                 await clock.passes(loop, 1)
                 assert not side.happened._items and not side.lost._items
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_what_waited_for_one_who_has_gone_is_dropped(loop: Loop, tmp_path: Path) -> None:
+    """The next one hears a HELLO behind what the port had taken."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, False, BOUNDS)
+            fifos = Fifos(loop, tmp_path)
+            side.link.attach(fifos.port)
+            fifos.come(hand)
+            await rounds(loop)
+            fifos.heard()
+            fifos.port.write(b"x" * (1 << 20))
+            assert fifos.port.backlog
+            side.link.mux.output.append(b"y" * 100)
+            fifos.go()
+            await until(loop, lambda: not fifos.port.backlog)
+            fifos.come(hand)
+            came = b""
+            while hellos(came) == 0:
+                came += fifos.heard()
+                await loop.sleep(0.01)
+            assert came.lstrip(b"x").startswith(b"\xff\xff") and len(came) < 1 << 20
+            fifos.go()
+            side.link.detach("enough")
+
+    play(loop, story)
+
+
+def test_what_waited_for_one_who_is_given_up_is_dropped(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side, window=1 << 22)
+            hand.forget()
+            side.link.outlet.send_copy(channel.connection, b"x" * (1 << 22))
+            await rounds(loop)
+            assert side.link.outlet.is_congested
+            while not side.happened._items:
+                await clock.passes(loop, 0.1)
+            over = await side.hears(Over)
+            assert over.reason.startswith("there was no sign of life")
+            assert not side.link.outlet.is_congested
+            await clock.passes(loop, 2)
+            while hellos(hand.take()) == 0:
+                await clock.passes(loop, 0.1)
+            assert len(hand.came) < 1 << 22
+            channel.close()
             side.link.detach("enough")
 
     play(loop, story, 600)
