@@ -315,6 +315,42 @@ def test_the_guest_ends_with_its_port(loop: Loop) -> None:
     play(loop, story)
 
 
+@pytest.mark.parametrize("then", ["nothing", "much", "more and more", "the end"])
+def test_leaving_takes_time_to_read(loop: Loop, clock: Clock, then: str) -> None:
+    """What is on its way is read, and dropped, until it is quiet; but not for ever."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side)
+            left: list[None] = []
+            began = clock.now()
+            loop.spawn(side.link.leave("told to stop"), pytest.fail, left.append)
+            assert hand.heard() == [Goodbye("told to stop")] and channel.is_cut_off
+            await side.hears(Over)
+            if then == "much":
+                await hand.say_much(b"\0\0\1\0x" * 300_000)
+            elif then == "the end":
+                hand.sock.close()
+            while not left:
+                if then == "more and more":
+                    hand.say(Ping(bytes(8)))
+                await clock.passes(loop, 0.01)
+            taken = clock.now() - began
+            assert (0.9 < taken < 1.5) if then == "more and more" else (taken < 0.5)
+            assert hand.ours.fileno() == -1 and channel.early == b""
+            if then != "the end":
+                assert hand.heard() == [], "nothing is said after the goodbye"
+            await clock.passes(loop, 3)
+            assert not side.happened._items
+            channel.close()
+            await side.link.leave("again")  # harmless
+
+    play(loop, story, 600)
+
+
 @pytest.mark.parametrize("ending", [Goodbye("so"), Hello(1, 0, b"another.", NO_NUMBER), Done(9)])
 def test_what_is_opened_in_the_same_breath_as_the_session_ends(loop: Loop, ending: Event) -> None:
     """It is no connection of the next session, whatever is done with it."""
