@@ -25,6 +25,7 @@ from ends import (
 )
 from hand import WINDOW, Hand, play, rounds, stuff, until
 
+from muonsocks.mux import carriage as carriage_module
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
@@ -318,6 +319,31 @@ def test_early_data_of_which_all_is_taken_at_once(loop: Loop) -> None:
             channel.close()
             stream.close()
             side.link.detach("enough")
+
+    play(loop, story)
+
+
+def test_who_waits_for_a_turn_has_one(loop: Loop) -> None:
+    """However often its stream has something new meanwhile."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            carried = Carried(loop, hand)
+            await carried.begin()
+            outlet = carried.side.link.outlet
+            carried.side.link.outlet.send_copy(carried.channel.connection, bytes(WINDOW - 100))
+            await rounds(loop)
+            port = carried.side.link._port
+            assert port is not None
+            if not port.backlog:
+                port.write(bytes(1 << 22))
+            for _ in range(5):
+                await sends(loop, carried.end, b"more")
+                await rounds(loop)
+                assert len(outlet._senders) == 1
+            hand.sock.close()
+            assert await carried.over() == "reset"
+            carried.leave()
 
     play(loop, story)
 
@@ -681,6 +707,40 @@ def test_urgent_data_stays_in_its_place(loop: Loop) -> None:
     play(loop, story)
 
 
+@pytest.mark.parametrize("end", [Eof(0), Reset(0, 1)], ids=["eof", "reset"])
+@pytest.mark.parametrize("early", [b"", b"last"])
+def test_what_has_ended_before(loop: Loop, end: Any, early: bytes) -> None:
+    """The sink gets what there was, and the end as it was."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side)
+            hand.say(frames_of(0, early), end)
+            await until(loop, lambda: channel.has_ended or channel.was_lost)
+            stream, far = made(loop, "tcp")
+            relay = Carriage(channel, stream)
+            relay.start(PATIENCE, PATIENCE)
+            if isinstance(end, Reset):
+                assert relay.reason == "reset"
+            else:
+                assert not relay.reason and far.read_to_end() == (early, "end")
+                far.end_output()
+                await until(loop, lambda: relay.reason)
+            for one in relay.stop().owed_resets:
+                one.reset_on_close()
+            channel.close()
+            stream.close()
+            if isinstance(end, Reset):
+                assert far.read_to_end()[1] == "reset"
+            far.close()
+            side.link.detach("enough")
+
+    play(loop, story)
+
+
 # Other kinds of descriptors
 
 
@@ -710,6 +770,39 @@ def test_regular_files(loop: Loop, tmp_path: Path) -> None:
         await rounds(loop)
         assert not both.has_connections
         both.close()
+
+    play(loop, story)
+
+
+def test_a_file_that_takes_a_part(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no event when it takes the rest."""
+    writes = []
+
+    def write(fd: int, data: Any) -> int:
+        writes.append(len(data))
+        return os.write(fd, data[: 1 + len(data) // 2])
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side)
+            writer = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+            stream = Pair(loop, os.open("/dev/null", os.O_RDONLY), writer, ())
+            relay = Carriage(channel, stream)
+            relay.start(PATIENCE, PATIENCE)
+            with monkeypatch.context() as patch:
+                patch.setattr(carriage_module, "write", write)
+                hand.say(frames_of(0, noise(10_000)), Eof(0))
+                await until(loop, lambda: relay.reason)
+            assert (tmp_path / "out").read_bytes() == noise(10_000) and len(writes) > 5
+            assert relay.stop().reason == "closed"
+            channel.close()
+            stream.close()
+            side.link.detach("enough")
 
     play(loop, story)
 

@@ -357,14 +357,14 @@ def test_a_client_leaves(loop: Loop, when: str) -> None:
                         hand.say(Answer(0, 9, 0, UNSPECIFIED))  # which is on its way
                     task.interrupt(Left())
                     await rounds(loop)
-                    assert hand.heard()[0] == Reset(0, 0)
+                    assert Reset(0, 0) in hand.heard()
                 assert isinstance(served.outcomes.pop(0), Left)
                 served.tasks.clear()
                 del task
             if when == "waiting":
                 await served.meet()
                 await rounds(loop)
-                assert all(isinstance(one, Hello) for one in hand.heard())
+                assert {type(m) for m in hand.heard()} <= {Hello}
             else:
                 if when == "answered":
                     hand.data(0, b"to nobody")

@@ -380,7 +380,9 @@ def test_the_port_is_lost(loop: Loop) -> None:
                 await serving.hears()
                 hand.data(number, b"last words")
             hand.sock.close()
+            began = loop.now
             await until(loop, lambda: serving.ended)
+            assert loop.now - began < 3, "it does not wait for longer than there is somebody"
             assert serving.ended == [None] and not serving.host.tasks
             for far in fars:
                 assert far.recv(100) == b"last words"
@@ -416,6 +418,7 @@ def test_the_port_is_lost_and_a_far_end_does_not_read(loop: Loop, clock: Clock) 
             await serving.host.leave("enough")
             assert not serving.host.tasks
             assert "end=terminated" in serving.end()
+            assert not [line for line in serving.log.lines if "bug" in line]
             with pytest.raises(ConnectionResetError):
                 while far.recv(1 << 20):
                     pass

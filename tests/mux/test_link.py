@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Both, Side
-from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds, stuff
+from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds, stuff, until
 
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
@@ -315,6 +315,42 @@ def test_the_guest_ends_with_its_port(loop: Loop) -> None:
     play(loop, story)
 
 
+@pytest.mark.parametrize("then", ["nothing", "much", "more and more", "the end"])
+def test_leaving_takes_time_to_read(loop: Loop, clock: Clock, then: str) -> None:
+    """What is on its way is read, and dropped, until it is quiet; but not for ever."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side)
+            left: list[None] = []
+            began = clock.now()
+            loop.spawn(side.link.leave("told to stop"), pytest.fail, left.append)
+            assert hand.heard() == [Goodbye("told to stop")] and channel.is_cut_off
+            await side.hears(Over)
+            if then == "much":
+                await hand.say_much(b"\0\0\1\0x" * 300_000)
+            elif then == "the end":
+                hand.sock.close()
+            while not left:
+                if then == "more and more":
+                    hand.say(Ping(bytes(8)))
+                await clock.passes(loop, 0.01)
+            taken = clock.now() - began
+            assert (0.9 < taken < 1.5) if then == "more and more" else (taken < 0.5)
+            assert hand.ours.fileno() == -1 and channel.early == b""
+            if then != "the end":
+                assert hand.heard() == [], "nothing is said after the goodbye"
+            await clock.passes(loop, 3)
+            assert not side.happened._items
+            channel.close()
+            await side.link.leave("again")  # harmless
+
+    play(loop, story, 600)
+
+
 @pytest.mark.parametrize("ending", [Goodbye("so"), Hello(1, 0, b"another.", NO_NUMBER), Done(9)])
 def test_what_is_opened_in_the_same_breath_as_the_session_ends(loop: Loop, ending: Event) -> None:
     """It is no connection of the next session, whatever is done with it."""
@@ -420,6 +456,60 @@ def test_a_port_that_can_return(loop: Loop, clock: Clock, tmp_path: Path) -> Non
                 channel.close()
                 await clock.passes(loop, 1)
                 assert not side.happened._items and not side.lost._items
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_what_waited_for_one_who_has_gone_is_dropped(loop: Loop, tmp_path: Path) -> None:
+    """The next one hears a HELLO behind what the port had taken."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, False, BOUNDS)
+            fifos = Fifos(loop, tmp_path)
+            side.link.attach(fifos.port)
+            fifos.come(hand)
+            await rounds(loop)
+            fifos.heard()
+            fifos.port.write(b"x" * (1 << 20))
+            assert fifos.port.backlog
+            side.link.mux.output.append(b"y" * 100)
+            fifos.go()
+            await until(loop, lambda: not fifos.port.backlog)
+            fifos.come(hand)
+            came = b""
+            while hellos(came) == 0:
+                came += fifos.heard()
+                await loop.sleep(0.01)
+            assert came.lstrip(b"x").startswith(b"\xff\xff") and len(came) < 1 << 20
+            fifos.go()
+            side.link.detach("enough")
+
+    play(loop, story)
+
+
+def test_what_waited_for_one_who_is_given_up_is_dropped(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            channel = await hand.opened(side, window=1 << 22)
+            hand.forget()
+            side.link.outlet.send_copy(channel.connection, b"x" * (1 << 22))
+            await rounds(loop)
+            assert side.link.outlet.is_congested
+            while not side.happened._items:
+                await clock.passes(loop, 0.1)
+            over = await side.hears(Over)
+            assert over.reason.startswith("there was no sign of life")
+            assert not side.link.outlet.is_congested
+            await clock.passes(loop, 2)
+            while hellos(hand.take()) == 0:
+                await clock.passes(loop, 0.1)
+            assert len(hand.came) < 1 << 22
+            channel.close()
             side.link.detach("enough")
 
     play(loop, story, 600)

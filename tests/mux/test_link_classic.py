@@ -4,7 +4,7 @@ import pytest
 from both import MEMORY, SOMEWHERE, Side
 from classic_joined import GREETING
 from classic_port import frame
-from ends import noise
+from ends import made, noise
 from hand import (
     BOUNDS,
     REQUEST,
@@ -19,6 +19,7 @@ from hand import (
     until,
 )
 
+from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.events import Began, Opened, Over
 from muonsocks.mux.frames import NO_NUMBER, Goodbye, Hello
@@ -279,6 +280,34 @@ def test_reading_stops_when_too_much_waits(loop: Loop, clock: Clock) -> None:
             assert side.link.mux._waits == 0
             side.link.detach("enough")
             await loop.sleep(0.01)
+
+    play(loop, story, 600)
+
+
+def test_reading_goes_on_when_a_stream_takes_what_waits(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand, Bounds(1000, 10_000, SILENCE))
+            channel = Channel(side.link, (await side.hears(Opened)).connection)
+            stream, end = made(loop, "unix")
+            relay = Carriage(channel, stream)
+            relay.start(600, 600)
+            data = noise(4 << 20)
+            pieces = [data[start : start + 4000] for start in range(0, len(data), 4000)]
+            whole = b"".join(frame(3, piece) for piece in pieces)
+            loop.spawn(hand.say_much(whole), pytest.fail)
+            await rounds(loop, 200)
+            assert side.link.mux.is_full
+            got = b""
+            while len(got) < len(data):
+                got += end.read()
+                await rounds(loop)
+            assert got == data
+            relay.stop()
+            channel.close()
+            stream.close()
+            end.close()
+            side.link.detach("enough")
 
     play(loop, story, 600)
 

@@ -70,9 +70,12 @@ def test_a_session(loop: Loop, is_host: bool) -> None:
             ]
             await meet(hand, side, connections=0 if is_host else 5)
             assert side.begins == 2 and side.log.lines[2:] == [f"the {other} is there"]
+            hand.say(Goodbye("so"))
+            await rounds(loop)
+            assert side.log.lines[3:] == side.log.lines[1:2], "it is said of each session"
             side.stop("told to stop")
             assert hand.heard()[-1] == Goodbye("told to stop")
-            assert hand.is_closed() and len(side.log.lines) == 3
+            assert hand.is_closed() and len(side.log.lines) == 4
             assert not task.is_over and not side.heard
 
     play(loop, story)
