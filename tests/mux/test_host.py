@@ -170,6 +170,35 @@ def _peek(sock: socket.socket) -> bytes | None:
         return None
 
 
+def test_a_guest_that_opens_and_resets(loop: Loop) -> None:
+    """Of sessions that have not ended yet there are twice as many as of connections, at most."""
+    script = Script()
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            serving = Serving(loop, hand, script)
+            await serving.meet()
+            host = serving.host
+            for number in range(20):  # each is dialled, and that lasts
+                hand.say(Open(number % 10, 9, Endpoint("192.0.2.1", 25)))
+                await until(loop, lambda n=number: host.served == n + 1)
+                if number < 10:
+                    host.link.mux._connections[number].owner._watcher = None  # and it goes on
+                    hand.say(Reset(number, 0))
+                    assert await serving.hears() == [Done(number)]
+            assert len(host.tasks) == 20
+            host.link.mux._connections[3].owner._watcher = None
+            hand.say(Reset(3, 0), Open(3, 9, Endpoint("192.0.2.1", 25)))
+            assert await serving.hears(2) == [Done(3), Answer(3, 0, 1, UNSPECIFIED)]
+            hand.say(Done(3), Reset(0, 0))
+            assert await serving.hears() == [Done(0)]
+            await until(loop, lambda: len(host.tasks) == 19)
+            await host.leave("enough")
+            serving.task.interrupt(KeyboardInterrupt())
+
+    play(loop, story)
+
+
 def test_refused_by_rule(loop: Loop) -> None:
     """Answered at once, and nobody is dialled."""
     script = Script()

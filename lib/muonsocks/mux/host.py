@@ -12,7 +12,7 @@ from muonsocks.mux.side import Side
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Task, Waitable
 from muonsocks.socks.admission import LINGER
-from muonsocks.socks.request import Command, Reply, Request
+from muonsocks.socks.request import Command, Reply, ReplyCode, Request
 from muonsocks.socks.session import Session
 
 TYPE_CHECKING = False
@@ -74,7 +74,7 @@ class _Answers:
 class Host(Side):
     """Serves the guest at a port, one after the other if they change."""
 
-    __slots__ = ("_complains_from", "_emptied", "_policy", "served", "tasks")
+    __slots__ = ("_complains_from", "_emptied", "_most", "_policy", "served", "tasks")
 
     def __init__(
         self,
@@ -87,6 +87,9 @@ class Host(Side):
         super().__init__(loop, place, True, bounds, log)
         self._policy = policy
         self.tasks: set[Task] = set()
+        # A number is free before its session has ended: it may look a name up, or the far end may
+        # have to be told. A guest that opens and resets is not to pile these up.
+        self._most = 2 * bounds.connections
         self.served = 0
         self._emptied = Waitable()
         self._complains_from = 0.0
@@ -103,6 +106,11 @@ class Host(Side):
 
     def hear(self, event: Event) -> None:
         assert isinstance(event, Opened)
+        if len(self.tasks) >= self._most:
+            self.link.mux.answer(event.connection, ReplyCode.GENERAL_FAILURE)
+            self.link.mux.release(event.connection)
+            self.link.outlet.flush_soon()
+            return
         channel = Channel(self.link, event.connection)
         session = HostSession(channel, event.destination, self._policy, self._log)
         self.served += 1
