@@ -111,8 +111,9 @@ class Classic:
         self.is_up = False
         return Over(reason, owners)
 
-    def say_goodbye(self, reason: str) -> None:
-        """Say nothing."""
+    def say_goodbye(self, reason: str) -> Over:
+        """End the session. There is no way to tell the other side."""
+        return self.lose(reason)
 
     # Input
 

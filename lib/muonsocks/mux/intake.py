@@ -24,8 +24,3 @@ class Intake:
                 self.memory[:rest] = self.view[self.start : self.end]
             self.start, self.end = 0, rest
         return self.view[self.end :]
-
-    def put(self, data: bytes) -> int:
-        """Put in data that was read elsewhere, of a size that there is room for, and count it."""
-        self.room()[: len(data)] = data
-        return len(data)

@@ -119,8 +119,7 @@ class Link:
         port = self._port
         if port is None:
             return
-        owners = self.mux.lose(reason)
-        self.mux.say_goodbye(reason)
+        over = self.mux.say_goodbye(reason)
         if not port.backlog:
             try:
                 port.write(b"".join(self.mux.output))
@@ -128,7 +127,7 @@ class Link:
                 pass  # then it will notice by itself
         self.mux.output.clear()
         self._close()
-        self._end(owners)
+        self._end(over)
 
     async def leave(self, reason: str) -> None:
         """The same, but with time to read what is on its way: with each host that goes before it
@@ -137,8 +136,7 @@ class Link:
         if self._port is None:
             return
         self._is_leaving = True
-        over = self.mux.lose(reason)
-        self.mux.say_goodbye(reason)
+        over = self.mux.say_goodbye(reason)
         self.outlet.flush()
         self._end(over)
         self._timer.cancel()

@@ -107,10 +107,11 @@ class Mux:
         self._theirs = self._echoed = NO_NUMBER
         return Over(reason, owners)
 
-    def say_goodbye(self, reason: str) -> None:
+    def say_goodbye(self, reason: str) -> Over:
         """End the session, and tell the other side why."""
-        self.lose(reason)
+        over = self.lose(reason)
         self.output.append(Goodbye(reason).encode())
+        return over
 
     def ping(self, token: bytes) -> None:
         """Ask for a sign of life."""

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop
     from muonsocks.socks.request import Event
 
-_FIRST_DELAY, _LONGEST_DELAY = (
-    0.1,
-    1.0,
-)  # s until a port that was lost, or not there, is tried again
+# s until a port that was lost, or is not there, is tried again
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
 
 
 class Side:
