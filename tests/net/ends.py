@@ -1,5 +1,6 @@
 """The ends of a connection that a test holds, and the ways in which they are joined to ours."""
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -40,14 +41,12 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [threads.submit(call) for call in calls]]
 
 
-def descriptors() -> dict[int, str]:
-    """What this process has open, as number and target."""
+def descriptors(pid: int | str = "self") -> dict[int, str]:
+    """What a process has open, as number and target; what it closes meanwhile is left out."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue  # the descriptor of the directory itself
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
 

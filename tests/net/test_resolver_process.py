@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ends import PATIENCE, nothing_left_behind
+from ends import PATIENCE, descriptors, nothing_left_behind
 from nameserver import Gate, wait_until
 from places import root_only
 
@@ -172,8 +172,7 @@ def test_keeps_no_descriptor_but_its_own(gate: Gate) -> None:
         with Helper() as helper:
             helper.ask(1, "fast1111")
             helper.answer()
-            fds = os.listdir(f"/proc/{helper.pid}/fd")
-            open_there = {int(fd): os.readlink(f"/proc/{helper.pid}/fd/{fd}") for fd in fds}
+            open_there = descriptors(helper.pid)
             its_own = {"anon_inode:[eventpoll]", "anon_inode:[eventfd]"}
             others = {fd for fd, what in open_there.items() if what not in its_own}
             assert others == {2, helper.number}

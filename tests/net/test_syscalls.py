@@ -18,6 +18,7 @@ from ends import (
     Lines,
     Ours,
     Outcome,
+    descriptors,
     no_garbage,
     noise,
     nothing_left_behind,
@@ -362,7 +363,7 @@ def take(end: End, data: bytes) -> None:
 
 def has_epoll(pid: int) -> bool:
     try:
-        return "eventpoll" in "".join(map(os.readlink, Path(f"/proc/{pid}/fd").iterdir()))
+        return "eventpoll" in "".join(descriptors(pid).values())
     except FileNotFoundError:
         return False
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ends import descriptors
 from programs import SECONDS, accept, environment, listener, read_all, socks4
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,13 +86,9 @@ def asleep(pid: int, seconds: float = 1.0) -> float:
     return seen["S"] / seen.total()
 
 
-def descriptors(pid: int) -> Counter[str]:
+def kinds_of_descriptors(pid: int) -> Counter[str]:
     """How many descriptors of which kind a process has open: "socket", "pipe", "anon_inode"..."""
-    kinds = Counter[str]()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            kinds[os.readlink(f"/proc/{pid}/fd/{name}").split(":[")[0]] += 1
-    return kinds
+    return Counter(link.split(":[")[0] for link in descriptors(pid).values())
 
 
 def resident_memory(pid: int) -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ends import descriptors
 from programs import SECONDS, environment, listener, read_all
 from real_server import (
     ADDRESS,
@@ -21,10 +22,10 @@ from real_server import (
     Server,
     asleep,
     children,
-    descriptors,
     ended,
     free_port,
     is_alive,
+    kinds_of_descriptors,
     running,
     state,
     until,
@@ -135,7 +136,7 @@ def test_a_stop_before_it_is_up(tmp_path: Path, workers: int) -> None:
     with open(gate, "wb"):  # opens once the first worker is there
         done.send_signal(signal.SIGHUP)
         done.send_signal(signal.SIGTERM)
-        until("it has closed its listener", lambda: descriptors(done.pid)["socket"] == 1)
+        until("it has closed its listener", lambda: kinds_of_descriptors(done.pid)["socket"] == 1)
     output, log = done.communicate(timeout=SECONDS)
     assert (done.returncode, output) == (0, "")
     assert log.endswith("stopped, connections that were cut: 0\n")
@@ -224,8 +225,7 @@ def test_a_worker_that_cannot_be_forked() -> None:
 def holds_connection(pid: int) -> bool:
     table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     inodes = {line.split()[9] for line in table if line.split()[3] == "01"}
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return any(link.strip("socket:[]") in inodes for link in links)
+    return any(link.strip("socket:[]") in inodes for link in descriptors(pid).values())
 
 
 def test_no_worker_can_be_forked() -> None:

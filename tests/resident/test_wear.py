@@ -15,8 +15,8 @@ from programs import listener
 from real_server import (
     ADDRESS,
     Server,
-    descriptors,
     free_port,
+    kinds_of_descriptors,
     resident_memory,
     running,
     until,
@@ -64,13 +64,13 @@ def unfinished() -> int:
 
 
 def without_pipes(pid: int) -> Counter[str]:
-    kinds = descriptors(pid)
+    kinds = kinds_of_descriptors(pid)
     assert kinds.pop("pipe", 0) <= 2 + MORE_PIPES
     return kinds
 
 
 def sockets(server: Server) -> list[int]:
-    return [descriptors(pid)["socket"] for pid in server.worker_pids()]
+    return [kinds_of_descriptors(pid)["socket"] for pid in server.worker_pids()]
 
 
 @root_only()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ends import descriptors
 from programs import (
     GREETING,
     HANDSHAKE,
@@ -85,8 +86,7 @@ class Resident:
         """Say how many connections each worker has: there is a TCP socket at both ends of one."""
         counts = []
         for pid in self.workers():
-            places = Path(f"/proc/{pid}/fd").iterdir()
-            inodes = {place.readlink().name for place in places}
+            inodes = set(descriptors(pid).values())
             table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
             counts.append(sum(f"socket:[{line.split()[9]}]" in inodes for line in table) // 2)
         return counts

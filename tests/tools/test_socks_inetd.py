@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ends import descriptors
 from programs import (
     GREETING,
     INETD,
@@ -389,10 +390,8 @@ def wait_for_syn_sent(pid: int) -> None:
     while time.monotonic() < deadline:
         table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
         connecting = {line.split()[9] for line in table if line.split()[3] == "02"}
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if os.readlink(link).strip("socket:[]") in connecting:
-                    return
+        if not connecting.isdisjoint(link.strip("socket:[]") for link in descriptors(pid).values()):
+            return
     raise AssertionError("it does not connect")
 
 

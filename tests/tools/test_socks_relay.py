@@ -1,6 +1,5 @@
 """socks-relay as a process: a request in the environment, another way to go, or none to answer."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ends import descriptors
 from programs import (
     REJECTED,
     RELAY,
@@ -311,11 +311,7 @@ def test_closed_descriptors(environ: dict[bytes, bytes]) -> None:
 
 def count_sockets(pid: int) -> int:
     """How many descriptors of a process are sockets."""
-    links = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
-            links.append(os.readlink(entry))
-    return sum(link.startswith("socket:") for link in links)
+    return sum(link.startswith("socket:") for link in descriptors(pid).values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
