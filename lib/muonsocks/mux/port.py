@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from muonsocks.net.stream import Stream
 
 _SIOCOUTQ = 0x5411  # bytes that a unix socket's peer has not read yet, unix(7)
-_ENOUGH = 1 << 16  # bytes of input that are worth being looked at
+_ENOUGH = 1 << 17  # bytes of input that are worth being looked at, and written in one go
 
 
 class Port:
