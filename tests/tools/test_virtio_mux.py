@@ -30,7 +30,7 @@ from programs import (
     socks5,
 )
 from programs import KINDS as PORTS
-from real_server import ADDRESS, children, descriptors, free_port, reset, until, works
+from real_server import ADDRESS, children, free_port, kinds_of_descriptors, reset, until, works
 from sides import VIRTIO_MUX, both, cable, guest, host
 
 from muonsocks.mux.frames import (
@@ -148,7 +148,7 @@ def test_a_burst_of_connections() -> None:
         # Nothing stays of them.
         [worker] = children(g.pid)
         for pid in (worker, h.pid):
-            until("all is closed", lambda pid=pid: descriptors(pid)["socket"] <= 6)
+            until("all is closed", lambda pid=pid: kinds_of_descriptors(pid)["socket"] <= 6)
 
 
 # One who is slow
