@@ -1,4 +1,4 @@
-"""What a server has in memory, apart from the files it maps: its processes, and the kernel for it.
+"""What a server has in memory: its processes, the files they map or not, and the kernel for it.
 
 The processes' share is in /proc/PID/smaps_rollup, and a page that n of them share counts as an nth
 in each. The kernel's share (sockets, descriptors, thread stacks, page tables, socket buffers) is
@@ -42,16 +42,26 @@ class Memory:
         return sum(int((self.group / name).read_text()) for name in names)
 
     def processes(self) -> int:
-        """Bytes that the server's processes have."""
-        total = 0
+        """Bytes that the server's processes have, apart from the files they map."""
+        return sum(each["Pss_Anon"] + each["Pss_Shmem"] for each in self._figures())
+
+    def with_files(self) -> int:
+        """Bytes that they have; a page of a file is an nth, whoever the n are that map it."""
+        return sum(each["Pss"] for each in self._figures())
+
+    def alone(self) -> int:
+        """Bytes that they have if nobody else maps their files, of which one maps all."""
+        return self.processes() + max(each["Rss"] - each["Anonymous"] for each in self._figures())
+
+    def _figures(self) -> Iterator[dict[str, int]]:
+        """What is known of each process, in bytes."""
         for pid in (self.group / "cgroup.procs").read_text().split():
             try:
                 text = Path(f"/proc/{pid}/smaps_rollup").read_text()
             except OSError:  # it is gone
                 continue
-            figures = dict(line.split()[:2] for line in text.splitlines()[1:])
-            total += int(figures["Pss_Anon:"]) + int(figures["Pss_Shmem:"])
-        return total * 1024
+            lines = (line.split() for line in text.splitlines()[1:])
+            yield {name.rstrip(":"): int(number) * 1024 for name, number, _ in lines}
 
     def settled(self) -> int:
         """Bytes in all, once they have hardly changed for longer than the kernel adds up."""

@@ -1,4 +1,4 @@
-"""What bench.py found, as a table, beside the goals, and as a plot."""
+"""What was found, as a table, beside the goals, and as a plot."""
 
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,22 +14,37 @@ class Metric(NamedTuple):
     decimals: int
     less_is_better: bool = False
 
+    def row(self, n: int) -> str:
+        return f"{self.title}, {n} {self.each}{'s'[: n > 1]}"
+
 
 METRICS = {
+    "stream down": Metric("1 stream down, MB/s", "KiB write", 0),
+    "stream up": Metric("1 stream up, MB/s", "KiB write", 0),
     "rate": Metric("connections/s", "client", 0),
     "trips": Metric("64-byte round trips/s", "connection", 0),
+    "trips beside": Metric("64-byte round trips/s beside a blocked one", "connection", 0),
+    "trips kept": Metric("round trips kept beside it, %", "connection", 1),
     "down": Metric("down, MB/s", "stream", 0),
+    "down beside": Metric("down beside a blocked one, MB/s", "stream", 0),
+    "down kept": Metric("down kept beside it, %", "stream", 1),
     "up": Metric("up, MB/s", "stream", 0),
     "down cpu": Metric("down, CPU s per GB", "stream", 3, True),
     "up cpu": Metric("up, CPU s per GB", "stream", 3, True),
     "idle": Metric("idle, KiB per connection", "connection", 1, True),
+    "guest processes": Metric("guest's processes, MB", "idle connection", 1, True),
+    "guest memory": Metric("guest with the kernel's share, MB", "idle connection", 1, True),
+    "guest alone": Metric("guest with all of the files, MB", "idle connection", 1, True),
+    "host processes": Metric("host's process, MB", "idle connection", 1, True),
+    "host memory": Metric("host with the kernel's share, MB", "idle connection", 1, True),
+    "host alone": Metric("host with all of the files, MB", "idle connection", 1, True),
 }
 
 
 class Goal(NamedTuple):
     metric: str
     n: int
-    against: str
+    against: str | None  # the server a ratio is to; None: the goal is a figure of the metric itself
     floor: float
     aim: float
 
@@ -50,6 +65,14 @@ GOALS = [
     Goal("up cpu", 4, "dante", 0.45, 0.3),
     Goal("idle", 1000, "microsocks", 0.25, 0.17),
     Goal("idle", 9000, "microsocks", 0.25, 0.17),
+    Goal("stream down", 4, None, 1000, 1000),
+    Goal("stream down", 16, None, 1500, 1500),
+    Goal("stream up", 4, None, 1000, 1000),
+    Goal("stream up", 16, None, 1500, 1500),
+    Goal("trips kept", 50, None, 90, 90),
+    Goal("down kept", 50, None, 90, 90),
+    Goal("guest memory", 1000, None, 20, 20),
+    Goal("host memory", 1000, None, 20, 20),
 ]
 REFERENCES = ["microsocks", "dante", DIRECT]
 
@@ -75,6 +98,12 @@ class Results:
         mine, theirs = self.values(metric, n, self.ours), self.values(metric, n, against)
         return sorted(mine[i] / theirs[i] for i in mine.keys() & theirs.keys() if theirs[i] > 0)
 
+    def figures(self, goal: Goal) -> list[float]:
+        """What it is about: ratios, or our values."""
+        if goal.against is None:
+            return sorted(self.values(goal.metric, goal.n, self.ours).values())
+        return self.ratios(goal.metric, goal.n, goal.against)
+
     def cell(self, metric: str, n: int, server: str) -> str:
         if values := self.values(metric, n, server):
             return f"{median(values.values()):,.{METRICS[metric].decimals}f}"
@@ -93,7 +122,7 @@ class Results:
         lines = [["", *self.servers, *(f"{self.ours} / {name}" for name in references)]]
         for metric, n in self.rows:
             about = METRICS[metric]
-            line = [f"{about.title}, {n} {about.each}{'s'[: n > 1]}"]
+            line = [about.row(n)]
             line += [self.cell(metric, n, server) for server in self.servers]
             for name in references:
                 ratios = self.ratios(metric, n, name)
@@ -112,21 +141,23 @@ class Results:
         """Each goal this run can tell of: floor, aim, and what was reached."""
         found = []
         for goal in GOALS:
-            ratios = self.ratios(goal.metric, goal.n, goal.against)
-            if not ratios or goal.against == self.ours:
+            about = METRICS[goal.metric]
+            title = f"{about.title}, {goal.n}, to {goal.against}"
+            figures = self.figures(goal)
+            if not figures or goal.against == self.ours:
                 continue
-            sign = -1 if METRICS[goal.metric].less_is_better else 1
-            reached = median(ratios)
+            sign = -1 if about.less_is_better else 1
+            reached = median(figures)
             verdict = "short"
             if sign * reached >= sign * goal.floor:
                 verdict = "aim" if sign * reached >= sign * goal.aim else "floor"
             found.append(
                 {
-                    "goal": f"{METRICS[goal.metric].title}, {goal.n}, to {goal.against}",
+                    "goal": title if goal.against else about.row(goal.n),
                     "floor": goal.floor,
                     "aim": goal.aim,
                     "reached": round(reached, 3),
-                    "range": [round(ratios[0], 3), round(ratios[-1], 3)],
+                    "range": [round(figures[0], 3), round(figures[-1], 3)],
                     "verdict": verdict,
                 }
             )
@@ -136,8 +167,8 @@ class Results:
         lines = [[f"{self.ours}", "floor", "aim", "reached", "rounds", ""]]
         for goal in self.goals():
             low, high = goal["range"]
-            figures = [f"{goal['floor']:.2f}", f"{goal['aim']:.2f}", f"{goal['reached']:.3f}"]
-            lines.append([goal["goal"], *figures, f"{low:.2f}-{high:.2f}", goal["verdict"]])
+            figures = [short(goal["floor"]), short(goal["aim"]), short(goal["reached"], 3)]
+            lines.append([goal["goal"], *figures, f"{short(low)}-{short(high)}", goal["verdict"]])
         return aligned(lines) if lines[1:] else "no goal: that takes both servers it is about"
 
     def against_dante(self) -> str:
@@ -189,6 +220,18 @@ class Results:
         figure.suptitle(title, fontsize=9)
         figure.tight_layout()
         figure.savefig(path)
+
+
+def line(sample: Sample) -> str:
+    about = "{metric}, {n}, {server}, round {round}: ".format_map(sample)
+    if "error" in sample:
+        return about + str(sample["error"])
+    return f"{about}{sample['value']:,.{METRICS[sample['metric']].decimals}f}"
+
+
+def short(figure: float, decimals: int = 2) -> str:
+    """A ratio with so many decimals, or what is large enough to have fewer."""
+    return f"{figure:,.{decimals if figure < 10 else 1 if figure < 100 else 0}f}"
 
 
 def aligned(lines: list[list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The servers that bench.py compares: how each is started, and what CPU time it uses.
+"""The servers that are measured: how each is started, and what CPU time it uses.
 
 To add one, write a function that returns its commands and put it into SERVERS; or give bench.py
 --add 'NAME=COMMAND', with {address} and {port} where they belong. Every server listens on
@@ -15,7 +15,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TICK = os.sysconf("SC_CLK_TCK")
 READY = 10  # seconds a server may take until it answers
 DIRECT = "no proxy"
+MUX = "virtio-mux"
 
 
 class Place(NamedTuple):
@@ -35,7 +37,8 @@ class Place(NamedTuple):
 
 class Command(NamedTuple):
     words: list[str]
-    port: int  # it is ready when this answers
+    port: int = 0  # it is ready when this answers, or at once if there is none
+    side: str = ""  # of a pair; their standard input and output are the ends of a unix socket pair
 
 
 class Failed(Exception):
@@ -50,6 +53,13 @@ def muonsocks(place: Place) -> list[Command]:
 def microsocks(place: Place) -> list[Command]:
     words = ["microsocks", "-i", place.address, "-p", str(place.port)]
     return [Command(words, place.port)]
+
+
+def virtio_mux(place: Place) -> list[Command]:
+    """Both sides, and in the place of a port between them two sockets."""
+    program = str(ROOT / "bin/virtio-mux")
+    guest = [program, "guest", "-i", place.address, "-p", str(place.port), "-"]
+    return [Command([program, "host", "-"], side="host"), Command(guest, place.port, "guest")]
 
 
 DANTE = """\
@@ -100,6 +110,7 @@ SERVERS: dict[str, Callable[[Place], list[Command]]] = {
     "dante": dante,
     "ssh -D": ssh,
     "muonsocks": muonsocks,
+    MUX: virtio_mux,
 }
 
 
@@ -161,25 +172,31 @@ def _processes() -> Iterator[tuple[int, int, int]]:
 
 
 @contextmanager
-def running(name: str, place: Place, prepare: Callable[[], None] | None = None) -> Iterator[Proxy]:
+def running(
+    name: str, place: Place, prepare: Callable[[Command], None] = lambda command: None
+) -> Iterator[Proxy]:
     """A server, from when it answers to when all of it is gone.
 
     Each process that is started for it begins with `prepare`.
     """
     proxy = Proxy()
     try:
-        for command in SERVERS[name](place):
-            proxy.started.append(
-                subprocess.Popen(
-                    command.words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    preexec_fn=prepare,
+        with ExitStack() as stack:
+            ends = [stack.enter_context(end) for end in socket.socketpair()]
+            for command in SERVERS[name](place):
+                stream = ends.pop().fileno() if command.side else subprocess.DEVNULL
+                proxy.started.append(
+                    subprocess.Popen(
+                        command.words,
+                        stdin=stream,
+                        stdout=stream,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                        preexec_fn=partial(prepare, command),
+                    )
                 )
-            )
-            _wait_until_it_answers(proxy, place.address, command.port)
+                if command.port:
+                    _wait_until_it_answers(proxy, place.address, command.port)
         yield proxy
         proxy.check()
     finally:
