@@ -1,4 +1,4 @@
-/* Load for a SOCKS5 proxy, and the target behind it. bench.py builds and runs it.
+/* Load for a SOCKS5 proxy, and the target behind it. measure.py builds and runs it.
 
    load [-w BYTES] [-b NUMBER]
         MODE CONNECTIONS SECONDS WARMUP PROXY:PORT|direct TARGET-ADDRESS...
