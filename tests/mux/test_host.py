@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from both import MEMORY, Places
 from ends import Lines, no_garbage, noise
-from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, until
+from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, stuff, until
 from places import descriptor_limit
 
 from muonsocks.address import Endpoint
@@ -454,6 +454,65 @@ def test_the_port_is_lost_and_a_far_end_does_not_read(loop: Loop, clock: Clock) 
             far.close()
 
     play(loop, story, 600)
+
+
+def test_the_port_is_lost_and_a_far_end_reads_later(loop: Loop, clock: Clock) -> None:
+    """The host ends when it has got all."""
+
+    async def story() -> None:
+        with Hand(loop) as hand, a_listener() as (listener, address):
+            serving = Serving(loop, hand)
+            await serving.meet()
+            hand.say(Open(0, 9, address))
+            far = await accepted(loop, listener)
+            await serving.hears()
+            [connection] = serving.host.link.mux._connections.values()
+            stream = connection.owner.incoming.sink
+            stuffed = stuff(stream.socket)
+            while more := stuff(stream.socket):
+                stuffed += more
+                await rounds(loop)
+            hand.data(0, b"last words")
+            await until(loop, lambda: _waits(serving))
+            hand.sock.close()
+            await clock.passes(loop, 1)
+            assert not serving.ended
+            got, began = b"", clock.now()
+            while len(got) < stuffed + 10:
+                try:
+                    got += far.recv(1 << 20)
+                except BlockingIOError:
+                    await rounds(loop, 1)
+            assert got.endswith(b"last words")
+            await until(loop, lambda: serving.ended)
+            assert clock.now() - began < 2
+            far.close()
+
+    play(loop, story, 600)
+
+
+def test_an_answer_is_sent_when_it_is_known(loop: Loop) -> None:
+    """Nothing else need happen at the port."""
+    script = Script()
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            serving = Serving(loop, hand, script)
+            await serving.meet()
+            hand.say(Open(0, 9, Endpoint("192.0.2.1", 80)))
+            await rounds(loop)
+            assert not hand.heard()
+            await rounds(loop)
+            ours, far = socket.socketpair()
+            ours.setblocking(False)
+            script.outcome.post(Stream(loop, ours))
+            await rounds(loop)
+            assert hand.heard() == [Answer(0, WINDOW, 0, UNSPECIFIED)]
+            far.close()
+            await serving.host.leave("enough")
+            serving.task.interrupt(KeyboardInterrupt())
+
+    play(loop, story)
 
 
 def _waits(serving: Serving) -> bool:

@@ -315,7 +315,7 @@ def test_the_guest_ends_with_its_port(loop: Loop) -> None:
     play(loop, story)
 
 
-@pytest.mark.parametrize("then", ["nothing", "much", "more and more", "the end"])
+@pytest.mark.parametrize("then", ["nothing", "a hello", "much", "more and more", "the end"])
 def test_leaving_takes_time_to_read(loop: Loop, clock: Clock, then: str) -> None:
     """What is on its way is read, and dropped, until it is quiet; but not for ever."""
 
@@ -334,6 +334,8 @@ def test_leaving_takes_time_to_read(loop: Loop, clock: Clock, then: str) -> None
                 await hand.say_much(b"\0\0\1\0x" * 300_000)
             elif then == "the end":
                 hand.sock.close()
+            elif then == "a hello":
+                hand.say(Hello(1, 0, b"newcomer", NO_NUMBER))
             while not left:
                 if then == "more and more":
                     hand.say(Ping(bytes(8)))
