@@ -10,6 +10,7 @@ from both import MEMORY, SOMEWHERE, Places
 from ends import Lines
 from hand import SILENCE, Clock, Hand, hellos, play, rounds, until
 
+from muonsocks.log import WARNING
 from muonsocks.mux.events import Opened
 from muonsocks.mux.frames import NO_NUMBER, Goodbye, Hello, Open
 from muonsocks.mux.link import Bounds
@@ -93,6 +94,39 @@ def test_what_is_not_of_a_session_is_the_kind_s_own(loop: Loop) -> None:
             side.stop("enough")
 
     play(loop, story)
+
+
+@EITHER
+def test_one_who_comes_and_goes_does_not_fill_the_log(
+    loop: Loop, clock: Clock, is_host: bool
+) -> None:
+    """Of what is left out it is said how much that is."""
+    other = "guest" if is_host else "host"
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Plain(loop, Places(hand.ours), is_host)
+            side.start()
+            for turn in range(50):
+                await meet(hand, side, b"no. %04d" % turn, 0 if is_host else 5)
+            assert side.begins == 50
+            anew = f"the {other} is not there any more: the other side has started anew"
+            assert side.log.lines == 10 * [f"the {other} is there", anew]
+            await clock.passes(loop, 11)
+            hand.say(Goodbye("so"))
+            await rounds(loop)
+            assert side.log.lines[20:] == [
+                f"lines about the {other} left out here: 79",
+                f"the {other} is not there any more: the other side has ended it: so",
+            ]
+            await clock.passes(loop, 11)
+            side.log.level = WARNING
+            for turn in range(20):
+                await meet(hand, side, b"of. %04d" % turn, 0 if is_host else 5)
+            assert side.log.lines[22:] == 19 * [anew], "what is not logged is not counted"
+            side.stop("enough")
+
+    play(loop, story, 600)
 
 
 # A port that is not there

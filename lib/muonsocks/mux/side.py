@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from muonsocks.errors import in_one_line
+from muonsocks.log import INFO, WARNING
 from muonsocks.mux.events import Began, Over
 from muonsocks.mux.link import Link
 from muonsocks.net.task import Mailbox
@@ -18,15 +19,19 @@ if TYPE_CHECKING:
 # s until a port that was lost, or is not there, is tried again
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
 
+_PERIOD, _MOST_LINES = 10.0, 20  # s, and lines of the log about port and sessions in them
+
 
 class Side:
     """One side of a mux. `link` is what its connections go over."""
 
     __slots__ = (
         "_delay",
+        "_lines",
         "_log",
         "_losses",
         "_other",
+        "_period_ends",
         "_place",
         "_said",
         "is_stopping",
@@ -42,6 +47,8 @@ class Side:
         self._losses = Mailbox()
         self._delay = 0.0
         self._said = ""
+        self._lines = 0  # in the period that began last
+        self._period_ends = 0.0
         self.is_stopping = False
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
@@ -73,12 +80,25 @@ class Side:
         """Log something that may be so again and again, once."""
         if what != self._said:
             self._said = what
-            self._log.warning(what)
+            self._tell(WARNING, what)
+
+    def _tell(self, level: int, what: str) -> None:
+        """Log a line, unless there have been many: the other side may come and go as it likes."""
+        if level > self._log.level:
+            return
+        now, left_out = self.loop.now, self._lines - _MOST_LINES
+        if now >= self._period_ends:
+            self._period_ends, self._lines = now + _PERIOD, 0
+            if left_out > 0:
+                self._log.write(level, f"lines about the {self._other} left out here: {left_out}")
+        self._lines += 1
+        if self._lines <= _MOST_LINES:
+            self._log.write(level, what)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Began):
             self._delay, self._said = 0.0, ""
-            self._log.info(f"the {self._other} is there")
+            self._tell(INFO, f"the {self._other} is there")
             self.begun()
         elif isinstance(event, Over):
             if self.is_stopping:
