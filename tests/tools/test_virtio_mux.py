@@ -438,6 +438,15 @@ def test_a_device_that_cannot_be_opened(which: str) -> None:
     assert "/dev/nothing: No such file or directory" in outcome.log
 
 
+@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
+@pytest.mark.parametrize("side", ["host", "guest"])
+def test_a_standard_stream_that_is_not_open(side: str, closed: str, name: str) -> None:
+    outcome = run("sh", "-c", f'exec "$@" {closed}', "sh", VIRTIO_MUX, side, "-")
+    assert outcome.status == 111
+    [line] = outcome.log.splitlines()
+    assert line.endswith(f": standard {name} is not open")
+
+
 def test_a_port_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     outcome = run(VIRTIO_MUX, "host", str(tmp_path / "file"))

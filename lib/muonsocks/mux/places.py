@@ -12,7 +12,7 @@ from muonsocks.errors import UsageError
 from muonsocks.mux.port import Port
 from muonsocks.net.borrowed import Pair
 from muonsocks.net.dial import dial_unix
-from muonsocks.net.inherit import Stdio
+from muonsocks.net.inherit import Stdio, stdio_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ class StandardStreams:
 
     __slots__ = ()
 
+    def __init__(self) -> None:
+        """To be called before anything is opened. OSError if one of them is not open."""
+        stdio_status()
+
     def may_come(self, error: OSError) -> bool:
         """Say whether one that could not be opened may well be there later."""
         return False
 
     async def open(self, loop: Loop) -> Port:
-        """Take them over. OSError if one of them is not open."""
+        """Take them over. OSError."""
         if _is_virtio(0) and os.path.samestat(os.fstat(0), os.fstat(1)):
             # One is enough, and of two there would be twice as many events.
             borrowed = (0,) if os.get_blocking(0) else ()
@@ -109,7 +113,9 @@ Place = StandardStreams | Device | UnixSocket
 
 
 def place_of(text: str) -> Place:
-    """Say what a command line means by PORT. UsageError if that can be no port."""
+    """Say what a command line means by PORT. UsageError if that can be no port, and OSError if
+    standard input or output is not open.
+    """
     if text == "-":
         return StandardStreams()
     try:

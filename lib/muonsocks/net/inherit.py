@@ -50,6 +50,14 @@ def _point_at_null(fd: int) -> None:
         os.close(null)
 
 
+def stdio_status() -> tuple[os.stat_result, os.stat_result]:
+    """Look at standard input and output. OSError if one of them is not open.
+
+    That is told by nothing as soon as something else has been opened: it gets the number.
+    """
+    return _status(0, "input"), _status(1, "output")
+
+
 def _status(fd: int, name: str) -> os.stat_result:
     try:
         return os.fstat(fd)
@@ -66,7 +74,7 @@ class Stdio:
         """Take over fds 0 and 1, and make a loop for them if there is none. OSError if one of them
         is not open.
         """
-        status = _status(0, "input"), _status(1, "output")
+        status = stdio_status()
         if loop is None:
             loop = Loop()
             Signals(loop)
