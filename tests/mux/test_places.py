@@ -295,6 +295,30 @@ def test_a_device_and_no_descriptor_for_it(loop: Loop) -> None:
     os.close(master)
 
 
+@pytest.fixture
+def hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that is lost in the moment between two looks at it."""
+
+    def fails(*_: Any) -> None:
+        raise termios.error(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(termios, "tcsetattr", fails)
+
+
+@pytest.mark.usefixtures("hung_up")
+def test_a_terminal_that_cannot_be_made_raw(loop: Loop) -> None:
+    """It may be there later if it has been there before."""
+    master, slave = os.openpty()
+    place = Device(os.ttyname(slave))
+    assert not fails(loop, place, errno.EIO)
+    place._was_there = True
+    assert fails(loop, place, errno.EIO)
+    with pytest.raises(OSError, match="cannot be made raw: Input/output error; see that it is"):
+        opened(loop, place)
+    os.close(slave)
+    os.close(master)
+
+
 # Standard input and output
 
 
@@ -363,6 +387,23 @@ def test_a_terminal_on_standard_input_and_output() -> None:
 
 
 @root_only()
+@pytest.mark.usefixtures("hung_up")
+def test_a_terminal_on_standard_input_and_output_that_cannot_be_made_raw() -> None:
+    """It is left as it was."""
+    master, slave = os.openpty()
+
+    def run() -> None:
+        loop = Loop()
+        with pytest.raises(OSError, match="cannot be made raw"):
+            opened(loop, StandardStreams())
+        assert not loop.handlers
+
+    in_child(run, fd0=slave, fd1=slave)
+    assert os.get_blocking(slave)
+    os.close(slave)
+    os.close(master)
+
+
 def test_what_is_a_virtio_port(tmp_path: Path) -> None:
     """The kernel tells of a device which subsystem it is of."""
     ours, theirs = socket.socketpair()

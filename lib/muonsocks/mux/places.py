@@ -51,9 +51,13 @@ class StandardStreams:
             os.set_blocking(0, False)
             return Port(Pair(loop, 0, 0, borrowed), self.name, True)
         stdio = Stdio(loop)
-        if stdio.socket is not None:
-            _enlarge(stdio.socket)
-        return Port(stdio.stream, self.name, _is_virtio(0), _make_raw(0))
+        try:
+            if stdio.socket is not None:
+                _enlarge(stdio.socket)
+            return Port(stdio.stream, self.name, _is_virtio(0), _make_raw(0))
+        except BaseException:
+            stdio.stream.close()
+            raise
 
 
 class Device:
@@ -130,9 +134,18 @@ def place_of(text: str) -> Place:
 
 
 def _make_raw(fd: int) -> list[Any] | None:
-    """Let a terminal pass all bytes on as they are; give its mode before that."""
+    """Let a terminal pass all bytes on as they are; give its mode before that. OSError."""
     if not os.isatty(fd):
         return None
+    try:
+        return _made_raw(fd)
+    except termios.error as error:  # which is no OSError
+        number, reason = error.args
+        hint = "see that it is connected, and that nobody else uses it"
+        raise OSError(number, f"the terminal cannot be made raw: {reason}; {hint}") from None
+
+
+def _made_raw(fd: int) -> list[Any]:
     before = termios.tcgetattr(fd)
     iflag, oflag, cflag, lflag, *rest = termios.tcgetattr(fd)
     # cfmakeraw(3)
