@@ -38,11 +38,16 @@ class Served:
     """A guest with a hand for its host; `outcomes` has how clients fared, by their number."""
 
     def __init__(
-        self, loop: Loop, hand: Hand, open_timeout: float | None = PATIENT, connections: int = 10
+        self,
+        loop: Loop,
+        hand: Hand,
+        open_timeout: float | None = PATIENT,
+        connections: int = 10,
+        again: bool = True,
     ) -> None:
         self.loop, self.hand, self.connections = loop, hand, connections
         self.log = Lines()
-        place = Places(hand.ours)
+        place = Places(hand.ours, again=again)
         bounds = Bounds(1, MEMORY, SILENCE)
         self.guest = Guest(loop, place, bounds, open_timeout, self.log)
         loop.spawn(self.guest.run(), pytest.fail)
@@ -485,5 +490,34 @@ def test_stop(loop: Loop) -> None:
             assert received == b"\5\0\5\0\0\1" + bytes(6) and how == "reset"
             assert not [line for line in served.log.lines if "not there any more" in line]
             end.close()
+
+    play(loop, story)
+
+
+@pytest.mark.parametrize("end", ["stop", "the port is gone", "stop in a session"])
+def test_who_waits_for_the_host_is_told_at_once_that_none_will_come(loop: Loop, end: str) -> None:
+    """And so is who comes later."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand, None, again=False)
+            if end == "stop in a session":
+                await served.meet()
+            served.ask()
+            served.ask()
+            await rounds(loop)
+            assert not served.outcomes
+            if end == "the port is gone":
+                hand.forget()
+                hand.sock.close()
+                await rounds(loop)
+            else:
+                served.guest.stop("enough")
+            served.ask()
+            await rounds(loop)
+            for number in range(3):
+                assert served.refused(number) == (1, "the guest has stopped")
+            assert not served.guest._waiting
+            served.close()
 
     play(loop, story)

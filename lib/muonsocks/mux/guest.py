@@ -62,11 +62,15 @@ class Guest(Side):
         self._waiting: dict[Waitable, None] = {}  # clients that wait for the host
 
     async def reach(self, destination: Endpoint) -> Channel:
-        """Have the host connect. RequestFailed with the code that the client is to get."""
+        """Have the host connect. RequestFailed with the code that the client is to get; at once if
+        there will be no host any more.
+        """
         patience = self._open_timeout
         until = None if patience is None else self.loop.now + patience
         while True:
             while not self.link.mux.is_up:
+                if self.is_stopping:
+                    raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the guest has stopped")
                 await self._await_host(until)
             connection = self.link.mux.open(destination)
             if connection is None:
@@ -101,5 +105,20 @@ class Guest(Side):
             self._waiting.pop(waiter, None)
 
     def begun(self) -> None:
+        self._wake_all()
+
+    async def run(self) -> None:
+        """Be there until the port is gone for good: then nobody need wait for the host."""
+        try:
+            await super().run()
+        finally:
+            self.stop("the port is gone")
+
+    def stop(self, reason: str) -> None:
+        """The same as for each side; clients that wait for the host wait no more."""
+        super().stop(reason)
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for waiter in tuple(self._waiting):
             waiter.wake()
