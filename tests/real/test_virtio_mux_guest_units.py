@@ -232,7 +232,9 @@ def test_users_without_the_drop_in_let_nobody_in(both: Machine) -> None:
 def test_status(both: Machine) -> None:
     with held(both):
         show_status = f"systemctl show --property=StatusText --value {GUEST}"
-        await_output(both, show_status, "^connections: 1 open, 1 served, 0 refused; workers: 1$")
+        await_output(
+            both, show_status, "^host: there; connections: 1 open, 1 served, 0 refused; workers: 1$"
+        )
 
 
 def test_it_stops_when_clients_have_finished(both: Machine) -> None:

@@ -40,25 +40,25 @@ class Side(Server):
 
 
 @contextlib.contextmanager
-def guest(port: Port, *options: str, status: int | None = 0) -> Iterator[Side]:
+def guest(port: Port, *options: str, status: int | None = 0, **variables: str) -> Iterator[Side]:
     """Run a guest, until the end of the block or its own; `address` is where it listens."""
     number = free_port()
     where = (f"--listen={ADDRESS}", f"--port={number}", "--drain-timeout=0.1")
-    with _running(port, "guest", *where, *options, status=status) as side:
+    with _running(port, "guest", *where, *options, status=status, **variables) as side:
         side.address = (ADDRESS, number)
         side.await_log("listening on")
         yield side
 
 
 @contextlib.contextmanager
-def host(port: Port, *options: str, status: int | None = 0) -> Iterator[Side]:
+def host(port: Port, *options: str, status: int | None = 0, **variables: str) -> Iterator[Side]:
     """Run a host, until the end of the block or its own."""
-    with _running(port, "host", "--allow-local", *options, status=status) as side:
+    with _running(port, "host", "--allow-local", *options, status=status, **variables) as side:
         yield side
 
 
 @contextlib.contextmanager
-def _running(port: Port, *words: str, status: int | None) -> Iterator[Side]:
+def _running(port: Port, *words: str, status: int | None, **variables: str) -> Iterator[Side]:
     stdin, stdout = (None, None) if isinstance(port, str) else port
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -66,7 +66,7 @@ def _running(port: Port, *words: str, status: int | None) -> Iterator[Side]:
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=log if stdout is None else stdout,
             stderr=log,
-            env=environment(),
+            env=environment(**variables),
         )
         side = Side(process, log.fileno(), ("", 0))
         processes = {process.pid}

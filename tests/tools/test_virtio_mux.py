@@ -465,3 +465,27 @@ def test_a_socket_that_must_not_be_connected_to(tmp_path: Path) -> None:
         outcome = run(VIRTIO_MUX, "host", joint.host, **as_nobody)
     assert outcome.status == 111
     assert f"{joint.host}: Permission denied" in outcome.log
+
+
+def test_systemd_is_told_whether_the_other_side_is_there(tmp_path: Path) -> None:
+    """By both, within some seconds."""
+    notify = str(tmp_path / "notify")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(notify)
+        told.settimeout(SECONDS)
+
+        def await_status(*wanted: str) -> None:
+            left = set(wanted)
+            while left:
+                message = told.recv(4096).decode()
+                left = {one for one in left if not message.startswith(f"STATUS={one}")}
+
+        with guest((ours.fileno(), ours.fileno()), NOTIFY_SOCKET=notify):
+            ours.close()
+            await_status("host: away; connections: 0 open, 0 served")
+            with host((theirs.fileno(), theirs.fileno()), NOTIFY_SOCKET=notify):
+                await_status(
+                    "host: there; connections: 0 open", "guest: there; connections: 0 open"
+                )
+            await_status("host: away; connections: 0 open")

@@ -10,6 +10,8 @@ from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muonsocks.log import Log
     from muonsocks.mux.link import Bounds
     from muonsocks.mux.places import Place
@@ -37,6 +39,7 @@ class Side:
         "is_stopping",
         "link",
         "loop",
+        "on_presence",
     )
 
     def __init__(self, loop: Loop, place: Place, is_host: bool, bounds: Bounds, log: Log) -> None:
@@ -50,6 +53,7 @@ class Side:
         self._lines = 0  # in the period that began last
         self._period_ends = 0.0
         self.is_stopping = False
+        self.on_presence: Callable[[bool], None] | None = None  # of the other side
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
     async def run(self) -> None:
@@ -96,6 +100,8 @@ class Side:
             self._log.write(level, what)
 
     def _on_event(self, event: Event) -> None:
+        if self.on_presence is not None:
+            self.on_presence(self.link.mux.is_up)
         if isinstance(event, Began):
             self._delay, self._said = 0.0, ""
             self._tell(INFO, f"the {self._other} is there")

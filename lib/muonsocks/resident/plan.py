@@ -70,11 +70,20 @@ class Capacity:
 
 
 class Plan:
-    """How many workers there are, what they may have open, how long (s) they may drain."""
+    """How many workers there are, what they may have open, how long (s) they may drain; and, in a
+    few words for the status line, the `state` of what else the service needs.
+    """
 
-    __slots__ = ("capacity", "drain", "workers")
+    __slots__ = ("capacity", "drain", "state", "workers")
 
-    def __init__(self, workers: int, capacity: Capacity, drain: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        capacity: Capacity,
+        drain: float,
+        state: Callable[[], str] | None = None,
+    ) -> None:
         self.workers = workers
         self.capacity = capacity
         self.drain = drain
+        self.state = state

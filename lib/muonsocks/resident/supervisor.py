@@ -243,9 +243,10 @@ class Supervisor:
     # Signs of life
 
     def _tell_status(self) -> None:
-        board = self._board
+        board, state = self._board, self._plan.state
         self._notifier.status(
-            f"connections: {board.total(OPEN)} open, {board.total(SERVED)} served,"
+            (f"{state()}; " if state is not None else "")
+            + f"connections: {board.total(OPEN)} open, {board.total(SERVED)} served,"
             f" {board.total(REFUSED)} refused; workers: {len(self._children)}"
         )
         self._loop.call_later(_STATUS, self._tell_status)

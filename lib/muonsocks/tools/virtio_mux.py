@@ -58,6 +58,7 @@ from __future__ import annotations
 
 import os
 import site
+from mmap import mmap
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.errors import UsageError, in_one_line
@@ -152,10 +153,14 @@ _STATUS = 5.0  # s between two status lines
 
 
 def _tell_status(host: Host, notifier: Notifier) -> None:
-    guest = "there" if host.link.mux.is_up else "away"
+    guest = _presence(host.link.mux.is_up)
     connections = f"{len(host.tasks)} open, {host.served} served"
     notifier.status(f"guest: {guest}; connections: {connections}")
     host.loop.call_later(_STATUS, lambda: _tell_status(host, notifier))
+
+
+def _presence(is_there: int) -> str:
+    return "there" if is_there else "away"
 
 
 # A guest
@@ -176,7 +181,7 @@ def _guest(given: options.Options, port: list[str], log: Log) -> int:
 class _Entrance:
     """Where a guest's clients come in, as a resident program's service."""
 
-    __slots__ = ("_given", "_guest", "_log", "_place", "_policy")
+    __slots__ = ("_given", "_guest", "_host_is_there", "_log", "_place", "_policy")
 
     _guest: Guest
 
@@ -185,6 +190,7 @@ class _Entrance:
         self._place = place
         self._policy = policy
         self._log = log
+        self._host_is_there = mmap(-1, 1)  # the worker knows, and the supervisor tells systemd
 
     def _make_guest(self, loop: Loop) -> Guest:
         from muonsocks.mux.guest import Guest
@@ -235,6 +241,7 @@ class _Entrance:
             1,  # a port has room for one
             Capacity(_connections(given), per_source, each=1),
             given.seconds("--drain-timeout", 30),
+            self._state,
         )
         notifier = Notifier(notify_fd(given))
         sockets = listeners(given, self._policy.access.is_limited, log)
@@ -262,11 +269,19 @@ class _Entrance:
                 self._log.error(in_one_line(error) if isinstance(error, OSError) else repr(error))
                 retire(for_good=True)
 
+        self._note_presence(False)
+        guest.on_presence = self._note_presence
         is_settled = False
         loop.spawn(guest.run(), on_failure, lambda _: retire(for_good=True))
         if failures:
             raise failures[0]
         is_settled = True
+
+    def _note_presence(self, is_there: bool) -> None:
+        self._host_is_there[0] = is_there
+
+    def _state(self) -> str:
+        return f"host: {_presence(self._host_is_there[0])}"
 
     def finish(self) -> None:
         """Let the host know at once that this guest is not there any more."""
