@@ -1,5 +1,7 @@
 """A link whose other side may be of the older pair: the doubt, and what comes of it."""
 
+import socket
+
 import pytest
 from both import MEMORY, SOMEWHERE, Side
 from classic_joined import GREETING
@@ -308,6 +310,43 @@ def test_reading_goes_on_when_a_stream_takes_what_waits(loop: Loop, clock: Clock
             stream.close()
             end.close()
             side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_nobody_takes_does_not_stop_the_others(
+    loop: Loop, clock: Clock, waits: bool
+) -> None:
+    """A direction may be over long before its connection is."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand, Bounds(1000, 10_000, SILENCE))
+            channel = Channel(side.link, (await side.hears(Opened)).connection)
+            stream, end = made(loop, "unix")
+            relay = Carriage(channel, stream)
+            relay.start(600, 600)
+            if not waits:
+                end.sock.shutdown(socket.SHUT_RD)
+            pieces = frame(3, bytes(4000)) * 1000 + frame(4, REQUEST)
+            loop.spawn(hand.say_much(pieces), pytest.fail)
+            await rounds(loop, 200)
+            if waits:
+                assert side.link.mux.is_full
+                end.sock.shutdown(socket.SHUT_RD)
+                end.read()  # there is room again, which is when it is noticed
+            two = Channel(side.link, (await side.hears(Opened)).connection)
+            assert two.connection.number == 4 and not side.link.mux._waits
+            end.send(b"an answer")
+            await rounds(loop)
+            assert frame(3, b"an answer") in hand.take(), "the other direction goes on"
+            relay.stop()
+            for one in (channel, two, stream, end):
+                one.close()
+            assert not side.link.mux._waits
+            side.link.detach("enough")
+            await loop.sleep(0.01)
 
     play(loop, story, 600)
 

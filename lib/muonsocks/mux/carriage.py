@@ -196,7 +196,8 @@ class Incoming(Direction):
     def deliver(self, parts: list[memoryview], size: int) -> None:
         """Give the sink what has come, and keep what it does not take."""
         if self.over:
-            return  # and there is no more credit for it
+            self.source.mux.drop(self.source.connection, size)
+            return
         relay = self._relay
         relay.active = relay.loop.now
         pending = self.pending
@@ -215,6 +216,7 @@ class Incoming(Direction):
         except BlockingIOError:
             count = 0
         except OSError as error:
+            self.source.mux.drop(self.source.connection, size)
             self._sink_failed(error.errno)
             return
         if count:
@@ -254,6 +256,12 @@ class Incoming(Direction):
             self.pending = None
             if self.ended:
                 self._close_sink()
+
+    def _drop_pending(self) -> None:
+        assert self.pending is not None
+        self.source.mux.drop(self.source.connection, sum(map(len, self.pending)))
+        super()._drop_pending()
+        self._link.has_passed_on()
 
     def _flush_when_ready(self) -> None:
         """See that `flush` is called: an event will do that, but for a regular file."""

@@ -205,6 +205,8 @@ class Classic:
         connection.unreturned -= count
         self._waits -= count
 
+    drop = consume  # it does not wait any more
+
     def release(self, connection: Connection) -> None:
         """Forget the owner of a connection, and close it if that has not been done."""
         connection.owner = None

@@ -376,6 +376,9 @@ class Mux:
         if credit := self._windows.renew(connection):
             self.output.append(Credit(connection.number, credit).encode())
 
+    def drop(self, connection: Connection, count: int) -> None:
+        """Note that data has been dropped: there is no more credit for it."""
+
     def release(self, connection: Connection) -> None:
         """Forget what the owner of a connection has; it is reset if it has not come to its end."""
         connection.owner = None
