@@ -5,6 +5,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from muonsocks.mux.frames import (
     frames_of,
 )
 from muonsocks.mux.link import Bounds
+from muonsocks.mux.port import Port
 from muonsocks.net import loop as loop_module
+from muonsocks.net.borrowed import Pair
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
 from muonsocks.socks.request import UNSPECIFIED, ReplyCode
@@ -197,6 +200,37 @@ class Hand:
     def data(self, number: int, data: bytes) -> None:
         """Send data of a connection."""
         self.say(frames_of(number, data))
+
+
+class Fifos:
+    """A port whose other side may leave and come back, as that of a virtual machine."""
+
+    def __init__(self, loop: Loop, place: Path) -> None:
+        self.paths = place / "in", place / "out"
+        for path in self.paths:
+            os.mkfifo(path)
+        reader = os.open(self.paths[0], os.O_RDONLY | os.O_NONBLOCK)
+        writer = os.open(self.paths[1], os.O_RDWR | os.O_NONBLOCK)
+        self.port = Port(Pair(loop, reader, writer, ()), "test", can_return=True)
+
+    def come(self) -> None:
+        """Let the other side be there: what it sends comes, and it hears what is said."""
+        self._writer = os.open(self.paths[0], os.O_WRONLY | os.O_NONBLOCK)
+        self._reader = os.open(self.paths[1], os.O_RDONLY | os.O_NONBLOCK)
+
+    def say(self, *what: Any) -> None:
+        data = b"".join(one if isinstance(one, bytes) else one.encode() for one in what)
+        assert os.write(self._writer, data) == len(data)
+
+    def go(self) -> None:
+        os.close(self._writer)
+        os.close(self._reader)
+
+    def heard(self) -> bytes:
+        try:
+            return os.read(self._reader, 1 << 20)
+        except BlockingIOError:
+            return b""
 
 
 def hellos(data: bytes) -> int:

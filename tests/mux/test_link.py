@@ -1,6 +1,5 @@
 """A link: how sessions begin and end, in time and from inside of an event."""
 
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Both, Side
-from hand import BOUNDS, SILENCE, WINDOW, Clock, Hand, hellos, play, rounds, stuff, until
+from hand import BOUNDS, SILENCE, WINDOW, Clock, Fifos, Hand, hellos, play, rounds, stuff, until
 
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
@@ -24,8 +23,6 @@ from muonsocks.mux.frames import (
     Pong,
     Reset,
 )
-from muonsocks.mux.port import Port
-from muonsocks.net.borrowed import Pair
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Event
 
@@ -390,75 +387,41 @@ def test_what_is_reset_in_the_same_breath_as_it_is_opened(loop: Loop) -> None:
 # A port that can return, as that of a virtual machine
 
 
-class Fifos:
-    """Two FIFOs: the end of one is none, as its other side may be opened again."""
-
-    def __init__(self, loop: Loop, place: Path) -> None:
-        self.paths = place / "in", place / "out"
-        for path in self.paths:
-            os.mkfifo(path)
-        reader = os.open(self.paths[0], os.O_RDONLY | os.O_NONBLOCK)
-        writer = os.open(self.paths[1], os.O_RDWR | os.O_NONBLOCK)
-        self.port = Port(Pair(loop, reader, writer, ()), "test", can_return=True)
-
-    def come(self, hand: Hand) -> None:
-        """Let the other side be there: what it sends comes, and it hears what is said."""
-        hand.sock.close()
-        fd = os.open(self.paths[0], os.O_WRONLY | os.O_NONBLOCK)
-        self._reader = os.open(self.paths[1], os.O_RDONLY | os.O_NONBLOCK)
-        self._writer = fd
-
-    def say(self, *what: Any) -> None:
-        data = b"".join(one if isinstance(one, bytes) else one.encode() for one in what)
-        assert os.write(self._writer, data) == len(data)
-
-    def go(self) -> None:
-        os.close(self._writer)
-        os.close(self._reader)
-
-    def heard(self) -> bytes:
-        try:
-            return os.read(self._reader, 1 << 20)
-        except BlockingIOError:
-            return b""
-
-
 def test_a_port_that_can_return(loop: Loop, clock: Clock, tmp_path: Path) -> None:
     """Its end is the session's, and no more; and there need not be one before."""
 
     async def story() -> None:
-        with Hand(loop) as hand:
-            side = Side(loop, False, BOUNDS)
-            fifos = Fifos(loop, tmp_path)
-            side.link.attach(fifos.port)
-            await clock.passes(loop, 3)
-            for turn in range(3):
-                fifos.come(hand)
-                fifos.say(b"stale", Hello(1, 9, b"number-%d" % turn, NO_NUMBER))
-                await rounds(loop)
-                number = Hello(1, 0, b"", b"").encode()  # the form of it
-                came = fifos.heard()
-                hello = came[came.rindex(MAGIC) - 4 :]
-                assert len(hello) == len(number)
-                ours, echo = hello[-16:-8], hello[-8:]
-                assert echo == b"number-%d" % turn
-                fifos.say(Hello(1, 9, b"number-%d" % turn, ours))
-                await side.hears(Began)
-                connection = side.link.mux.open(SOMEWHERE)
-                assert connection is not None and connection.number == 0
-                channel = Channel(side.link, connection)
-                side.link.outlet.flush_soon()
-                await rounds(loop)
-                assert MAGIC not in fifos.heard()
-                fifos.say(b"\0\0\xff")  # a part of a header
-                fifos.go()
-                over = await side.hears(Over)
-                assert over.reason == "it has gone"
-                assert channel.is_cut_off
-                channel.close()
-                await clock.passes(loop, 1)
-                assert not side.happened._items and not side.lost._items
-            side.link.detach("enough")
+        side = Side(loop, False, BOUNDS)
+        fifos = Fifos(loop, tmp_path)
+        side.link.attach(fifos.port)
+        await clock.passes(loop, 3)
+        for turn in range(3):
+            fifos.come()
+            fifos.say(b"stale", Hello(1, 9, b"number-%d" % turn, NO_NUMBER))
+            await rounds(loop)
+            number = Hello(1, 0, b"", b"").encode()  # the form of it
+            came = fifos.heard()
+            hello = came[came.rindex(MAGIC) - 4 :]
+            assert len(hello) == len(number)
+            ours, echo = hello[-16:-8], hello[-8:]
+            assert echo == b"number-%d" % turn
+            fifos.say(Hello(1, 9, b"number-%d" % turn, ours))
+            await side.hears(Began)
+            connection = side.link.mux.open(SOMEWHERE)
+            assert connection is not None and connection.number == 0
+            channel = Channel(side.link, connection)
+            side.link.outlet.flush_soon()
+            await rounds(loop)
+            assert MAGIC not in fifos.heard()
+            fifos.say(b"\0\0\xff")  # a part of a header
+            fifos.go()
+            over = await side.hears(Over)
+            assert over.reason == "it has gone"
+            assert channel.is_cut_off
+            channel.close()
+            await clock.passes(loop, 1)
+            assert not side.happened._items and not side.lost._items
+        side.link.detach("enough")
 
     play(loop, story, 600)
 
@@ -467,26 +430,25 @@ def test_what_waited_for_one_who_has_gone_is_dropped(loop: Loop, tmp_path: Path)
     """The next one hears a HELLO behind what the port had taken."""
 
     async def story() -> None:
-        with Hand(loop) as hand:
-            side = Side(loop, False, BOUNDS)
-            fifos = Fifos(loop, tmp_path)
-            side.link.attach(fifos.port)
-            fifos.come(hand)
-            await rounds(loop)
-            fifos.heard()
-            fifos.port.write(b"x" * (1 << 20))
-            assert fifos.port.backlog
-            side.link.mux.output.append(b"y" * 100)
-            fifos.go()
-            await until(loop, lambda: not fifos.port.backlog)
-            fifos.come(hand)
-            came = b""
-            while hellos(came) == 0:
-                came += fifos.heard()
-                await loop.sleep(0.01)
-            assert came.lstrip(b"x").startswith(b"\xff\xff") and len(came) < 1 << 20
-            fifos.go()
-            side.link.detach("enough")
+        side = Side(loop, False, BOUNDS)
+        fifos = Fifos(loop, tmp_path)
+        side.link.attach(fifos.port)
+        fifos.come()
+        await rounds(loop)
+        fifos.heard()
+        fifos.port.write(b"x" * (1 << 20))
+        assert fifos.port.backlog
+        side.link.mux.output.append(b"y" * 100)
+        fifos.go()
+        await until(loop, lambda: not fifos.port.backlog)
+        fifos.come()
+        came = b""
+        while hellos(came) == 0:
+            came += fifos.heard()
+            await loop.sleep(0.01)
+        assert came.lstrip(b"x").startswith(b"\xff\xff") and len(came) < 1 << 20
+        fifos.go()
+        side.link.detach("enough")
 
     play(loop, story)
 

@@ -1,6 +1,7 @@
 """A link whose other side may be of the older pair: the doubt, and what comes of it."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from both import MEMORY, SOMEWHERE, Side
@@ -13,6 +14,7 @@ from hand import (
     SILENCE,
     WINDOW,
     Clock,
+    Fifos,
     Hand,
     hellos,
     older_guest,
@@ -247,6 +249,35 @@ def test_a_port_after_that_of_an_older_guest(loop: Loop, clock: Clock) -> None:
     play(loop, story, 600)
 
 
+def test_an_older_guest_that_goes_and_comes_back(loop: Loop, clock: Clock, tmp_path: Path) -> None:
+    """To the same port. The next one is greeted, and served, as the first."""
+
+    async def story() -> None:
+        side = Side(loop, True, Bounds(1000, 1000, SILENCE))
+        fifos = Fifos(loop, tmp_path)
+        side.link.attach(fifos.port)
+        for _ in range(3):
+            fifos.come()
+            await clock.passes(loop, 1.2)
+            assert hellos(fifos.heard()) >= 1
+            fifos.say(frame(3, REQUEST))
+            await clock.passes(loop, 1.2)
+            assert (await side.hears(Began)).connections == 64
+            channel = Channel(side.link, (await side.hears(Opened)).connection)
+            fifos.say(frame(3, bytes(4000)))
+            await rounds(loop)
+            assert len(channel.early) == 4000 and side.link.mux.is_full
+            channel.mux.consume(channel.connection, 4000)
+            side.link.has_passed_on()
+            fifos.go()
+            await side.hears(Over)
+            assert channel.is_cut_off
+            channel.close()
+        side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
 def test_reading_stops_when_too_much_waits(loop: Loop, clock: Clock) -> None:
     """Of the older pair's; and goes on once some of it has been passed on."""
     memory = 1 << 16
@@ -315,9 +346,7 @@ def test_reading_goes_on_when_a_stream_takes_what_waits(loop: Loop, clock: Clock
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_what_nobody_takes_does_not_stop_the_others(
-    loop: Loop, clock: Clock, waits: bool
-) -> None:
+def test_what_nobody_takes_does_not_stop_the_others(loop: Loop, clock: Clock, waits: bool) -> None:
     """A direction may be over long before its connection is."""
 
     async def story() -> None:

@@ -103,8 +103,6 @@ class Link:
     def attach(self, port: Port) -> None:
         """Take over a port, and look for the other side there."""
         loop = self.loop
-        if self.mux.is_classic:
-            self._speak(self._new_mux())  # whoever is there now, an older guest waits for a HELLO
         self._port = self.outlet.port = port
         port.stream.watch_room()
         if port.writer != port.reader:
@@ -155,6 +153,7 @@ class Link:
         port, self._port = self._port, None
         self.outlet.leave()
         port.close()
+        self._forget_classic()
 
     def _lose(self, reason: str) -> None:
         """The port leads nowhere any more, for now or for good."""
@@ -166,6 +165,7 @@ class Link:
         port.backlog = b""
         if not port.can_return:
             self._close()
+        self._forget_classic()
         if was_up:
             self._end(over)
         if not port.can_return:
@@ -186,6 +186,7 @@ class Link:
         over = self.mux.lose(reason)
         if self._port is not None:
             self._port.backlog = b""
+        self._forget_classic()
         self._end(over)
 
     # Time
@@ -328,6 +329,13 @@ class Link:
         self._speak(Classic(self._is_host, self._bounds.memory))
         if self.mux.is_up:
             self._on_event(Began(self.mux.limit))
+
+    def _forget_classic(self) -> None:
+        """Speak as one of ours again: whoever comes now, an older guest waits for a HELLO."""
+        if self.mux.is_classic:
+            self._speak(self._new_mux())
+            self._is_stalled = False
+            self.loop.call_soon(self._receive_more)
 
     def _feed(self, pieces: list[bytes]) -> None:
         for piece in pieces:
