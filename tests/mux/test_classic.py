@@ -77,12 +77,22 @@ def test_a_guest_waits_for_the_last_greeting() -> None:
 
 
 def test_a_host_is_up_at_once_and_says_nothing() -> None:
+    """But when it would ask for a sign of life: then a guest that is new hears that it is there."""
     host = hosts()
     assert host.is_up
     host.greet()
-    host.ping(b"12345678")
     host.say_goodbye("reasons")
     assert drain(host) == b""
+    host.ping(b"12345678")
+    assert drain(host) == Hello(1, 64, b"12345678", bytes(8)).encode()
+
+
+def test_a_guest_says_nothing() -> None:
+    guest = guests()
+    guest.greet()
+    guest.ping(b"12345678")
+    guest.say_goodbye("reasons")
+    assert drain(guest) == b""
 
 
 # One connection, from first to last

@@ -54,13 +54,23 @@ def test_a_guest_of_the_older_pair(loop: Loop, clock: Clock, before: list[bytes]
             await rounds(loop)
             assert channel.early == b"question"
             hand.forget()
+            await clock.passes(loop, SILENCE / 4, 0.5)
+            assert not hand.take()
             await clock.passes(loop, 5 * SILENCE, 0.5)
-            assert not hand.take() and not side.happened._items, (
-                "it is not asked for a sign of life"
-            )
+            assert len(hand.heard()) == len(side.link.mux.output) == 1
+            for _ in range(5):
+                await clock.passes(loop, SILENCE / 5, 0.5)
+                said = hand.heard()
+                assert said, "it may have been started anew, and would wait for ever"
+                for hello in said:
+                    assert hello == Hello(1, 64, hello.number, NO_NUMBER)
+            assert not side.happened._items
+            hand.say(frame(3, b"again"))
+            await rounds(loop)
+            assert channel.early == b"questionagain", "and if not, goes on"
             side.link.detach("enough")
             channel.close()
-            assert not hand.take(), "nor told goodbye"
+            assert all(isinstance(what, Hello) for what in hand.heard()), "it is told no goodbye"
 
     play(loop, story, 600)
 

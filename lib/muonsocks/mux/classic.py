@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from muonsocks.mux.connection import Connection
 from muonsocks.mux.events import Began, Data, Ended, Opened, Over, WasReset
-from muonsocks.mux.frames import CONTROL, HEADER, MAGIC
+from muonsocks.mux.frames import CONTROL, HEADER, MAGIC, NO_NUMBER, VERSION, Hello
 from muonsocks.mux.intake import Intake
 from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
 from muonsocks.socks.socks5 import decode_endpoint, encode_endpoint, endpoint_length
@@ -100,7 +100,11 @@ class Classic:
         """Say nothing: an older host greets for its part, and an older guest has been greeted."""
 
     def ping(self, token: bytes) -> None:
-        """Say nothing: there is no way to ask for a sign of life."""
+        """Say HELLO, as a host: a guest that has been started anew waits for that, and to any other
+        it means nothing. There is no way to ask for a sign of life.
+        """
+        if self._is_host:
+            self.output.append(Hello(VERSION, CONNECTIONS, token, NO_NUMBER).encode())
 
     def lose(self, reason: str) -> Over:
         """End the session."""

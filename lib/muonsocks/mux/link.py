@@ -205,12 +205,15 @@ class Link:
             return
         # Who was stopped for a while is not to blame the other side: only a ping counts.
         now, limit = self.loop.now, self._bounds.silence
-        if self._pinged and now - self._pinged >= limit * 2 / 3 and not self.mux.is_classic:
+        if self._pinged and now - self._pinged >= limit * 2 / 3:
             self._give_up(f"there was no sign of life for {now - self._heard:.0f} s")
             return
         self._timer = self.loop.call_later(limit / 6, self._on_time)
         if not self._pinged and now - self._heard >= limit / 3:
-            self._pinged = now
+            if not self.mux.is_classic:
+                self._pinged = now
+            elif self.outlet.is_congested:
+                return
             self.mux.ping(urandom(NUMBER))
             self.outlet.flush()
 
