@@ -15,6 +15,18 @@ from muonsocks.mux.frames import CONTROL, MAGIC, Hello
 from muonsocks.socks.request import Event
 
 MEMORY = 1 << 20
+
+
+class Clock:
+    """The time (s), as a test has it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
 IN_V4 = "01 c0000207 0050"
 IN_V6 = "04 20010db8000000000000000000000007 1f90"
 IN_NAME = "03 0c 6578616d706c652e74657374 01bb"
@@ -39,12 +51,12 @@ def said(side: Classic, *pieces: bytes | str) -> list[tuple[object, ...]]:
 
 
 def hosts() -> Classic:
-    return Classic(True, MEMORY)
+    return Classic(True, MEMORY, CLOCK)
 
 
 def guests() -> Classic:
     """A guest that an older host has greeted."""
-    guest = Classic(False, MEMORY)
+    guest = Classic(False, MEMORY, CLOCK)
     assert said(guest, *GREETINGS) == [("began", CONNECTIONS)]
     return guest
 
@@ -66,7 +78,7 @@ def test_the_greetings() -> None:
 
 
 def test_a_guest_waits_for_the_last_greeting() -> None:
-    guest = Classic(False, MEMORY)
+    guest = Classic(False, MEMORY, CLOCK)
     for number in range(4):
         assert said(guest, GREETINGS[number]) == []
         assert not guest.is_up
@@ -240,17 +252,23 @@ def test_a_frame_of_the_largest_size_and_more() -> None:
 # Limits
 
 
+def numbers(guest: Classic) -> list[int]:
+    """Open as many connections as there may be."""
+    return [one.number for one in iter(lambda: guest.open(V4), None)]
+
+
 def test_a_guest_has_64_connections() -> None:
     guest = guests()
     connections = [guest.open(V4) for _ in range(64)]
     assert [one and one.number for one in connections] == list(range(64))
     assert guest.open(V4) is None
-    drain(guest)
-    assert connections[5] is not None and connections[3] is not None
-    guest.reset(connections[5], 0)
-    guest.reset(connections[3], 0)
-    assert [one and one.number for one in (guest.open(V4), guest.open(V4))] == [5, 3]
-    assert guest.open(V4) is None
+    assert said(guest, one_frame(5, b""), one_frame(3, b"")) == [
+        ("ended", 5),
+        ("reset", 5, 0),
+        ("ended", 3),
+        ("reset", 3, 0),
+    ]
+    assert numbers(guest) == [5, 3]
 
 
 def test_a_guest_uses_the_number_last_that_was_free_last() -> None:
@@ -258,9 +276,41 @@ def test_a_guest_uses_the_number_last_that_was_free_last() -> None:
     for number in range(64):
         one = guest.open(V4)
         assert one is not None and one.number == number
-        guest.reset(one, 0)
+        said(guest, one_frame(number, b""))
     one = guest.open(V4)
     assert one is not None and one.number == 0
+
+
+def test_a_number_rests_that_was_closed_here() -> None:
+    """What the host has sent before it knew must not reach the next one who has the number."""
+    guest = guests()
+    connections = [guest.open(V4) for _ in range(64)]
+    one, other = connections[5], connections[3]
+    assert one is not None and other is not None
+    guest.reset(one, 0)
+    CLOCK.now += 0.5
+    guest.reset(other, 0)
+    assert said(guest, one_frame(5, b"late"), one_frame(5, b""), one_frame(3, b"late")) == []
+    said(guest, one_frame(7, b""))
+    assert numbers(guest) == [7], "the host has closed that: nothing comes behind it"
+    CLOCK.now += 0.49
+    assert numbers(guest) == [] and 0 < guest.pause() < 0.011
+    CLOCK.now += 0.02
+    assert guest.pause() == 0.0
+    assert numbers(guest) == [5]
+    assert 0.4 < guest.pause() < 0.5
+    CLOCK.now += 0.5
+    assert guest.pause() == 0.0
+    assert numbers(guest) == [3]
+    assert guest.pause() == 0.0, "none is free"
+
+
+def test_a_number_is_the_guest_s_to_use_again() -> None:
+    """A host takes it at once, whoever has closed it."""
+    host = hosts()
+    for _ in range(3):
+        host.reset(opened(host, 5), 0)
+        said(host, "0500 0000")
 
 
 def test_a_host_has_64_connections() -> None:
@@ -272,7 +322,7 @@ def test_a_host_has_64_connections() -> None:
 
 
 def test_it_is_full_until_data_has_gone_on() -> None:
-    host = Classic(True, 1000)
+    host = Classic(True, 1000, CLOCK)
     one, other = opened(host, 0), opened(host, 1)
     one.owner = other.owner = "somebody"
     said(host, one_frame(0, bytes(1000)))
@@ -291,7 +341,7 @@ def test_it_is_full_until_data_has_gone_on() -> None:
 
 
 def test_what_waits_for_one_that_was_closed_counts_until_it_is_released() -> None:
-    host = Classic(True, 1000)
+    host = Classic(True, 1000, CLOCK)
     one = opened(host)
     said(host, one_frame(0, bytes(1001)), "0000 0000")
     assert host.is_full
@@ -425,7 +475,7 @@ frames = st.one_of(
 @settings(deadline=None, max_examples=150)
 @given(st.booleans(), st.lists(frames, max_size=12), st.lists(st.integers(0, 300), max_size=8))
 def test_it_survives_anything(is_host: bool, parts: list[bytes], cuts: list[int]) -> None:
-    side = Classic(is_host, 100)
+    side = Classic(is_host, 100, CLOCK)
     data = b"".join(parts)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     waits = 0

@@ -436,7 +436,7 @@ def test_magic_in_data_is_divided(loop: Loop) -> None:
 
 
 def classic() -> Classic:
-    return Classic(False, 1 << 20)
+    return Classic(False, 1 << 20, lambda: 0.0)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])

@@ -20,6 +20,8 @@ from muonsocks.socks.socks5 import decode_endpoint, encode_endpoint, endpoint_le
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muonsocks.address import Endpoint
 
 CONNECTIONS = 64
@@ -28,6 +30,7 @@ _LARGEST_TAKEN = 4096  # and in one that is received
 _GREETINGS = 5
 _GREETING_SIZE = 16
 _WITHOUT_LIMIT = 1 << 40  # bytes of credit
+_REST = 1.0  # s in which what is on its way to a connection that was closed here may still come
 
 
 def greeting(number: int) -> bytes:
@@ -79,13 +82,16 @@ class Classic:
     is_classic = True
     limit = CONNECTIONS
 
-    def __init__(self, is_host: bool, memory: int) -> None:
+    def __init__(self, is_host: bool, memory: int, clock: Callable[[], float]) -> None:
+        """`memory` is in bytes, and `clock` gives the time in s."""
         self._is_host = is_host
         self._memory = memory
+        self._clock = clock
         self._waits = 0  # bytes of data that have not been passed on
         self._intake = Intake()
         self._connections: dict[int, Connection] = {}
         self._free = list(range(CONNECTIONS))
+        self._rests = [-_REST] * CONNECTIONS  # since when, of each number
         self.is_up = is_host
         self.output: list[bytes] = []
 
@@ -170,11 +176,22 @@ class Classic:
 
     # What one side says of a connection
 
+    def pause(self) -> float:
+        """Say how long (s) it is until a number that rests may be used again; 0 if none does."""
+        since = min((self._rests[one] for one in self._free), default=-_REST)
+        return max(since + _REST - self._clock(), 0.0)
+
     def open(self, destination: Endpoint) -> Connection | None:
-        """Send a request, if there may be one more; it has no answer, as if all went well."""
-        if not self.is_up or not self._free:
+        """Send a request, if there may be one more; it has no answer, as if all went well.
+
+        A number that was closed here rests: the host does not say when it knows, and what it has
+        sent until then is not for the next one.
+        """
+        until = self._clock() - _REST
+        number = next((one for one in self._free if self._rests[one] <= until), None)
+        if not self.is_up or number is None:
             return None
-        connection = self._new(self._free[0])
+        connection = self._new(number)
         self.output.append(one_frame(connection.number, encode_endpoint(destination)))
         return connection
 
@@ -202,6 +219,7 @@ class Classic:
         """Close it. Harmless when that has been done."""
         if not connection.let_go_here:
             self._let_go(connection)
+            self._rests[connection.number] = self._clock()
             self.output.append(one_frame(connection.number, b""))
 
     def consume(self, connection: Connection, count: int) -> None:

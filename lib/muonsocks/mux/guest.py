@@ -73,6 +73,9 @@ class Guest(Side):
                     raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the guest has stopped")
                 await self._await_host(until)
             connection = self.link.mux.open(destination)
+            if connection is None and (pause := self.link.mux.pause()):
+                await self.loop.sleep(pause)
+                continue
             if connection is None:
                 reason = f"the host has no more than {self.link.mux.limit} connections"
                 raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)

@@ -329,7 +329,8 @@ class Link:
 
     def speak_classic(self) -> None:
         """Speak the protocol of the older pair, until somebody says HELLO."""
-        self._speak(Classic(self._is_host, self._bounds.memory))
+        loop = self.loop
+        self._speak(Classic(self._is_host, self._bounds.memory, lambda: loop.now))
         if self.mux.is_up:
             self._on_event(Began(self.mux.limit))
 

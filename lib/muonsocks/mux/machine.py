@@ -341,6 +341,12 @@ class Mux:
         self.output.append(Open(number, connection.window, destination).encode())
         return connection
 
+    def pause(self) -> float:
+        """Say how long (s) it is until there may be one more, if that is so: numbers need no rest
+        here, as each side says when it is done with one.
+        """
+        return 0.0
+
     def answer(self, connection: Connection, code: int, bound: Endpoint = UNSPECIFIED) -> None:
         """Tell the guest how that went; unless the code is 0 there is no more to say."""
         if connection.let_go_here:
