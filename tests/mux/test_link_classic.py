@@ -137,6 +137,39 @@ def test_a_doubt_is_of_one_session(loop: Loop, clock: Clock) -> None:
     play(loop, story, 600)
 
 
+@pytest.mark.parametrize("size", [4000, 1])
+def test_an_older_guest_that_sends_much_at_once(loop: Loop, clock: Clock, size: int) -> None:
+    """Nothing of it is lost, however much there is before the second is over."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            channels: list[Channel] = []
+            side.link._on_event = lambda event: (
+                channels.append(Channel(side.link, event.connection))
+                if isinstance(event, Opened)
+                else None
+            )
+            side.attach(hand.ours)
+            data = noise(500 * size + 4500)
+            hand.say(b"stale")
+            await rounds(loop)
+            hand.say(frame(3, REQUEST))
+            for start in range(0, len(data), size):
+                await hand.say_much(frame(3, data[start : start + size]))
+                await rounds(loop, 1)
+            assert side.link.mux.is_classic
+            [channel] = channels
+            await clock.passes(loop, 2)
+            hand.say(frame(3, b"more"))
+            await rounds(loop)
+            assert channel.early == data + b"more"
+            channel.close()
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
 @pytest.mark.parametrize("piece", [b"x", b"\0\0\0\0", frame(3, REQUEST[:-1]), frame(64, REQUEST)])
 def test_junk_is_of_no_protocol(loop: Loop, clock: Clock, piece: bytes) -> None:
     async def story() -> None:

@@ -278,14 +278,24 @@ def test_a_hello_that_ends_as_one_begins(is_host: bool, end: str) -> None:
 
 
 def test_what_comes_from_one_who_says_no_hello_is_kept_for_a_while() -> None:
+    """Of as much as that, nothing is lost; then it is said that no more is kept."""
     host = Played(True)
     for piece in (b"one", b"two", bytes(10_000)):
         host.hears(piece)
-    assert host.mux.take_strange() == [b"one", b"two", bytes(8192)]
+    assert not host.mux.is_sated
+    assert host.mux.take_strange() == [b"one", b"two", bytes(10_000)]
     assert host.mux.take_strange() == []
-    for count in range(100):
+    for count in range(2000):
+        assert host.mux.is_sated is (count >= 1024)
         host.hears(b"%d" % count)
-    assert host.mux.take_strange() == [b"%d" % count for count in range(64)]
+    assert host.mux.take_strange() == [b"%d" % count for count in range(1024)]
+    assert not host.mux.is_sated
+    host.hears(bytes((1 << 19) - 1))
+    assert not host.mux.is_sated
+    host.hears(bytes(1 << 19))
+    assert host.mux.is_sated
+    host.hears(b"more")
+    assert list(map(len, host.mux.take_strange())) == [(1 << 19) - 1, 1 << 19]
 
 
 @each_side

@@ -108,7 +108,7 @@ def check(play: Played, whole: bytes, cuts: list[int]) -> None:
         check_events(events, was_up, mux.is_up)
         assert len(mux.room()) >= 1 << 19
         assert len(mux._connections) <= MOST and len(mux._free) <= MOST
-        assert len(mux._strange) <= 64 and all(len(piece) <= 8192 for piece in mux._strange)
+        assert len(mux._strange) <= 1 << 10 and sum(map(len, mux._strange)) < 1 << 20
         windows = MEMORY - mux._windows._left
         assert windows == sum(one.window for one in play.everyone), "a window is nobody's"
         assert windows <= MEMORY + LEAST * len(play.everyone)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROUNDS = 4  # times that is read for one event, then the others have their turn
 _TOO_MANY = 1 << 16  # messages that wait because the other side does not read them
+_FED = 1 << 18  # bytes for which each kind of mux has room
 _DOUBT = 1.0  # s for a HELLO after something that is none
 _QUIET, _MOST_LOOKS = 0.1, 10  # s without anything that are the end of it; and times that is tried
 _FIRST_GREETING, _LAST_GREETING = 0.25, 1.0  # s from a HELLO to the next, while none is answered
@@ -304,8 +305,13 @@ class Link:
     # The older pair
 
     def _doubt(self) -> None:
-        """Think about one who has sent something that is no HELLO, for a second."""
-        if self._doubts is None:
+        """Think about one who has sent something that is no HELLO, for a second; or less, if there
+        is more than is kept: one of the older pair is not to be taken for that with a part missing.
+        """
+        if isinstance(self.mux, Mux) and self.mux.is_sated:
+            self._trust()
+            self._decide()
+        elif self._doubts is None:
             self._doubts = self.loop.call_later(_DOUBT, self._decide)
 
     def _trust(self) -> None:
@@ -343,6 +349,8 @@ class Link:
 
     def _feed(self, pieces: list[bytes]) -> None:
         for piece in pieces:
-            self.mux.room()[: len(piece)] = piece
-            for event in self.mux.received(len(piece)):
-                self._handle(event)
+            for start in range(0, len(piece), _FED):
+                part = piece[start : start + _FED]
+                self.mux.room()[: len(part)] = part
+                for event in self.mux.received(len(part)):
+                    self._handle(event)

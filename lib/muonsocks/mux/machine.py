@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from muonsocks.address import Endpoint
 
-_MOST_STRANGE, _LARGEST_STRANGE = 64, 8192  # pieces that are kept, and bytes of each
+_MOST_STRANGE, _ENOUGH = 1 << 10, 1 << 19  # pieces that are kept; and bytes, but for the last one
 _LONGEST_WAIT = HELLO_SIZE + len(HELLO_START)  # bytes that are looked at again, if there are more
 _MOST_CREDIT = 1 << 31  # bytes; more than any buffer, and nothing overflows
 
@@ -158,11 +158,19 @@ class Mux:
             except RemoteProtocolError as error:
                 events.append(self.lose(f"it has broken the protocol: {error}"))
                 self.output.append(Goodbye(str(error)).encode())
-        elif self._theirs == NO_NUMBER and len(self._strange) < _MOST_STRANGE:
-            self._strange.append(bytes(intake.view[first : intake.end][:_LARGEST_STRANGE]))
+        elif self._theirs == NO_NUMBER and not self.is_sated:
+            self._strange.append(bytes(intake.view[first : intake.end]))
         if not self.is_up:
             intake.start = max(intake.start, min(limit, intake.end - HELLO_SIZE + 1))
         return events
+
+    @property
+    def is_sated(self) -> bool:
+        """Whether no more is kept of what comes from one who does not say HELLO, until it has been
+        taken.
+        """
+        strange = self._strange
+        return len(strange) >= _MOST_STRANGE or sum(map(len, strange)) >= _ENOUGH
 
     def take_strange(self) -> list[bytes]:
         """Give what has come from one who does not say HELLO, a piece for each time it came."""
