@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 FIRST = 1 << 18  # bytes of a connection's window, while there is memory
 LEAST = 1 << 14  # and of each, when there is none left
 _SHARE = 8  # part of what is left that a new window may take
-_GROWTH = 4  # and one that grows
+_GROWTH = 4  # and one that grows, of what is left beyond the half that is kept for new ones
 
 
 class Windows:
@@ -17,13 +17,15 @@ class Windows:
 
     A window is doubled when the other side has used it up although nothing waits here: then it is
     too small for the way there and back. When memory is short, one that has grown gets smaller
-    again with what is sent in it.
+    again with what is sent in it; but credit is not taken back, and one that has grown and idles
+    keeps it. So those that grow have no more than half of the memory together.
     """
 
-    __slots__ = ("_left",)
+    __slots__ = ("_kept", "_left")
 
     def __init__(self, memory: int) -> None:
         self._left = memory
+        self._kept = memory // 2
 
     def take(self) -> int:
         """Give the window of a new connection."""
@@ -45,7 +47,7 @@ class Windows:
             credit -= less
             change = -less
         elif 4 * left <= window and 8 * waits <= window:
-            change = min(window, max(self._left // _GROWTH, 0))
+            change = min(window, max((self._left - self._kept) // _GROWTH, 0))
             credit += change
         else:
             change = 0
