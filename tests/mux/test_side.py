@@ -230,6 +230,61 @@ def test_a_port_that_cannot_be_had_again(loop: Loop) -> None:
     play(loop, story)
 
 
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("is_met", [True, False])
+@pytest.mark.parametrize("how", ["it has gone", "Connection reset by peer", "Broken pipe"])
+def test_the_end_of_standard_input_is_no_warning(
+    loop: Loop, again: bool, is_met: bool, how: str
+) -> None:
+    """Nor that of the session by it; those of other ports are."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Plain(loop, Places(hand.ours, again=again))
+            side.log.level = WARNING
+            task, ended = side.start()
+            if is_met:
+                await meet(hand, side)
+            else:
+                await rounds(loop)
+            if how == "it has gone":
+                hand.forget()
+            elif how == "Connection reset by peer":
+                side.link.mux.output.append(b"not read")
+                side.link.outlet.flush()
+            hand.sock.close()
+            if how == "Broken pipe":
+                side.link.mux.output.append(b"not read")
+                side.link.outlet.flush()
+            await rounds(loop)
+            assert bool(ended) is not again
+            assert len(side.log.lines) == again * (1 + is_met)
+            assert all(line.endswith(how) for line in side.log.lines)
+            side.stop("enough")
+            task.interrupt(KeyboardInterrupt())
+
+    play(loop, story)
+
+
+def test_other_ends_are_warnings(loop: Loop) -> None:
+    """Of a session, and of standard input by a failure."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Plain(loop, Places(hand.ours, again=False))
+            side.log.level = WARNING
+            side.start()
+            await meet(hand, side)
+            hand.say(Goodbye("so"))
+            await rounds(loop)
+            assert len(side.log.lines) == 1
+            side.link._lose("Input/output error")
+            await rounds(loop)
+            assert side.log.lines[1:] == ["a port is lost: Input/output error"]
+
+    play(loop, story)
+
+
 def test_nothing_is_opened_after_the_stop(loop: Loop, clock: Clock) -> None:
     async def story() -> None:
         with Hand(loop) as hand, Hand(loop) as spare:

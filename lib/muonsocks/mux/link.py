@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.socks.request import Event
 
+GONE = "it has gone"  # why a port is lost that has come to its end
+
 _ROUNDS = 4  # times that is read for one event, then the others have their turn
 _TOO_MANY = 1 << 16  # messages that wait because the other side does not read them
 _FED = 1 << 18  # bytes for which each kind of mux has room
@@ -98,6 +100,11 @@ class Link:
 
     def _speak(self, mux: Mux | Classic) -> None:
         self.mux = self.outlet.mux = mux
+
+    @property
+    def has_port(self) -> bool:
+        """Whether there is a port, which the other side may come to."""
+        return self._port is not None
 
     # Life cycle
 
@@ -247,7 +254,7 @@ class Link:
             try:
                 count, is_all = port.read_into(mux.room(), events)
             except EOFError:
-                self._lose("it has gone")
+                self._lose(GONE)
                 return
             except OSError as error:
                 self._lose(error.strerror or str(error))

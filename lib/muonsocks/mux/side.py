@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from muonsocks.errors import in_one_line
 from muonsocks.log import INFO, WARNING
 from muonsocks.mux.events import Began, Over
-from muonsocks.mux.link import Link
+from muonsocks.mux.link import GONE, Link
 from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 # s until a port that was lost, or is not there, is tried again
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
 
+_LEFT = (GONE, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE))
 _PERIOD, _MOST_LINES = 10.0, 20  # s, and lines of the log about port and sessions in them
 
 
@@ -69,7 +73,7 @@ class Side:
             else:
                 self.link.attach(port)
                 reason = await self._losses.take()
-                self._say(f"{place.name} is lost: {reason}")
+                self._say_over(f"{place.name} is lost", reason)
                 if not place.again:
                     return
             self._delay = min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
@@ -80,11 +84,16 @@ class Side:
         self.is_stopping = True
         self.link.detach(reason)
 
-    def _say(self, what: str) -> None:
+    def _say_over(self, what: str, reason: str) -> None:
+        """Log an end. If there is one port only, it is usual that the other side leaves that."""
+        is_usual = reason in _LEFT and not self._place.again and not self.link.has_port
+        self._say(f"{what}: {reason}", INFO if is_usual else WARNING)
+
+    def _say(self, what: str, level: int = WARNING) -> None:
         """Log something that may be so again and again, once."""
         if what != self._said:
             self._said = what
-            self._tell(WARNING, what)
+            self._tell(level, what)
 
     def _tell(self, level: int, what: str) -> None:
         """Log a line, unless there have been many: the other side may come and go as it likes."""
@@ -109,7 +118,7 @@ class Side:
         elif isinstance(event, Over):
             if self.is_stopping:
                 return
-            self._say(f"the {self._other} is not there any more: {event.reason}")
+            self._say_over(f"the {self._other} is not there any more", event.reason)
         else:
             self.hear(event)
 
