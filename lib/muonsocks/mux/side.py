@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # s until a port that was lost, or is not there, is tried again
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
 
+# How the other side leaves a port that leads to it alone.
 _LEFT = (GONE, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE))
 _PERIOD, _MOST_LINES = 10.0, 20  # s, and lines of the log about port and sessions in them
 
