@@ -88,6 +88,7 @@ def test_a_reset_by_the_end_is_told(loop: Loop, stage: str) -> None:
             elif stage == "half-closed there":
                 carried.end.end_output()
                 await until(loop, lambda: carried.relay.down.over)
+                await rounds(loop)  # it is sent with what else there is to be said
                 assert hand.heard() == [Eof(0)]
             carried.end.reset()
             if stage == "half-closed there":
