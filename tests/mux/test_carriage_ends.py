@@ -12,7 +12,7 @@ from ends import (
     made,
     noise,
 )
-from hand import Hand, play, rounds, until
+from hand import WINDOW, Hand, play, rounds, until
 
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.connection import ResetReason
@@ -108,7 +108,9 @@ def test_a_reset_by_the_end_is_told(loop: Loop, stage: str) -> None:
 
 
 def test_a_sink_that_takes_nothing_more(loop: Loop) -> None:
-    """What its other side still sends counts; what comes for it is dropped, without credit."""
+    """What its other side still sends counts; what comes for it is dropped, and there is credit for
+    that: so the other side gets to the end of its source, though nobody takes anything any more.
+    """
 
     async def story() -> None:
         with Hand(loop) as hand:
@@ -122,8 +124,35 @@ def test_a_sink_that_takes_nothing_more(loop: Loop) -> None:
             await sends(loop, carried.end, b"still")
             await rounds(loop)
             assert hand.heard() == [(0, b"still")] and not carried.relay.reason
+            await hand.say_much(frames_of(0, bytes(WINDOW - 17)))
+            await rounds(loop)
+            credits = [one.count for one in hand.heard() if isinstance(one, Credit)]
+            assert sum(credits) >= WINDOW // 2
             os.close(carried.end.writer)
             carried.end.reader = carried.end.writer = -1
+            assert await carried.over() == "broken-pipe"
+            carried.leave()
+
+    play(loop, story)
+
+
+def test_the_end_is_reset_while_all_is_blocked(loop: Loop) -> None:
+    """What waits for it, and for credit, keeps the other side from nothing: it gets credit."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            carried = Carried(loop, hand)
+            await carried.begin(10)
+            await carried.fill()
+            await sends(loop, carried.end, noise(1000))
+            await rounds(loop)
+            assert hand.heard() == [(0, noise(1000)[:10])]
+            carried.end.reset()
+            await until(loop, lambda: carried.relay.up.over)
+            await rounds(loop)
+            [credit] = hand.heard()
+            assert isinstance(credit, Credit) and credit.count >= WINDOW
+            hand.say(Reset(0, ResetReason.RESET))
             assert await carried.over() == "broken-pipe"
             carried.leave()
 

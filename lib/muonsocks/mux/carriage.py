@@ -196,7 +196,8 @@ class Incoming(Direction):
     def deliver(self, parts: list[memoryview], size: int) -> None:
         """Give the sink what has come, and keep what it does not take."""
         if self.over:
-            self.source.mux.drop(self.source.connection, size)
+            # The other side, which may wait for credit, is to get to the end of its source.
+            self.source.mux.consume(self.source.connection, size)
             return
         relay = self._relay
         relay.active = relay.loop.now
@@ -216,7 +217,7 @@ class Incoming(Direction):
         except BlockingIOError:
             count = 0
         except OSError as error:
-            self.source.mux.drop(self.source.connection, size)
+            self.source.mux.consume(self.source.connection, size)
             self._sink_failed(error.errno)
             return
         if count:
@@ -259,8 +260,9 @@ class Incoming(Direction):
 
     def _drop_pending(self) -> None:
         assert self.pending is not None
-        self.source.mux.drop(self.source.connection, sum(map(len, self.pending)))
+        self.source.mux.consume(self.source.connection, sum(map(len, self.pending)))
         super()._drop_pending()
+        self._link.outlet.flush_soon()
         self._link.has_passed_on()
 
     def _flush_when_ready(self) -> None:

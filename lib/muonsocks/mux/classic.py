@@ -223,11 +223,9 @@ class Classic:
             self.output.append(one_frame(connection.number, b""))
 
     def consume(self, connection: Connection, count: int) -> None:
-        """Note that data has gone on its way."""
+        """Note that data has gone on its way, or been dropped."""
         connection.unreturned -= count
         self._waits -= count
-
-    drop = consume  # it does not wait any more
 
     def release(self, connection: Connection) -> None:
         """Forget the owner of a connection, and close it if that has not been done."""

@@ -381,7 +381,7 @@ class Mux:
             self.output.append(Reset(connection.number, reason).encode())
 
     def consume(self, connection: Connection, count: int) -> None:
-        """Note that data has gone on its way and leaves room for more."""
+        """Note that data has gone on its way, or been dropped, and leaves room for more."""
         connection.unreturned += count
         if connection.ended_there or connection.let_go_there or connection.let_go_here:
             return
@@ -389,9 +389,6 @@ class Mux:
             return  # a few large messages are cheaper than many small ones
         if credit := self._windows.renew(connection):
             self.output.append(Credit(connection.number, credit).encode())
-
-    def drop(self, connection: Connection, count: int) -> None:
-        """Note that data has been dropped: there is no more credit for it."""
 
     def release(self, connection: Connection) -> None:
         """Forget what the owner of a connection has; it is reset if it has not come to its end."""
