@@ -195,7 +195,7 @@ def test_a_link_that_is_detached_in_doubt(loop: Loop) -> None:
             side.attach(hand.ours)
             hand.say(b"strange")
             await rounds(loop)
-            assert side.link._doubts is not None
+            assert side.link._doubt._timer is not None
             side.link.detach("enough")
             await rounds(loop)
 

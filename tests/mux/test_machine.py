@@ -277,38 +277,23 @@ def test_a_hello_that_ends_as_one_begins(is_host: bool, end: str) -> None:
         assert play.says() == [ours(is_host, THEIRS)]
 
 
-def test_what_comes_from_one_who_says_no_hello_is_kept_for_a_while() -> None:
-    """Of as much as that, nothing is lost; then it is said that no more is kept."""
-    host = Played(True)
-    for piece in (b"one", b"two", bytes(10_000)):
-        host.hears(piece)
-    assert not host.mux.is_sated
-    assert host.mux.take_strange() == [b"one", b"two", bytes(10_000)]
-    assert host.mux.take_strange() == []
-    for count in range(2000):
-        assert host.mux.is_sated is (count >= 1024)
-        host.hears(b"%d" % count)
-    assert host.mux.take_strange() == [b"%d" % count for count in range(1024)]
-    assert not host.mux.is_sated
-    host.hears(bytes((1 << 19) - 1))
-    assert not host.mux.is_sated
-    host.hears(bytes(1 << 19))
-    assert host.mux.is_sated
-    host.hears(b"more")
-    assert list(map(len, host.mux.take_strange())) == [(1 << 19) - 1, 1 << 19]
-
-
 @each_side
-def test_one_who_says_hello_is_not_strange(is_host: bool) -> None:
+def test_what_is_strange(is_host: bool) -> None:
+    """Until there is a HELLO: who says one is of ours."""
     play = Played(is_host)
+    assert not play.mux.is_strange
     play.hears(b"stale")
+    assert play.mux.is_strange
     play.hears(theirs(is_host, NOBODY))
-    assert play.mux.take_strange() == []
+    assert not play.mux.is_strange
     play.hears(b"stale, too")
-    assert play.mux.take_strange() == []
+    assert not play.mux.is_strange
     play.mux.lose("the port has gone")
     play.hears(b"somebody else")
-    assert play.mux.take_strange() == [b"somebody else"]
+    assert play.mux.is_strange
+    play.begin()
+    play.hears(Goodbye("so"))
+    assert not play.mux.is_strange, "what is no more of a session has been one's of ours"
 
 
 # It begins anew

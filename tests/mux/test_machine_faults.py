@@ -186,7 +186,7 @@ def test_a_peer_that_always_breaks_it_gets_no_further() -> None:
         for one in opened:
             host.mux.release(one)
         assert len(host.says()) == 1
-        assert not host.mux._connections and not host.mux._free and not host.mux._strange
+        assert not host.mux._connections and not host.mux._free
     assert host.mux._windows._left == MEMORY
 
 

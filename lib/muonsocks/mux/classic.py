@@ -80,6 +80,7 @@ class Classic:
     """
 
     is_classic = True
+    is_strange = False
     limit = CONNECTIONS
 
     def __init__(self, is_host: bool, memory: int, clock: Callable[[], float]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from os import urandom
 from select import EPOLLHUP
 
-from muonsocks.mux.classic import Classic, Hailed, is_spoken
+from muonsocks.mux.classic import Classic, Hailed
+from muonsocks.mux.doubt import Doubt
 from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import NUMBER
 from muonsocks.mux.machine import Mux
@@ -25,7 +26,6 @@ GONE = "it has gone"  # why a port is lost that has come to its end
 _ROUNDS = 4  # times that is read for one event, then the others have their turn
 _TOO_MANY = 1 << 16  # messages that wait because the other side does not read them
 _FED = 1 << 18  # bytes for which each kind of mux has room
-_DOUBT = 1.0  # s for a HELLO after something that is none
 _QUIET, _MOST_LOOKS = 0.1, 10  # s without anything that are the end of it; and times that is tried
 _FIRST_GREETING, _LAST_GREETING = 0.25, 1.0  # s from a HELLO to the next, while none is answered
 
@@ -51,7 +51,7 @@ class Link:
 
     __slots__ = (
         "_bounds",
-        "_doubts",
+        "_doubt",
         "_greeting",
         "_heard",
         "_is_host",
@@ -89,7 +89,7 @@ class Link:
         self._greeting = _FIRST_GREETING
         self._heard = 0.0  # when there was a sign of life
         self._pinged = 0.0  # when it was asked for one
-        self._doubts: Timer | None = None  # whether the other side is of the older pair
+        self._doubt = Doubt(loop, is_host, self._speak_classic)
         self._is_leaving = False  # what comes is dropped
         self._is_stalled = False  # nothing is read, as what has come must be passed on first
 
@@ -157,7 +157,7 @@ class Link:
     def _close(self) -> None:
         assert self._port is not None
         self._timer.cancel()
-        self._trust()
+        self._doubt.reset()
         port, self._port = self._port, None
         self.outlet.leave()
         port.close()
@@ -251,8 +251,9 @@ class Link:
             if mux.is_full:
                 self._is_stalled = True
                 return
+            room = mux.room()
             try:
-                count, is_all = port.read_into(mux.room(), events)
+                count, is_all = port.read_into(room, events)
             except EOFError:
                 self._lose(GONE)
                 return
@@ -268,10 +269,10 @@ class Link:
                     self._handle(event)
                 if port is not self._port:
                     return
-                if not mux.is_up and not mux.is_classic:
-                    self._doubt()
+                if mux.is_strange:
+                    self._doubt.hear(bytes(room[:count]))
                 else:
-                    self._trust()
+                    self._doubt.reset()
                 if mux.output:
                     self.outlet.flush()
                 if len(mux.output) > _TOO_MANY:
@@ -311,41 +312,13 @@ class Link:
 
     # The older pair
 
-    def _doubt(self) -> None:
-        """Think about one who has sent something that is no HELLO, for a second; or less, if there
-        is more than is kept: one of the older pair is not to be taken for that with a part missing.
-        """
-        if isinstance(self.mux, Mux) and self.mux.is_sated:
-            self._trust()
-            self._decide()
-        elif self._doubts is None:
-            self._doubts = self.loop.call_later(_DOUBT, self._decide)
-
-    def _trust(self) -> None:
-        """Think no more about it."""
-        if self._doubts is not None:
-            self._doubts.cancel()
-            self._doubts = None
-
-    def _decide(self) -> None:
-        """Go on as the other side does, if it has not said HELLO but what the older pair says."""
-        self._doubts = None
-        mux = self.mux
-        if mux.is_up or not isinstance(mux, Mux) or self._port is None:
-            return
-        pieces = mux.take_strange()
-        while pieces and not is_spoken(pieces[0], self._is_host):
-            del pieces[0]
-        if pieces:
-            self.speak_classic()
-            self._feed(pieces)
-
-    def speak_classic(self) -> None:
+    def _speak_classic(self, pieces: list[bytes]) -> None:
         """Speak the protocol of the older pair, until somebody says HELLO."""
         loop = self.loop
         self._speak(Classic(self._is_host, self._bounds.memory, lambda: loop.now))
         if self.mux.is_up:
             self._on_event(Began(self.mux.limit))
+        self._feed(pieces)
 
     def _forget_classic(self) -> None:
         """Speak as one of ours again: whoever comes now, an older guest waits for a HELLO."""

@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
     from muonsocks.address import Endpoint
 
-_MOST_STRANGE, _ENOUGH = 1 << 10, 1 << 19  # pieces that are kept; and bytes, but for the last one
 _LONGEST_WAIT = HELLO_SIZE + len(HELLO_START)  # bytes that are looked at again, if there are more
 _MOST_CREDIT = 1 << 31  # bytes; more than any buffer, and nothing overflows
 
@@ -77,13 +76,13 @@ class Mux:
         self._fresh = fresh
         self._windows = Windows(memory)
         self._intake = Intake()
-        self._strange: list[bytes] = []
         self._number = fresh()
         self._theirs = self._echoed = NO_NUMBER
         self._connections: dict[int, Connection] = {}
         self._free: list[int] = []
         self._unused = 0  # this number and those above have not been used yet
         self.is_up = False
+        self.is_strange = False  # what was received last: it is of one who does not say HELLO
         self.limit = 0  # of connections, as the other side has it
         self.output: list[bytes] = []
 
@@ -125,7 +124,6 @@ class Mux:
             who = "host" if self._is_host else "guest"
             events.append(Over(f"the other side is a {who}, too", []))
             return
-        self._strange.clear()
         self._theirs = hello.number
         self.limit = min(hello.connections, MOST_CONNECTIONS)
         if self._echoed != hello.number:
@@ -147,10 +145,10 @@ class Mux:
         """Take the bytes that were read into the first part of the room, and say what they mean."""
         intake = self._intake
         seen = max(intake.end - _LONGEST_WAIT, intake.start)
-        first = intake.end
         intake.end += count
         events: list[Event] = []
         limit = self._hear_hellos(seen, events)
+        self.is_strange = not self.is_up and self._theirs == NO_NUMBER
         if self.is_up:
             limit = min(limit, start_of_hello(intake.memory, intake.start, intake.end))
             try:
@@ -158,24 +156,9 @@ class Mux:
             except RemoteProtocolError as error:
                 events.append(self.lose(f"it has broken the protocol: {error}"))
                 self.output.append(Goodbye(str(error)).encode())
-        elif self._theirs == NO_NUMBER and not self.is_sated:
-            self._strange.append(bytes(intake.view[first : intake.end]))
         if not self.is_up:
             intake.start = max(intake.start, min(limit, intake.end - HELLO_SIZE + 1))
         return events
-
-    @property
-    def is_sated(self) -> bool:
-        """Whether no more is kept of what comes from one who does not say HELLO, until it has been
-        taken.
-        """
-        strange = self._strange
-        return len(strange) >= _MOST_STRANGE or sum(map(len, strange)) >= _ENOUGH
-
-    def take_strange(self) -> list[bytes]:
-        """Give what has come from one who does not say HELLO, a piece for each time it came."""
-        strange, self._strange = self._strange, []
-        return strange
 
     def _hear_hellos(self, seen: int, events: list[Event]) -> int:
         """Find the HELLOs that begin a session, and give how far there may be frames.
