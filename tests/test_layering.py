@@ -37,6 +37,7 @@ PURE = {
     "muonsocks.mux.events",
     "muonsocks.mux.frames",
     "muonsocks.mux.intake",
+    "muonsocks.mux.life",
     "muonsocks.mux.machine",
     "muonsocks.mux.windows",
     "muonsocks.socketbox",

@@ -3,24 +3,12 @@
 A session begins when each side has heard its own number in the other's HELLO: nothing stale can
 have that. A HELLO with another number, wherever it comes, means that the other side has started
 anew; all connections of the session before it are then over.
-
-A connection, on either side:
-
-    opened      the guest has sent OPEN and the host has received it, but there is no answer yet
-    answered    data goes both ways, in each as much as there is credit for
-    ended       of a direction: EOF has been sent or received
-    let go      RESET or DONE has been sent, or an ANSWER that is a failure: it is the last word
-
-Either side may send its last word RESET at any time, and answers that of the other with DONE if it
-has not let go yet. DONE is also said once both directions have ended. When both sides have let go
-the number is free for another connection.
 """
 
 from __future__ import annotations
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.mux.connection import Connection, ResetReason
-from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Opened, Over, WasReset
+from muonsocks.mux.events import Began, Data, Over
 from muonsocks.mux.frames import (
     CONTROL,
     HEADER,
@@ -31,35 +19,26 @@ from muonsocks.mux.frames import (
     MOST_CONNECTIONS,
     NO_NUMBER,
     VERSION,
-    Answer,
     Control,
-    Credit,
-    Done,
-    Eof,
     Goodbye,
     Hello,
-    Open,
     Ping,
     Pong,
-    Reset,
     decode,
     start_of_hello,
 )
 from muonsocks.mux.intake import Intake
-from muonsocks.mux.windows import Windows
-from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
+from muonsocks.mux.life import Connections
+from muonsocks.socks.request import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from muonsocks.address import Endpoint
-
 _LONGEST_WAIT = HELLO_SIZE + len(HELLO_START)  # bytes that are looked at again, if there are more
-_MOST_CREDIT = 1 << 31  # bytes; more than any buffer, and nothing overflows
 
 
-class Mux:
+class Mux(Connections):
     """One side. What is in `output` is to be sent, in its order, before anything else."""
 
     is_classic = False
@@ -71,20 +50,12 @@ class Mux:
         """`connections` are those that a host lets there be, `memory` (bytes) bounds what may wait
         here for those who are to get it, and `fresh` gives the random number of a session.
         """
-        self._is_host = is_host
-        self._most = connections if is_host else 0
+        super().__init__(is_host, connections, memory)
         self._fresh = fresh
-        self._windows = Windows(memory)
         self._intake = Intake()
         self._number = fresh()
         self._theirs = self._echoed = NO_NUMBER
-        self._connections: dict[int, Connection] = {}
-        self._free: list[int] = []
-        self._unused = 0  # this number and those above have not been used yet
-        self.is_up = False
         self.is_strange = False  # what was received last: it is of one who does not say HELLO
-        self.limit = 0  # of connections, as the other side has it
-        self.output: list[bytes] = []
 
     # Sessions
 
@@ -95,11 +66,7 @@ class Mux:
 
     def lose(self, reason: str) -> Over:
         """End the session, for a reason that the port or the clock has given."""
-        owners = [one.owner for one in self._connections.values() if one.owner is not None]
-        for one in self._connections.values():
-            one.let_go()
-            one.let_go_there = True
-        self._connections.clear()
+        owners = self._cut_off()
         self.output.clear()
         self.is_up = False
         self._number = self._fresh()
@@ -131,8 +98,7 @@ class Mux:
         if hello.echo != self._number:
             return
         self.is_up = True
-        self._free.clear()
-        self._unused = 0
+        self._begin()
         events.append(Began(self.limit))
 
     # Input
@@ -234,26 +200,8 @@ class Mux:
             intake.start = start
 
     def _control(self, message: Control, events: list[Event]) -> None:
-        if isinstance(message, Credit):
-            connection = self._find(message.connection)
-            if connection.let_go_here:
-                return
-            before = connection.credit
-            connection.credit = before + message.count
-            if connection.credit > _MOST_CREDIT:
-                raise RemoteProtocolError("more credit than there can be")
-            if not before and message.count:
-                events.append(Credited(connection))
-        elif isinstance(message, Eof):
-            self._hear_end(self._find(message.connection), events)
-        elif isinstance(message, Done):
-            self._hear_done(self._find(message.connection))
-        elif isinstance(message, Reset):
-            self._hear_reset(self._find(message.connection), message.reason, events)
-        elif isinstance(message, Open):
-            self._hear_open(message, events)
-        elif isinstance(message, Answer):
-            self._hear_answer(message, events)
+        if not isinstance(message, (Ping, Pong, Hello, Goodbye)):
+            self._hear(message, events)
         elif isinstance(message, Ping):
             self.output.append(Pong(message.token).encode())
         elif isinstance(message, Hello):
@@ -261,133 +209,3 @@ class Mux:
                 self.greet()
         elif isinstance(message, Goodbye):
             events.append(self.lose(f"the other side has ended it: {message.reason}"))
-
-    def _find(self, number: int) -> Connection:
-        connection = self._connections.get(number)
-        if connection is None or connection.let_go_there:
-            raise RemoteProtocolError(f"a message about connection {number}, which is not open")
-        return connection
-
-    def _hear_open(self, message: Open, events: list[Event]) -> None:
-        number = message.connection
-        if not self._is_host:
-            raise RemoteProtocolError("an OPEN from a host")
-        if number >= self._most:
-            raise RemoteProtocolError(f"an OPEN of connection {number}, of {self._most}")
-        if number in self._connections:
-            raise RemoteProtocolError(f"an OPEN of connection {number}, which is open")
-        connection = Connection(number, message.window, self._windows.take())
-        self._connections[number] = connection
-        events.append(Opened(connection, message.destination))
-
-    def _hear_answer(self, message: Answer, events: list[Event]) -> None:
-        connection = self._find(message.connection)
-        if self._is_host or connection.answered:
-            raise RemoteProtocolError("an ANSWER that nobody has asked for")
-        connection.answered = True
-        if message.code != ReplyCode.SUCCEEDED:
-            connection.let_go_there = True
-        if not connection.let_go_here:
-            connection.credit = message.window
-            events.append(Answered(connection, message.code, message.bound))
-        if connection.let_go_there:
-            self._let_go(connection)
-
-    def _hear_end(self, connection: Connection, events: list[Event]) -> None:
-        if connection.ended_there or not connection.answered:
-            raise RemoteProtocolError(f"an EOF of connection {connection.number} out of turn")
-        connection.ended_there = True
-        if not connection.let_go_here:
-            events.append(Ended(connection))
-            if connection.ended_here:
-                self._let_go(connection)
-
-    def _hear_reset(self, connection: Connection, reason: int, events: list[Event]) -> None:
-        connection.let_go_there = True
-        if not connection.let_go_here:
-            events.append(WasReset(connection, reason))
-        self._let_go(connection)
-
-    def _hear_done(self, connection: Connection) -> None:
-        if not connection.let_go_here:
-            raise RemoteProtocolError(f"a DONE of connection {connection.number} out of turn")
-        connection.let_go_there = True
-        self._let_go(connection)
-
-    # What one side says of a connection
-
-    def open(self, destination: Endpoint) -> Connection | None:
-        """Ask the host for a connection, if there may be one more."""
-        if not self.is_up:
-            return None
-        if self._free:
-            number = self._free.pop(0)
-        elif self._unused < self.limit:
-            number = self._unused
-            self._unused += 1
-        else:
-            return None
-        connection = Connection(number, 0, self._windows.take())
-        self._connections[number] = connection
-        self.output.append(Open(number, connection.window, destination).encode())
-        return connection
-
-    def pause(self) -> float:
-        """Say how long (s) it is until there may be one more, if that is so: numbers need no rest
-        here, as each side says when it is done with one.
-        """
-        return 0.0
-
-    def answer(self, connection: Connection, code: int, bound: Endpoint = UNSPECIFIED) -> None:
-        """Tell the guest how that went; unless the code is 0 there is no more to say."""
-        if connection.let_go_here:
-            return
-        connection.answered = True
-        window = connection.window if code == ReplyCode.SUCCEEDED else 0
-        self.output.append(Answer(connection.number, window, code, bound).encode())
-        if code != ReplyCode.SUCCEEDED:
-            connection.let_go()
-
-    def end(self, connection: Connection) -> None:
-        """Say that no more data comes. The last of it is in the output already."""
-        if connection.ended_here or connection.let_go_here:
-            return
-        connection.ended_here = True
-        self.output.append(Eof(connection.number).encode())
-        if connection.ended_there:
-            self._let_go(connection)
-
-    def reset(self, connection: Connection, reason: int) -> None:
-        """Let go of a connection, whatever its state. Harmless when that has been done."""
-        if not connection.let_go_here:
-            connection.let_go()
-            self.output.append(Reset(connection.number, reason).encode())
-
-    def consume(self, connection: Connection, count: int) -> None:
-        """Note that data has gone on its way and leaves room for more."""
-        connection.unreturned += count
-        if connection.ended_there or connection.let_go_there or connection.let_go_here:
-            return
-        if 2 * connection.unreturned < connection.window:
-            return  # a few large messages are cheaper than many small ones
-        if credit := self._windows.renew(connection):
-            self.output.append(Credit(connection.number, credit).encode())
-
-    def drop(self, connection: Connection, count: int) -> None:
-        """Note that data has been dropped: there is no more credit for it."""
-
-    def release(self, connection: Connection) -> None:
-        """Forget what the owner of a connection has; it is reset if it has not come to its end."""
-        connection.owner = None
-        self.reset(connection, ResetReason.UNKNOWN)
-        self._windows.give_back(connection)
-
-    def _let_go(self, connection: Connection) -> None:
-        """Say the last word if it has not been said, and free the number if both have."""
-        if not connection.let_go_here:
-            connection.let_go()
-            self.output.append(Done(connection.number).encode())
-        if connection.let_go_there:
-            del self._connections[connection.number]
-            if not self._is_host:  # it is the guest that uses it again
-                self._free.append(connection.number)
