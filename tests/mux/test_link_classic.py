@@ -423,6 +423,40 @@ def test_what_nobody_takes_does_not_stop_the_others(loop: Loop, clock: Clock, wa
     play(loop, story, 600)
 
 
+@pytest.mark.parametrize("is_taken", [True, False], ids=["taken", "refused"])
+def test_reading_goes_on_when_all_that_came_early_is_gone(
+    loop: Loop, clock: Clock, is_taken: bool
+) -> None:
+    """The stream takes it at once, or nobody reads from it any more: nothing waits then."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand, Bounds(1000, 10_000, SILENCE))
+            channel = Channel(side.link, (await side.hears(Opened)).connection)
+            early = noise(12_000)
+            hand.say(*[frame(3, early[start : start + 4000]) for start in range(0, 12_000, 4000)])
+            await rounds(loop)
+            hand.say(frame(3, b"more"), frame(4, REQUEST))
+            await rounds(loop)
+            assert channel.early == early and side.link.mux.is_full
+            stream, end = made(loop, "unix")
+            if not is_taken:
+                end.sock.shutdown(socket.SHUT_RD)
+            relay = Carriage(channel, stream)
+            relay.start(600, 600)
+            two = Channel(side.link, (await side.hears(Opened)).connection)
+            assert two.connection.number == 4 and not side.link.mux._waits
+            if is_taken:
+                assert end.read_exactly(12_004) == early + b"more"
+            relay.stop()
+            for one in (channel, two, stream, end):
+                one.close()
+            side.link.detach("enough")
+            await loop.sleep(0.01)
+
+    play(loop, story, 5)
+
+
 def test_reading_goes_on_when_the_one_who_is_full_has_gone(loop: Loop, clock: Clock) -> None:
     async def story() -> None:
         with Hand(loop) as hand:

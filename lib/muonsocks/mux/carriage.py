@@ -179,6 +179,7 @@ class Incoming(Direction):
         if early:
             self.deliver([memoryview(early)], len(early))
             self._link.outlet.flush_soon()  # the credit of it
+            self._link.has_passed_on()
         if channel.has_ended and not self.ended:
             self.was_ended()
         if channel.was_lost:
