@@ -415,6 +415,59 @@ def test_a_slow_client_of_an_older_host_gets_all(loop: Loop, clock: Clock) -> No
     play(loop, story, 600)
 
 
+def test_an_answer_that_is_cut_short_is_no_whole_one(loop: Loop, clock: Clock) -> None:
+    """The host goes while its answer waits for the client, which has sent all it has."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side, channel = await older_host(loop, clock, hand)
+            client, end = made(loop, "tcp")
+            relay = Carriage(client, channel)
+            relay.start(600, 600)
+            end.end_output()
+            await until(loop, lambda: relay.up.over)
+            await hand.say_much(frame(0, bytes(4000)) * 2000)
+            await clock.passes(loop, 1)
+            assert relay.down.pending is not None
+            hand.sock.close()
+            await side.hears(Over)
+            await clock.passes(loop, 5)
+            got = 0
+            while not relay.reason:
+                got += len(end.read())
+                await rounds(loop)
+            ended = relay.stop()
+            assert (ended.reason, ended.owed_resets) == ("reset", (client,))
+            channel.close()
+            client.reset_on_close()
+            client.close()
+            data, how = end.read_to_end()
+            assert how == "reset" and got + len(data) <= 2000 * 4000
+            end.close()
+
+    play(loop, story, 600)
+
+
+def test_nobody_waits_for_an_older_host_when_it_is_over(loop: Loop, clock: Clock) -> None:
+    """No timer is left (the fixture looks)."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side, channel = await older_host(loop, clock, hand)
+            client, end = made(loop, "tcp")
+            relay = Carriage(client, channel)
+            relay.start(600, 600)
+            end.end_output()
+            await until(loop, lambda: relay.up.over)
+            await clock.passes(loop, 1)
+            relay.stop()
+            for one in (channel, client, end):
+                one.close()
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
 def test_an_older_host_ends_first(loop: Loop, clock: Clock) -> None:
     async def story() -> None:
         with Hand(loop) as hand:

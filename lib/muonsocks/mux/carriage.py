@@ -180,7 +180,7 @@ class Incoming(Direction):
             self.deliver([memoryview(early)], len(early))
             self._link.outlet.flush_soon()  # the credit of it
             self._link.has_passed_on()
-        if channel.has_ended and not self.ended:
+        if channel.has_ended:
             self.was_ended()
         if channel.was_lost:
             self.was_reset()
@@ -282,7 +282,7 @@ class Incoming(Direction):
 
     def was_ended(self) -> None:
         """The other side sends no more."""
-        if not self.over:
+        if not self.ended and not self.over:
             self._source_ended(failed=False)
 
     def was_reset(self) -> None:
