@@ -30,6 +30,8 @@ from muonsocks.mux.frames import NO_NUMBER, Goodbye, Hello
 from muonsocks.mux.link import Bounds
 from muonsocks.net.loop import Loop
 
+EARLIER = b"\1\xc0\0\2\2\0\x19"  # a request of somebody else's
+
 
 @pytest.mark.parametrize("before", [[], [b"junk of an earlier session"]])
 def test_a_guest_of_the_older_pair(loop: Loop, clock: Clock, before: list[bytes]) -> None:
@@ -132,6 +134,79 @@ def test_a_doubt_is_of_one_session(loop: Loop, clock: Clock) -> None:
             assert not side.happened._items and not side.link.mux.is_classic
             await clock.passes(loop, 0.5)
             assert side.link.mux.is_classic
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_a_doubt_is_of_one_port(loop: Loop, clock: Clock) -> None:
+    """What was asked for at another one is not carried out at this."""
+
+    async def story() -> None:
+        side = Side(loop, True, BOUNDS)
+        with Hand(loop) as hand:
+            side.attach(hand.ours)
+            hand.say(frame(3, EARLIER))
+            await rounds(loop)
+            hand.sock.close()
+            await until(loop, lambda: not side.link.has_port)
+        with Hand(loop) as hand:
+            side.attach(hand.ours)
+            await clock.passes(loop, 0.5)
+            hand.say(frame(4, REQUEST))
+            await clock.passes(loop, 0.7)
+            assert not side.link.mux.is_classic
+            await clock.passes(loop, 0.5)
+            await side.hears(Began)
+            assert (await side.hears(Opened)).destination == SOMEWHERE
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_a_doubt_is_of_one_who_came_to_a_port(loop: Loop, clock: Clock, tmp_path: Path) -> None:
+    """The next one at the same port is not taken for who was there before."""
+
+    async def story() -> None:
+        side = Side(loop, True, BOUNDS)
+        fifos = Fifos(loop, tmp_path)
+        side.link.attach(fifos.port)
+        fifos.come()
+        fifos.say(frame(3, EARLIER))
+        await rounds(loop)
+        fifos.go()
+        await clock.passes(loop, 0.5)
+        fifos.come()
+        fifos.say(frame(4, REQUEST))
+        await clock.passes(loop, 0.7)
+        assert not side.link.mux.is_classic
+        await clock.passes(loop, 0.5)
+        await side.hears(Began)
+        assert (await side.hears(Opened)).destination == SOMEWHERE
+        fifos.go()
+        side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_an_older_guest_after_one_who_has_said_hello_and_no_more(loop: Loop, clock: Clock) -> None:
+    """The port does not tell that somebody else is there."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            hand.say(frame(5, EARLIER))
+            await clock.passes(loop, 0.5)
+            hand.say(Hello(1, 0, b"gone now", NO_NUMBER))
+            await clock.passes(loop, 2)
+            assert not side.link.mux.is_classic, "what is before a HELLO is stale"
+            hand.say(frame(3, REQUEST))
+            await clock.passes(loop, 0.9)
+            assert not side.link.mux.is_classic
+            await clock.passes(loop, 0.2)
+            await side.hears(Began)
+            assert (await side.hears(Opened)).destination == SOMEWHERE
             side.link.detach("enough")
 
     play(loop, story, 600)

@@ -279,21 +279,21 @@ def test_a_hello_that_ends_as_one_begins(is_host: bool, end: str) -> None:
 
 @each_side
 def test_what_is_strange(is_host: bool) -> None:
-    """Until there is a HELLO: who says one is of ours."""
+    """Outside of a session, what comes without a HELLO: who says one is of ours."""
     play = Played(is_host)
     assert not play.mux.is_strange
     play.hears(b"stale")
     assert play.mux.is_strange
-    play.hears(theirs(is_host, NOBODY))
+    play.hears(b"stale", theirs(is_host, NOBODY), b"half a frame of one who is gone")
     assert not play.mux.is_strange
-    play.hears(b"stale, too")
-    assert not play.mux.is_strange
-    play.mux.lose("the port has gone")
-    play.hears(b"somebody else")
+    play.hears(b"of somebody else, it may be")
     assert play.mux.is_strange
     play.begin()
+    assert not play.mux.is_strange
     play.hears(Goodbye("so"))
-    assert not play.mux.is_strange, "what is no more of a session has been one's of ours"
+    assert not play.mux.is_strange, "it has been of a session"
+    play.hears(b"somebody else")
+    assert play.mux.is_strange
 
 
 # It begins anew

@@ -157,7 +157,6 @@ class Link:
     def _close(self) -> None:
         assert self._port is not None
         self._timer.cancel()
-        self._doubt.reset()
         port, self._port = self._port, None
         self.outlet.leave()
         port.close()
@@ -322,6 +321,7 @@ class Link:
 
     def _forget_classic(self) -> None:
         """Speak as one of ours again: whoever comes now, an older guest waits for a HELLO."""
+        self._doubt.reset()
         if self.mux.is_classic:
             self._speak(self._new_mux())
             self._is_stalled = False

@@ -55,7 +55,7 @@ class Mux(Connections):
         self._intake = Intake()
         self._number = fresh()
         self._theirs = self._echoed = NO_NUMBER
-        self.is_strange = False  # what was received last: it is of one who does not say HELLO
+        self.is_strange = False  # what was received last: of no session, and without a HELLO
 
     # Sessions
 
@@ -91,6 +91,7 @@ class Mux(Connections):
             who = "host" if self._is_host else "guest"
             events.append(Over(f"the other side is a {who}, too", []))
             return
+        self.is_strange = False
         self._theirs = hello.number
         self.limit = min(hello.connections, MOST_CONNECTIONS)
         if self._echoed != hello.number:
@@ -113,8 +114,8 @@ class Mux(Connections):
         seen = max(intake.end - _LONGEST_WAIT, intake.start)
         intake.end += count
         events: list[Event] = []
+        self.is_strange = not self.is_up
         limit = self._hear_hellos(seen, events)
-        self.is_strange = not self.is_up and self._theirs == NO_NUMBER
         if self.is_up:
             limit = min(limit, start_of_hello(intake.memory, intake.start, intake.end))
             try:
