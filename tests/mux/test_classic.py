@@ -32,6 +32,7 @@ IN_V6 = "04 20010db8000000000000000000000007 1f90"
 IN_NAME = "03 0c 6578616d706c652e74657374 01bb"
 GREETINGS = [greeting(number) for number in range(5)]
 HELLO = Hello(1, 0, b"a number", bytes(8)).encode()
+ENDS_AS_ONE_BEGINS = Hello(1, 0, b"a number", bytes(7) + b"\xff").encode()
 HAILED = ("over", "the other side has started anew")
 
 
@@ -393,18 +394,74 @@ def test_a_hello_hails(side: Callable[[], Classic], before: bytes, more: bytes) 
 
 
 @each_side
-@pytest.mark.parametrize("before", ["0000 0a00 61", "00", "ffff ffff 616263", "0000 ff0f 616263"])
+@pytest.mark.parametrize(
+    "before", ["0000 0a00 61", "00", "ffff ffff 616263", "0000 ff0f 616263", "0000 ff0f"]
+)
 def test_a_hello_behind_garbage_hails_at_the_latest_when_it_is_repeated(
     side: Callable[[], Classic], before: str
 ) -> None:
+    """Which is a quarter of a second later, or more."""
     data = of_hex(before) + HELLO
     for cut in range(len(data) + 1):
         one = side()
         first = said(one, data[:cut], data[cut:])
+        CLOCK.now += 0.25
         if not first:
             first = said(one, HELLO)
         assert first[0] == HAILED
         assert first[1][0] == "hailed"
+
+
+@each_side
+@pytest.mark.parametrize("hello", [HELLO, ENDS_AS_ONE_BEGINS], ids=["", "with a message behind"])
+def test_a_hello_behind_half_a_frame(side: Callable[[], Classic], hello: bytes) -> None:
+    """What is behind it is not half a frame's any more."""
+    one = side()
+    assert said(one, of_hex("0000 ff0f") + bytes(2000)) == []
+    CLOCK.now += 0.25
+    assert said(one, hello) == [HAILED, ("hailed", hello)]
+
+
+FORGED = [
+    b"<html>" + MAGIC + b"</html>",
+    b"<html>" + HELLO + b"</html>",
+    HELLO,
+    HELLO * 60,
+    MAGIC,
+    HELLO[4:],
+]
+
+
+@each_side
+@pytest.mark.parametrize("data", FORGED, ids=range(len(FORGED)))
+@pytest.mark.parametrize("pause", [0.0, 0.1, 10.0])
+def test_data_is_no_hello(side: Callable[[], Classic], data: bytes, pause: float) -> None:
+    """Whatever is in it, and wherever it is cut: it is anybody's."""
+    for cut in range(len(data) + 5):
+        one = side()
+        if one._is_host:
+            opened(one)
+        else:
+            assert one.open(V4) is not None
+        whole = one_frame(0, data) + one_frame(0, b"more")
+        seen = said(one, whole[:cut])
+        CLOCK.now += pause
+        seen += said(one, whole[cut:])
+        assert b"".join(event[2] for event in seen) == data + b"more"  # type: ignore[misc]
+        assert {event[0] for event in seen} == {"data"}
+
+
+@each_side
+def test_a_frame_s_end_that_looks_like_a_hello(side: Callable[[], Classic]) -> None:
+    """It is data, if it comes as soon as the rest: one who is new comes later than that."""
+    one = side()
+    if one._is_host:
+        opened(one)
+    else:
+        assert one.open(V4) is not None
+    assert said(one, one_frame(0, b"data" + HELLO)[:8]) == []
+    CLOCK.now += 0.1
+    assert said(one, HELLO) == [("data", 0, b"data" + HELLO)]
 
 
 def test_a_hello_is_given_on_with_all_that_follows() -> None:

@@ -13,7 +13,16 @@ from __future__ import annotations
 
 from muonsocks.mux.connection import Connection
 from muonsocks.mux.events import Began, Data, Ended, Opened, Over, WasReset
-from muonsocks.mux.frames import CONTROL, HEADER, MAGIC, NO_NUMBER, VERSION, Hello
+from muonsocks.mux.frames import (
+    CONTROL,
+    HEADER,
+    HELLO_SIZE,
+    HELLO_START,
+    NO_NUMBER,
+    VERSION,
+    Hello,
+    decode,
+)
 from muonsocks.mux.intake import Intake
 from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
 from muonsocks.socks.socks5 import decode_endpoint, encode_endpoint, endpoint_length
@@ -30,6 +39,7 @@ _LARGEST_TAKEN = 4096  # and in one that is received
 _GREETINGS = 5
 _GREETING_SIZE = 16
 _WITHOUT_LIMIT = 1 << 40  # bytes of credit
+_CUT_SHORT = 0.2  # s without the rest of a frame; a HELLO is repeated no sooner than after that
 _REST = 1.0  # s in which what is on its way to a connection that was closed here may still come
 
 
@@ -65,6 +75,15 @@ def _destination(request: bytes) -> Endpoint | None:
     return decode_endpoint(request, 0)
 
 
+def _is_hello(piece: bytes) -> bool:
+    """Say whether that is a HELLO and nothing else. It is looked for where a frame begins; where
+    none does, this might be anybody's data, cut there by chance.
+    """
+    if not piece.startswith(HELLO_START) or len(piece) < HELLO_SIZE:
+        return False
+    return decode(piece[HEADER.size : HELLO_SIZE]).encode() == piece
+
+
 class Hailed(Event):
     """The other side says HELLO: from `rest` on, it is one of ours."""
 
@@ -88,6 +107,7 @@ class Classic:
         self._is_host = is_host
         self._memory = memory
         self._clock = clock
+        self._heard = clock()  # when there was something last
         self._waits = 0  # bytes of data that have not been passed on
         self._intake = Intake()
         self._connections: dict[int, Connection] = {}
@@ -135,15 +155,11 @@ class Classic:
     def received(self, count: int) -> list[Event]:
         """Take the bytes that were read into the first part of the room, and say what they mean."""
         intake, events = self._intake, list[Event]()
-        seen = max(intake.end - len(MAGIC), intake.start)
+        first, before = intake.end, self._heard
         intake.end += count
-        magic = intake.memory.find(MAGIC, seen, intake.end)
-        if magic >= 0:
-            start = max(magic - HEADER.size, intake.start)
-            events.append(self.lose("the other side has started anew"))
-            events.append(Hailed(bytes(intake.view[start : intake.end])))
-            intake.start = intake.end
-            return events
+        self._heard = self._clock()
+        if self._heard - before >= _CUT_SHORT and _is_hello(bytes(intake.view[first : intake.end])):
+            intake.start = first  # there will be no rest of what was before
         while intake.end - intake.start >= HEADER.size:
             number, length = HEADER.unpack_from(intake.memory, intake.start)
             if length > _LARGEST_TAKEN or (number >= CONNECTIONS and number != CONTROL):
@@ -151,6 +167,11 @@ class Classic:
                 break
             start = intake.start + HEADER.size
             if start + length > intake.end:
+                break
+            if intake.memory.startswith(HELLO_START, intake.start):
+                events.append(self.lose("the other side has started anew"))
+                events.append(Hailed(bytes(intake.view[intake.start : intake.end])))
+                intake.start = intake.end
                 break
             intake.start = start + length
             self._read_frame(number, intake.view[start : start + length], events)
