@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from played import NAME, V4, V6, drain, feed, told, wire
 
+from muonsocks.errors import RequestFailed
 from muonsocks.mux.classic import CONNECTIONS, Classic, Hailed, greeting, is_spoken, one_frame
 from muonsocks.mux.connection import Connection
 from muonsocks.mux.events import Data, Opened, Over
@@ -111,7 +112,7 @@ def test_a_guest_says_nothing() -> None:
 # One connection, from first to last
 
 
-@pytest.mark.parametrize(("address", "digits"), [(V4, IN_V4), (V6, IN_V6), (NAME, IN_NAME)])
+@pytest.mark.parametrize(("address", "digits"), [(V4, IN_V4), (NAME, IN_NAME)])
 def test_a_guest_opens_exchanges_and_is_closed(address: object, digits: str) -> None:
     guest = guests()
     one = guest.open(address)  # type: ignore[arg-type]
@@ -134,6 +135,16 @@ def test_a_host_is_asked_exchanges_and_is_closed(address: object, digits: str) -
     assert said(host, "0300 0300 616263") == [("data", 3, b"abc")]
     assert said(host, "0300 0000") == [("ended", 3), ("reset", 3, 0)]
     assert drain(host) == b""
+
+
+def test_a_guest_asks_for_no_ipv6_address() -> None:
+    """The host would not know the type, and say nothing."""
+    guest = guests()
+    with pytest.raises(RequestFailed, match="IPv6") as failed:
+        guest.open(V6)
+    assert failed.value.code == 8
+    assert drain(guest) == b""
+    assert numbers(guest) == list(range(64)), "it has taken none"
 
 
 def test_a_success_is_not_answered() -> None:

@@ -11,6 +11,7 @@ them. The older guest waits for a first frame from the host, and does not look a
 
 from __future__ import annotations
 
+from muonsocks.errors import RequestFailed
 from muonsocks.mux.connection import Connection
 from muonsocks.mux.events import Began, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 LARGEST = 4096 - HEADER.size  # bytes of data in a frame
 _LARGEST_TAKEN = 4096  # and in one that is received
+_TYPES = (1, 3)  # of addresses: IPv4, and a name
 _GREETINGS = 5
 _GREETING_SIZE = 16
 _WITHOUT_LIMIT = 1 << 40  # bytes of credit
@@ -207,14 +209,18 @@ class Classic:
         """Send a request, if there may be one more; it has no answer, as if all went well.
 
         A number that was closed here rests: the host does not say when it knows, and what it has
-        sent until then is not for the next one.
+        sent until then is not for the next one. RequestFailed if it would not know what is meant.
         """
+        request = encode_endpoint(destination)
+        if request[0] not in _TYPES:
+            reason = "the host is of the older pair, and knows no IPv6 addresses"
+            raise RequestFailed(ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED, reason)
         until = self._clock() - _REST
         number = next((one for one in self._free if self._rests[one] <= until), None)
         if not self.is_up or number is None:
             return None
         connection = self._new(number)
-        self.output.append(one_frame(connection.number, encode_endpoint(destination)))
+        self.output.append(one_frame(connection.number, request))
         return connection
 
     def _new(self, number: int) -> Connection:
