@@ -265,7 +265,7 @@ class Link:
                 self._heard = self.loop.now
                 self._pinged = 0.0
                 for event in mux.received(count):
-                    self._handle(event)
+                    self._handle(event, mux)
                 if port is not self._port:
                     return
                 if mux.is_strange:
@@ -286,7 +286,8 @@ class Link:
             self._is_stalled = False
             self.loop.call_soon(self._receive_more)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event, mux: Mux | Classic) -> None:
+        """Do what a mux says, which may be another one than what is spoken by now."""
         if isinstance(event, Data):
             owner = event.connection.owner
             if owner is not None:
@@ -299,7 +300,7 @@ class Link:
             self.outlet.flush_soon()
         elif isinstance(event, Opened):
             if event.connection.let_go_here:
-                self.mux.release(event.connection)  # ended by what came right behind it
+                mux.release(event.connection)  # ended by what came right behind it
             else:
                 self._on_event(event)
         elif isinstance(event, (Answered, Credited, Ended, WasReset)):
@@ -331,6 +332,7 @@ class Link:
         for piece in pieces:
             for start in range(0, len(piece), _FED):
                 part = piece[start : start + _FED]
-                self.mux.room()[: len(part)] = part
-                for event in self.mux.received(len(part)):
-                    self._handle(event)
+                mux = self.mux
+                mux.room()[: len(part)] = part
+                for event in mux.received(len(part)):
+                    self._handle(event, mux)
