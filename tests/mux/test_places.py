@@ -273,6 +273,11 @@ def test_a_device_that_is_not_for_us(loop: Loop) -> None:
     os.close(master)
 
 
+def test_a_device_that_leads_nowhere(loop: Loop) -> None:
+    """It has no events, and would come to its end again and again."""
+    assert not fails(loop, Device("/dev/null"), errno.ENOTTY)
+
+
 def _expect(condition: bool) -> None:
     assert condition
 

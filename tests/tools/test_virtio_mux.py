@@ -11,8 +11,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ends import noise
 from programs import (
     GREETING,
     SECONDS,
@@ -320,6 +322,28 @@ def test_ports(kind: str) -> None:
         hello = decode(peer_hello(answer + peer.read(0)))
         peer.send(Hello(1, 5, number, hello.number).encode())
         g.await_log("the host is there")
+
+
+@pytest.mark.parametrize("program", [guest, host])
+@pytest.mark.parametrize("kind", ["null", "file"])
+def test_a_standard_input_without_events(tmp_path: Path, program: Any, kind: str) -> None:
+    """It comes to its end at once, and so does the program."""
+    (tmp_path / "file").write_bytes(noise(100_000))
+    with (
+        open("/dev/null" if kind == "null" else tmp_path / "file", "rb") as stdin,
+        open("/dev/null" if kind == "null" else tmp_path / "output", "wb") as stdout,
+        program((stdin.fileno(), stdout.fileno())) as side,
+    ):
+        side.await_log("standard input is lost: it has gone")
+        assert side.status == 0
+
+
+@pytest.mark.parametrize("which", ["host", "guest"])
+def test_a_device_that_leads_nowhere(which: str) -> None:
+    where = ["-p", str(free_port()), "-i", ADDRESS] if which == "guest" else []
+    outcome = run(VIRTIO_MUX, which, *where, "/dev/null")
+    assert outcome.status == 111
+    assert "/dev/null: nobody can be at the other side of this device" in outcome.log
 
 
 def peer_hello(answer: bytes) -> bytes:

@@ -113,9 +113,11 @@ class Link:
         loop = self.loop
         self._port = self.outlet.port = port
         port.stream.watch_room()
-        if port.writer != port.reader:
+        # A regular file, or /dev/null, has no events, and is not to be unregistered.
+        if port.writer in loop.handlers:
             loop.handlers[port.writer] = self._on_room
-        loop.handlers[port.reader] = self._on_port
+        if port.reader in loop.handlers:
+            loop.handlers[port.reader] = self._on_port
         self._greeting = _FIRST_GREETING
         self._greet()
         self.loop.call_soon(self._receive_more)

@@ -84,6 +84,8 @@ class Device:
             os.close(fd)
             raise
         try:
+            if stream.always_ready:  # /dev/null, say: it would come to its end again and again
+                raise OSError(errno.ENOTTY, "nobody can be at the other side of this device")
             port = Port(stream, self.name, _is_virtio(fd), _make_raw(fd))
         except BaseException:
             stream.close()
