@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import termios
 import threading
 import time
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import docopt
 import pytest
 from ends import noise
 from programs import (
@@ -23,6 +25,7 @@ from programs import (
     accept,
     closed_port,
     credentials,
+    environment,
     failure,
     listener,
     read_all,
@@ -40,6 +43,8 @@ from muonsocks.mux.frames import (
     Hello,
     decode,
 )
+from muonsocks import tools
+from muonsocks.tools import virtio_mux
 
 # A connection
 
@@ -452,6 +457,80 @@ def test_wrong_usage(words: list[str], problem: str) -> None:
     assert outcome.status == 100
     [line] = outcome.log.splitlines()
     assert problem in line
+
+
+# Where the log may be
+
+
+# The words, and whether standard output is the port, and so no place for the log.
+IS_PORT = {
+    "host": True,
+    "host -": True,
+    "-v host": True,
+    "--memory 32 host": True,
+    "host --memory 32": True,
+    "host --mem 32": True,
+    "host --memory=32 -": True,
+    "host -m 1 -": True,
+    "host -vm 1": True,
+    "host -4vm 1": True,
+    "host @NAME": False,
+    "host @NAME -v": False,
+    "host --allow-local @NAME": False,
+    "host --allow @NAME": False,
+    "-v host @NAME": False,
+    "host -m1 @NAME": False,
+    "host -4m1 @NAME": False,
+    "host --memory 32 @NAME": False,
+    "host --memory=32 @NAME": False,
+}
+
+
+@pytest.mark.parametrize("words", IS_PORT)
+def test_the_log_is_not_in_the_port(words: str) -> None:
+    """Where standard error is the same as standard output. That is no port if there is another."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("")
+        name = listening.getsockname().decode().replace("\0", "@")
+        listening.listen()
+        listening.settimeout(SECONDS)
+        ours, theirs = os.pipe(), os.pipe()
+        process = subprocess.Popen(
+            [VIRTIO_MUX, *words.replace("@NAME", name).split()],
+            stdin=ours[0],
+            stdout=theirs[1],
+            stderr=theirs[1],
+            env=environment(),
+        )
+        os.close(theirs[1])
+        try:
+            if IS_PORT[words]:
+                assert os.read(theirs[0], 4) == b"\xff\xff\x34\0"
+                os.close(ours[1])
+            else:
+                conn = listening.accept()[0]
+                assert conn.recv(4) == b"\xff\xff\x34\0"
+                conn.close()
+                assert b" is lost: " in os.read(theirs[0], 1 << 16)
+                os.close(ours[1])
+                process.terminate()
+            assert process.wait(SECONDS) == 0
+            rest = b""
+            while data := os.read(theirs[0], 1 << 16):
+                rest += data
+            assert b"standard input is lost" not in rest
+        finally:
+            process.kill()
+            process.wait()
+            for fd in (ours[0], theirs[0]):
+                os.close(fd)
+
+
+def test_which_options_have_a_value() -> None:
+    """As docopt has it, of every option there is."""
+    for option in docopt.parse_defaults(virtio_mux.__doc__):
+        for name in filter(None, (option.short, option.long)):
+            assert (name in tools.FLAGS) is (option.argcount == 0), name
 
 
 @pytest.mark.parametrize("which", ["host", "guest"])
