@@ -541,6 +541,45 @@ def test_a_device_that_cannot_be_opened(which: str) -> None:
     assert "/dev/nothing: No such file or directory" in outcome.log
 
 
+def test_a_port_that_cannot_be_had_any_more(tmp_path: Path) -> None:
+    """What is wrong is said, and told by the status: something has to be done about it."""
+    path = str(tmp_path / "port")
+    with guest(path, status=111) as g, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        g.await_log("is not there yet")
+        sock.bind(path)
+        g.await_log(f"{path}: Protocol wrong type for socket")
+        assert g.status == 111
+
+
+def test_one_client_and_a_port_that_cannot_be_had_any_more(tmp_path: Path) -> None:
+    path = str(tmp_path / "port")
+    with (
+        serving(VIRTIO_MUX, "guest", "--inetd", "--wait", path, over="tcp") as program,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        program.await_log("is not there yet")
+        program.client.send(socks4("127.0.0.1", 80))
+        sock.bind(path)
+        assert program.client.read(8)[1] == 0x5B
+        assert program.status == 111
+    assert f"{path}: Protocol wrong type for socket" in program.log
+
+
+def test_a_guest_whose_port_has_gone_ends_soon() -> None:
+    """However long it would drain, and though a client says nothing."""
+    ours, theirs = socket.socketpair()
+    port = theirs.fileno(), theirs.fileno()
+    with ours, guest(port, "--drain-timeout=60") as g, g.connect() as client:
+        theirs.close()
+        client.sendall(GREETING)
+        assert read_all(client, 2) == b"\5\0"
+        began = time.monotonic()
+        ours.close()
+        assert g.status == 0
+        assert time.monotonic() - began < 3
+        assert g.count("stopped, connections that were cut: 1")
+
+
 @pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
 @pytest.mark.parametrize("side", ["host", "guest"])
 def test_a_standard_stream_that_is_not_open(side: str, closed: str, name: str) -> None:

@@ -34,6 +34,7 @@ from muonsocks.resident.notify import Notifier
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
+    GIVEN_UP,
     HAS_SAID_WHY,
     MEANT_FOR_ALL,
     NOTHING_LEFT,
@@ -109,7 +110,7 @@ class Supervisor:
         self._board = Board(plan.workers)
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
-        self._failed = False  # a worker could not even start
+        self._failed = False  # a worker could not even start, or has given up
         self._checked = 0.0  # when it was last seen to that workers are alive
         self._is_up = False  # all workers have been ready
         self._stops = False
@@ -127,7 +128,9 @@ class Supervisor:
         self._signals = Signals(self._loop, actions)
 
     def run(self) -> bool:
-        """Serve until a signal says stop. False if a worker could not even start."""
+        """Serve until a signal says stop, or a worker that there is nothing left to serve. False if
+        one could not even start, or has given up.
+        """
         setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
         # What the workers share with us is not to be written to: nobody looks for cycles there, and
         # those there are stay, as freeing them would leave room that each worker fills.
@@ -207,8 +210,9 @@ class Supervisor:
             child.channel.close()
             lost = self._board.clear(child.number)
             code = os.waitstatus_to_exitcode(status)
-            if code == NOTHING_LEFT:
+            if code in (NOTHING_LEFT, GIVEN_UP):
                 if not self._stops:
+                    self._failed = code == GIVEN_UP
                     self._stop()
                 continue
             if code and (child.ready or code != HAS_SAID_WHY):

@@ -221,6 +221,8 @@ class _Entrance:
             if failures:
                 raise failures[0]
             stdio.loop.run(session.run())
+            if failures:
+                raise failures[0]  # as its client was not told why
         finally:
             guest.stop("the only client has gone")
             stdio.restore()
@@ -267,7 +269,7 @@ class _Entrance:
             failures.append(error)
             if is_settled:
                 self._log.error(in_one_line(error) if isinstance(error, OSError) else repr(error))
-                retire(for_good=True)
+                retire(for_good=True, failed=True)
 
         self._note_presence(False)
         guest.on_presence = self._note_presence
