@@ -38,12 +38,12 @@ from programs import KINDS as PORTS
 from real_server import ADDRESS, children, free_port, kinds_of_descriptors, reset, until, works
 from sides import VIRTIO_MUX, both, cable, guest, host
 
+from muonsocks import tools
 from muonsocks.mux.frames import (
     MAGIC,
     Hello,
     decode,
 )
-from muonsocks import tools
 from muonsocks.tools import virtio_mux
 
 # A connection
