@@ -448,6 +448,8 @@ def test_one_client_on_standard_input_and_output(tmp_path: Path) -> None:
         (["host", "--max-connections=40000"], "give 0 to 32768"),
         (["host", "--memory=x"], "--memory: 'x' is not a number"),
         (["host", ""], "PORT is empty"),
+        (["host", "/" + "p" * 107], f"PORT: '/{'p' * 59}' is no path of a socket; 1 to 107 bytes"),
+        (["guest", "@" + "p" * 300], "is no path of a socket; 1 to 107 bytes fit"),
         (["host", "--frobnicate"], "there is no option --frobnicate"),
         (["guest", "-w", "192.0.2.1/24", "/x"], "host bits set"),
     ],

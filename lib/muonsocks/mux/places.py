@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SO_SNDBUFFORCE = 32  # socket(7)
 _CONNECTING = 1.0  # s for a unix socket whose backlog is full
-_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.ENAMETOOLONG)
+_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EPROTOTYPE)
 _SENDING = 1 << 20  # bytes a socket may have on its way: more delays those who wait for their turn
 
 

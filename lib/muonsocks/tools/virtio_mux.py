@@ -66,7 +66,7 @@ from muonsocks.log import Log
 from muonsocks.mux.frames import MOST_CONNECTIONS
 from muonsocks.mux.host import Host
 from muonsocks.mux.link import Bounds
-from muonsocks.mux.places import Place, StandardStreams, place_of
+from muonsocks.mux.places import Place, StandardStreams, UnixSocket, place_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.resident.notify import Notifier
@@ -115,6 +115,13 @@ def main(arguments: list[str], log: Log) -> int:
     return run(given, port, log)
 
 
+def _place(port: str) -> Place:
+    place = place_of(port)
+    if isinstance(place, UnixSocket):
+        options.unix_path(port, "PORT")
+    return place
+
+
 def _bounds(given: options.Options) -> Bounds:
     memory = max(given.number("--memory", 1 << 20, 64), 1) << 20
     return Bounds(_connections(given), memory, given.seconds("--ping-timeout", 30))
@@ -133,7 +140,7 @@ def _connections(given: options.Options) -> int:
 def _host(given: options.Options, port: list[str], log: Log) -> int:
     log.use_journal_fields()
     policy = Policy(Access(), options.rules(given), options.dialler(given), options.limits(given))
-    place = place_of(*port or "-")
+    place = _place(*port or "-")
     notifier = Notifier()
     setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
     loop = Loop()
@@ -170,7 +177,7 @@ def _guest(given: options.Options, port: list[str], log: Log) -> int:
     from muonsocks.net.dial import Dialler
     from muonsocks.socks.rules import Rules
 
-    place = place_of(*port or [_GUEST_PORT])
+    place = _place(*port or [_GUEST_PORT])
     policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
     entrance = _Entrance(given, place, policy, log)
     if given.flag("--inetd"):
