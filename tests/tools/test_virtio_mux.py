@@ -200,7 +200,7 @@ def test_without_a_host_clients_are_told_so(tmp_path: Path) -> None:
 def test_a_client_may_wait_for_the_host(tmp_path: Path) -> None:
     with (
         cable(tmp_path) as joint,
-        guest(joint.guest, "--wait", "--open-timeout=0.1") as g,
+        guest(joint.guest, "--wait") as g,
         listener() as far,
         g.ask(far) as client,
     ):
@@ -378,6 +378,19 @@ def test_a_pty_by_its_name() -> None:
         h.await_log("is lost: ")
 
 
+def test_a_terminal_that_it_was_typed_in() -> None:
+    """It is no port unless that is said: raw, it would take ^C for data."""
+    peer, stdin, stdout = PORTS["canonical pty"]()
+    with contextlib.closing(peer):
+        before = termios.tcgetattr(stdin)
+        outcome = run(VIRTIO_MUX, "host", stdin=stdin)
+        assert outcome.status == 100
+        assert "standard input is a terminal; name a PORT; it is - if" in outcome.log
+        assert termios.tcgetattr(stdin) == before
+    os.close(stdin)
+    os.close(stdout)
+
+
 # Limits, signals, the command line
 
 
@@ -444,8 +457,10 @@ def test_one_client_on_standard_input_and_output(tmp_path: Path) -> None:
         (["guest", "-4"], "-4 is not for a guest"),
         (["guest", "--inetd", "-"], "with --inetd they are the client's; give another PORT"),
         (["guest", "--inetd", "-p1", "/x"], "--port does not go with --inetd"),
-        (["host", "--max-connections=0"], "--max-connections: there must be one"),
-        (["host", "--max-connections=40000"], "give 0 to 32768"),
+        (["host", "--max-connections=0"], "--max-connections: '0' is too small; give 1 to 32768"),
+        (["host", "--max-connections=40000"], "'40000' is too large; give 1 to 32768"),
+        (["host", "--memory=0"], "--memory: '0' is too small; give 1 to 1048576"),
+        (["guest", "--wait", "--open-timeout=9"], "--wait and --open-timeout exclude each other"),
         (["host", "--memory=x"], "--memory: 'x' is not a number"),
         (["host", ""], "PORT is empty"),
         (["host", "/" + "p" * 107], f"PORT: '/{'p' * 59}' is no path of a socket; 1 to 107 bytes"),

@@ -123,15 +123,12 @@ def _place(port: str) -> Place:
 
 
 def _bounds(given: options.Options) -> Bounds:
-    memory = max(given.number("--memory", 1 << 20, 64), 1) << 20
+    memory = given.number("--memory", 1 << 20, 64, smallest=1) << 20
     return Bounds(_connections(given), memory, given.seconds("--ping-timeout", 30))
 
 
 def _connections(given: options.Options) -> int:
-    number = given.number("--max-connections", MOST_CONNECTIONS, _CONNECTIONS)
-    if not number:
-        raise UsageError("--max-connections: there must be one", f"give 1 to {MOST_CONNECTIONS}")
-    return number
+    return given.number("--max-connections", MOST_CONNECTIONS, _CONNECTIONS, smallest=1)
 
 
 # A host
@@ -140,6 +137,9 @@ def _connections(given: options.Options) -> int:
 def _host(given: options.Options, port: list[str], log: Log) -> int:
     log.use_journal_fields()
     policy = Policy(Access(), options.rules(given), options.dialler(given), options.limits(given))
+    if not port and os.isatty(0):
+        hint = "name a PORT; it is - if that terminal is the port"
+        raise UsageError("standard input is a terminal", hint)
     place = _place(*port or "-")
     notifier = Notifier()
     setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
@@ -177,6 +177,8 @@ def _guest(given: options.Options, port: list[str], log: Log) -> int:
     from muonsocks.net.dial import Dialler
     from muonsocks.socks.rules import Rules
 
+    if given.flag("--wait") and given.flag("--open-timeout"):
+        raise UsageError("--wait and --open-timeout exclude each other", "see --help")
     place = _place(*port or [_GUEST_PORT])
     policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
     entrance = _Entrance(given, place, policy, log)
