@@ -211,7 +211,7 @@ class Fifos:
             os.mkfifo(path)
         reader = os.open(self.paths[0], os.O_RDONLY | os.O_NONBLOCK)
         writer = os.open(self.paths[1], os.O_RDWR | os.O_NONBLOCK)
-        self.port = Port(Pair(loop, reader, writer, ()), "test", can_return=True)
+        self.port = Port(Pair(loop, reader, writer, ()), can_return=True)
 
     def come(self) -> None:
         """Let the other side be there: what it sends comes, and it hears what is said."""

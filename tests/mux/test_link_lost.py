@@ -45,7 +45,7 @@ class Peer:
     def attach(self) -> socket.socket:
         sock, ours = socket.socketpair()
         ours.setblocking(False)
-        self.link.attach(Port(Stream(self.loop, ours), "a pair"))
+        self.link.attach(Port(Stream(self.loop, ours)))
         return sock
 
     def until(self, condition: Callable[[], object]) -> None:

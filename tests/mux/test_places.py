@@ -96,7 +96,7 @@ def test_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
         assert fails(loop, place, errno.ECONNREFUSED), "nobody listens yet"
         listener.listen()
         port = opened(loop, place)
-        assert port.name == path and not port.can_return
+        assert not port.can_return
         with listener.accept()[0] as conn:
             conn.send(b"data")
             room = memoryview(bytearray(1 << 16))
@@ -182,7 +182,7 @@ def test_a_terminal(loop: Loop) -> None:
     before = termios.tcgetattr(slave)
     place = Device(os.ttyname(slave))
     port = opened(loop, place)
-    assert port.name == os.ttyname(slave) and not port.can_return
+    assert not port.can_return
     assert port.reader == port.writer, "of two there would be twice as many events"
     assert not os.get_blocking(port.reader) and not os.get_inheritable(port.reader)
     every = bytes(range(256))
@@ -333,7 +333,7 @@ def stdio_in_child(check: Callable[[Loop, Port], None], reader: int, writer: int
         place = StandardStreams()
         port = opened(loop, place)
         assert (port.reader, port.writer) in ((0, 0), (0, 1))
-        assert not port.can_return and port.name == "standard input"
+        assert not port.can_return
         assert not place.may_come(OSError(errno.EIO, "")) and not place.again
         check(loop, port)
 

@@ -30,7 +30,7 @@ from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
-from muonsocks.resident.notify import Notifier
+from muonsocks.resident.notify import STATUS_PERIOD, Notifier
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
@@ -53,7 +53,6 @@ _HANDLED = (*MEANT_FOR_ALL, SIGCHLD)
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
-_STATUS = 5.0  # s between two status lines
 _LATE = 4  # intervals without a sign of life after which a worker is given up
 
 
@@ -253,7 +252,7 @@ class Supervisor:
             + f"connections: {board.total(OPEN)} open, {board.total(SERVED)} served,"
             f" {board.total(REFUSED)} refused; workers: {len(self._children)}"
         )
-        self._loop.call_later(_STATUS, self._tell_status)
+        self._loop.call_later(STATUS_PERIOD, self._tell_status)
 
     def _check_workers(self) -> None:
         """Give a worker up that shows no sign of life, and systemd one of ours."""

@@ -69,7 +69,7 @@ from muonsocks.mux.link import Bounds
 from muonsocks.mux.places import Place, StandardStreams, UnixSocket, place_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
-from muonsocks.resident.notify import Notifier
+from muonsocks.resident.notify import STATUS_PERIOD, Notifier
 from muonsocks.socks.policy import Access, Policy
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
 
@@ -156,14 +156,11 @@ def _host(given: options.Options, port: list[str], log: Log) -> int:
     return DONE
 
 
-_STATUS = 5.0  # s between two status lines
-
-
 def _tell_status(host: Host, notifier: Notifier) -> None:
     guest = _presence(host.link.mux.is_up)
     connections = f"{len(host.tasks)} open, {host.served} served"
     notifier.status(f"guest: {guest}; connections: {connections}")
-    host.loop.call_later(_STATUS, lambda: _tell_status(host, notifier))
+    host.loop.call_later(STATUS_PERIOD, lambda: _tell_status(host, notifier))
 
 
 def _presence(is_there: int) -> str:
