@@ -91,7 +91,7 @@ class Connections:
             raise RemoteProtocolError(f"an OPEN of connection {number}, of {self._most}")
         if number in self._connections:
             raise RemoteProtocolError(f"an OPEN of connection {number}, which is open")
-        connection = Connection(number, message.window, self._windows.take())
+        connection = Connection(number, _bounded(message.window), self._windows.take())
         self._connections[number] = connection
         events.append(Opened(connection, message.destination))
 
@@ -103,18 +103,18 @@ class Connections:
         if message.code != ReplyCode.SUCCEEDED:
             connection.let_go_there = True
         if not connection.let_go_here:
-            connection.credit = message.window
+            connection.credit = _bounded(message.window)
             events.append(Answered(connection, message.code, message.bound))
         if connection.let_go_there:
             self._let_go(connection)
 
     def _hear_credit(self, connection: Connection, count: int, events: list[Event]) -> None:
+        if not connection.answered:
+            raise RemoteProtocolError(f"a CREDIT of connection {connection.number} out of turn")
         if connection.let_go_here:
             return
         before = connection.credit
-        connection.credit = before + count
-        if connection.credit > _MOST_CREDIT:
-            raise RemoteProtocolError("more credit than there can be")
+        connection.credit = _bounded(before + count)
         if not before and count:
             events.append(Credited(connection))
 
@@ -216,3 +216,10 @@ class Connections:
             del self._connections[connection.number]
             if not self._is_host:  # it is the guest that uses it again
                 self._free.append(connection.number)
+
+
+def _bounded(credit: int) -> int:
+    """Give what is no more credit than a connection may have. RemoteProtocolError."""
+    if credit > _MOST_CREDIT:
+        raise RemoteProtocolError("more credit than there can be")
+    return credit
