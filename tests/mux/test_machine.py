@@ -482,6 +482,55 @@ def test_ping_and_pong(is_host: bool) -> None:
     assert play.says() == [Pong(b"12345678"), Pong(b"23456789")]
 
 
+@each_side
+@pytest.mark.parametrize("number", [OURS, b"number\xff\xff"], ids=["", "empty message"])
+def test_a_sign_of_life_is_anything_but_a_hello(is_host: bool, number: bytes) -> None:
+    """However it is cut: who says that again and again has not heard the answer."""
+    play = Played(is_host)
+    play.mux._number = number  # which is what such a HELLO ends with
+    play.begin()
+    assert play.mux.is_sign, "it has answered just now"
+    hello = wire(theirs(is_host, number))
+    for cut in range(len(hello) + 1):
+        play.hears(hello[:cut])
+        assert not play.mux.is_sign
+        play.hears(hello[cut:])
+        assert not play.mux.is_sign
+        play.hears(hello)
+        assert not play.mux.is_sign
+    for sign in (Ping(NOBODY), Pong(NOBODY), theirs(is_host, number)):
+        play.hears(hello, sign, hello)
+        assert play.mux.is_sign is (not isinstance(sign, Hello))
+        play.says()
+
+
+def test_half_a_frame_is_a_sign_of_life() -> None:
+    """It may take its time on a serial port."""
+    host = Played.in_session(True)
+    host.hears(Open(0, 1000, V4))
+    host.mux.answer(host.connections[0], 0)
+    host.says()
+    for byte in wire((0, bytes(1000))):
+        host.hears(bytes([byte]))
+        assert host.mux.is_sign
+    host.hears(theirs(True, OURS))
+    assert not host.mux.is_sign
+
+
+@each_side
+def test_each_session_begins_with_a_sign_of_life(is_host: bool) -> None:
+    play = Played.in_session(is_host)
+    play.hears(*[theirs(is_host, OURS)] * 100)
+    assert not play.mux.is_sign
+    play.hears(theirs(is_host, NOBODY, b"another."))
+    assert play.mux.is_sign
+    play.says()
+    play.begin()
+    assert play.mux.is_sign
+    play.hears(Pong(NOBODY))
+    assert play.mux.is_sign
+
+
 def test_what_was_opened_and_is_over_in_the_same_piece() -> None:
     """Whoever takes the events in turn sees that: it has been let go, and may send nothing."""
     for end in (Reset(0, 0), Goodbye("bye"), Credit(9, 1)):

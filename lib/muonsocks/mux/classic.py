@@ -101,6 +101,7 @@ class Classic:
     """
 
     is_classic = True
+    is_sign = True
     is_strange = False
     limit = CONNECTIONS
 

@@ -264,9 +264,11 @@ class Link:
             if count and self._is_leaving:
                 self._heard = self.loop.now
             elif count:
-                self._heard = self.loop.now
-                self._pinged = 0.0
-                for event in mux.received(count):
+                heard = mux.received(count)
+                if mux.is_sign:
+                    self._heard = self.loop.now
+                    self._pinged = 0.0
+                for event in heard:
                     self._handle(event, mux)
                 if port is not self._port:
                     return

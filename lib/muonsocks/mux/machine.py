@@ -18,6 +18,7 @@ from muonsocks.mux.frames import (
     MAGIC,
     MOST_CONNECTIONS,
     NO_NUMBER,
+    NOTHING,
     VERSION,
     Control,
     Goodbye,
@@ -55,6 +56,8 @@ class Mux(Connections):
         self._intake = Intake()
         self._number = fresh()
         self._theirs = self._echoed = NO_NUMBER
+        self._meaningless = 0  # bytes of HELLOs, and of empty messages, in what was received last
+        self.is_sign = False  # of life, what was received last
         self.is_strange = False  # what was received last: of no session, and without a HELLO
 
     # Sessions
@@ -91,7 +94,7 @@ class Mux(Connections):
             who = "host" if self._is_host else "guest"
             events.append(Over(f"the other side is a {who}, too", []))
             return
-        self.is_strange = False
+        self.is_sign, self.is_strange = True, False
         self._theirs = hello.number
         self.limit = min(hello.connections, MOST_CONNECTIONS)
         if self._echoed != hello.number:
@@ -114,18 +117,29 @@ class Mux(Connections):
         seen = max(intake.end - _LONGEST_WAIT, intake.start)
         intake.end += count
         events: list[Event] = []
-        self.is_strange = not self.is_up
+        self.is_sign = self.is_strange = not self.is_up
+        self._meaningless = 0
         limit = self._hear_hellos(seen, events)
         if self.is_up:
             limit = min(limit, start_of_hello(intake.memory, intake.start, intake.end))
+            start = intake.start
             try:
                 self._read_frames(limit, events)
             except RemoteProtocolError as error:
                 events.append(self.lose(f"it has broken the protocol: {error}"))
                 self.output.append(Goodbye(str(error)).encode())
+            # Who says HELLO again and again has no session: it has not heard the answer.
+            if intake.start - start > self._meaningless or not self._is_half_a_hello():
+                self.is_sign = True
         if not self.is_up:
             intake.start = max(intake.start, min(limit, intake.end - HELLO_SIZE + 1))
         return events
+
+    def _is_half_a_hello(self) -> bool:
+        """Whether what is left may be that, or the half of an empty message; or is nothing."""
+        start = self._intake.start
+        left = bytes(self._intake.view[start : min(self._intake.end, start + len(HELLO_START))])
+        return HELLO_START.startswith(left) or NOTHING.startswith(left)
 
     def _hear_hellos(self, seen: int, events: list[Event]) -> int:
         """Find the HELLOs that begin a session, and give how far there may be frames.
@@ -176,6 +190,8 @@ class Mux(Connections):
                     current = -1
                     if length:
                         self._control(decode(bytes(part)), events)
+                    else:
+                        self._meaningless += HEADER.size
                     if not self.is_up:
                         return
                     continue
@@ -206,6 +222,7 @@ class Mux(Connections):
         elif isinstance(message, Ping):
             self.output.append(Pong(message.token).encode())
         elif isinstance(message, Hello):
+            self._meaningless += HELLO_SIZE
             if message.echo != self._number:
                 self.greet()
         elif isinstance(message, Goodbye):
