@@ -39,6 +39,7 @@ PURE = {
     "muonsocks.mux.intake",
     "muonsocks.mux.life",
     "muonsocks.mux.machine",
+    "muonsocks.mux.speaker",
     "muonsocks.mux.windows",
     "muonsocks.socketbox",
     "muonsocks.socketbox.rules",

@@ -96,9 +96,7 @@ class Hailed(Event):
 
 
 class Classic:
-    """One side, as machine.Mux is one with a peer of ours; of the memory bound it knows only
-    whether it `is_full`.
-    """
+    """One side, as machine.Mux is one with a peer of ours: both are a Speaker."""
 
     is_classic = True
     is_sign = True

@@ -158,9 +158,7 @@ class Connections:
         return connection
 
     def pause(self) -> float:
-        """Say how long (s) it is until there may be one more, if that is so: numbers need no rest
-        here, as each side says when it is done with one.
-        """
+        """Say 0 (s): numbers need no rest here, as each side says when it is done with one."""
         return 0.0
 
     def answer(self, connection: Connection, code: int, bound: Endpoint = UNSPECIFIED) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.mux.port import Port
+    from muonsocks.mux.speaker import Speaker
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.socks.request import Event
 
@@ -67,7 +68,7 @@ class Link:
         "outlet",
     )
 
-    mux: Mux | Classic
+    mux: Speaker
     _timer: Timer
 
     def __init__(
@@ -98,7 +99,7 @@ class Link:
             self._is_host, self._bounds.connections, self._bounds.memory, lambda: urandom(NUMBER)
         )
 
-    def _speak(self, mux: Mux | Classic) -> None:
+    def _speak(self, mux: Speaker) -> None:
         self.mux = self.outlet.mux = mux
 
     @property
@@ -290,7 +291,7 @@ class Link:
             self._is_stalled = False
             self.loop.call_soon(self._receive_more)
 
-    def _handle(self, event: Event, mux: Mux | Classic) -> None:
+    def _handle(self, event: Event, mux: Speaker) -> None:
         """Do what a mux says, which may be another one than what is spoken by now."""
         if isinstance(event, Data):
             owner = event.connection.owner

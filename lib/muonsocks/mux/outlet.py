@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.mux.carriage import Outgoing
-    from muonsocks.mux.classic import Classic
     from muonsocks.mux.connection import Connection
-    from muonsocks.mux.machine import Mux
     from muonsocks.mux.port import Port
+    from muonsocks.mux.speaker import Speaker
     from muonsocks.net.loop import Loop, Timer
 
 _BATCH = 16  # whole frames, half a megabyte: what is read from one sender at a time, at most
@@ -44,7 +43,7 @@ class Outlet:
         "port",
     )
 
-    mux: Mux | Classic
+    mux: Speaker
 
     def __init__(self, loop: Loop, on_failure: Callable[[str], None]) -> None:
         """`on_failure` is told why the port cannot be written to."""
