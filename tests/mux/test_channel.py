@@ -4,10 +4,9 @@ import time
 
 import pytest
 from both import MEMORY, SOMEWHERE, Both, Side
-from classic_joined import GREETING
 from classic_port import frame
 from ends import made, no_garbage, noise
-from hand import SILENCE, WINDOW, Clock, Hand, older_guest, play, rounds, until
+from hand import SILENCE, WINDOW, Clock, Hand, older_guest, older_host, play, rounds, until
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
@@ -16,7 +15,6 @@ from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
 from muonsocks.mux.events import Opened, Over
 from muonsocks.mux.frames import Answer, Credit, Done, Eof, Open, Reset
-from muonsocks.mux.link import Bounds
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import PeerGone
 from muonsocks.net.task import Waitable
@@ -336,20 +334,6 @@ def test_an_older_peer_s_connection_ends_in_both_directions(loop: Loop, clock: C
             side.link.detach("enough")
 
     play(loop, story, 600)
-
-
-async def older_host(loop: Loop, clock: Clock, hand: Hand) -> tuple[Side, Channel]:
-    """A guest whose host is of the older pair, and a connection."""
-    side = Side(loop, False, Bounds(10, MEMORY, SILENCE))
-    side.attach(hand.ours)
-    for piece in GREETING:
-        hand.say(piece)
-        await clock.passes(loop, 1.2)
-    side.happened._items.clear()
-    connection = side.link.mux.open(SOMEWHERE)
-    assert connection is not None
-    hand.forget()
-    return side, Channel(side.link, connection)
 
 
 def test_an_older_host_has_time_to_answer(loop: Loop, clock: Clock) -> None:

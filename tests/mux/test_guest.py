@@ -663,7 +663,7 @@ def test_stop(loop: Loop) -> None:
     play(loop, story)
 
 
-@pytest.mark.parametrize("end", ["stop", "the port is gone", "stop in a session"])
+@pytest.mark.parametrize("end", ["stop", "leave", "the port is gone", "stop in a session"])
 def test_who_waits_for_the_host_is_told_at_once_that_none_will_come(loop: Loop, end: str) -> None:
     """And so is who comes later."""
 
@@ -680,6 +680,10 @@ def test_who_waits_for_the_host_is_told_at_once_that_none_will_come(loop: Loop, 
                 hand.forget()
                 hand.sock.close()
                 await rounds(loop)
+            elif end == "leave":
+                left: list[None] = []
+                loop.spawn(served.guest.leave("enough"), pytest.fail, left.append)
+                assert left and hand.is_closed()
             else:
                 served.guest.stop("enough")
             served.ask()

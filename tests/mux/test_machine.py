@@ -450,10 +450,13 @@ def test_after_a_loss_the_other_side_is_told_the_new_number(is_host: bool) -> No
 @each_side
 def test_goodbye_is_said(is_host: bool) -> None:
     play = Played.in_session(is_host)
-    play.mux.output.append(b"never sent")
+    play.mux.ping(b"12345678")
     play.mux.say_goodbye("enough")
-    assert play.says() == [Goodbye("enough")]
+    assert play.says() == [Ping(b"12345678"), Goodbye("enough")], "behind what was said before"
     assert not play.mux.is_up
+    play.mux.greet()
+    play.mux.say_goodbye("enough")
+    assert play.says() == [Goodbye("enough")], "what is of no session is not sent"
 
 
 @each_side

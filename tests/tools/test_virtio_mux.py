@@ -558,6 +558,40 @@ def test_a_device_that_cannot_be_opened(which: str) -> None:
     assert "/dev/nothing: No such file or directory" in outcome.log
 
 
+def is_refused(address: tuple[str, int]) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(address) != 0
+
+
+@pytest.mark.parametrize("kind", ["one client", "drained"])
+def test_what_was_said_last_is_not_lost_with_the_guest(tmp_path: Path, kind: str) -> None:
+    """The far end ends first, then the client, and at once the guest."""
+    with contextlib.ExitStack() as stack:
+        joint = stack.enter_context(cable(tmp_path))
+        h, far = stack.enter_context(host(joint.host)), stack.enter_context(listener())
+        if kind == "one client":
+            command = (VIRTIO_MUX, "guest", "--inetd", joint.guest)
+            program = stack.enter_context(serving(*command, over="tcp"))
+            client = program.client.socket
+        else:
+            g = stack.enter_context(guest(joint.guest, "--drain-timeout=20"))
+            client = stack.enter_context(g.connect())
+        client.sendall(GREETING + socks5(*far.getsockname()))
+        assert read_all(client, 12)[2:4] == b"\5\0"
+        with accept(far) as conn:
+            conn.sendall(b"answer")
+            conn.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b"answer"
+            if kind == "drained":
+                g.signal(signal.SIGTERM)
+                until("it drains", lambda: is_refused(g.address))
+            client.sendall(b"x" * 1000)
+            assert read_all(conn, 1000) == b"x" * 1000
+            client.close()
+            assert conn.recv(1) == b"", "and no reset"
+        h.await_log("in=1000 out=6 .* end=closed")
+
+
 def test_a_port_that_cannot_be_had_any_more(tmp_path: Path) -> None:
     """What is wrong is said, and told by the status: something has to be done about it."""
     path = str(tmp_path / "port")

@@ -144,8 +144,12 @@ class Classic:
         return Over(reason, owners)
 
     def say_goodbye(self, reason: str) -> Over:
-        """End the session. There is no way to tell the other side."""
-        return self.lose(reason)
+        """End the session, and close what there is: that is all the other side can be told."""
+        said = list(self.output)
+        said += [one_frame(number, b"") for number in self._connections]
+        over = self.lose(reason)
+        self.output += said
+        return over
 
     # Input
 

@@ -165,6 +165,12 @@ class Guest(Side):
         super().stop(reason)
         self._wake_all()
 
+    async def leave(self, reason: str) -> None:
+        """The same as for each side; clients that wait for the host wait no more."""
+        self.is_stopping = True
+        self._wake_all()
+        await super().leave(reason)
+
     def _wake_all(self) -> None:
         for waiter in tuple(self._waiting):
             waiter.wake()

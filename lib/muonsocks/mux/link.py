@@ -124,23 +124,24 @@ class Link:
         self.loop.call_soon(self._receive_more)
 
     def detach(self, reason: str) -> None:
-        """End the session, tell the other side why if that can be done at once, close the port."""
-        port = self._port
-        if port is None:
+        """End the session, tell the other side why as far as that can be done at once, close the
+        port.
+        """
+        if self._port is None:
             return
         over = self.mux.say_goodbye(reason)
-        if not port.backlog:
-            try:
-                port.write(b"".join(self.mux.output))
-            except OSError:
-                pass  # then it will notice by itself
+        try:
+            self.outlet.write_now()
+        except OSError:
+            pass  # then it will notice by itself
         self.mux.output.clear()
         self._close()
         self._end(over)
 
     async def leave(self, reason: str) -> None:
-        """The same, but with time to read what is on its way: with each host that goes before it
-        has read all, QEMU 7.2 loses one of the port's buffers, until the guest can write no more.
+        """The same, but with a moment for what is on its way: to write all that the other side is
+        to hear; and to read, as a host: with each that goes before it has read all, QEMU 7.2 loses
+        one of the port's buffers, until the guest can write no more.
         """
         if self._port is None:
             return
@@ -149,12 +150,15 @@ class Link:
         self.outlet.flush()
         self._end(over)
         self._timer.cancel()
+        is_quiet = not self._is_host
         for _ in range(_MOST_LOOKS):
+            if is_quiet and (self._port is None or self.outlet.is_empty):
+                break
             before = self._heard
             await self.loop.sleep(_QUIET)
-            if self._heard == before or self._port is None:
-                break
+            is_quiet = self._heard == before or not self._is_host
         if self._port is not None:
+            self.mux.output.clear()
             self._close()
 
     def _close(self) -> None:

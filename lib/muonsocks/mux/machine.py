@@ -76,10 +76,13 @@ class Mux(Connections):
         self._theirs = self._echoed = NO_NUMBER
         return Over(reason, owners)
 
-    def say_goodbye(self, reason: str) -> Over:
-        """End the session, and tell the other side why."""
+    def say_goodbye(self, reason: str, words: str = "") -> Over:
+        """End the session, and tell the other side why, perhaps in other words: behind what it is
+        to hear before that.
+        """
+        said = list(self.output) if self.is_up else []
         over = self.lose(reason)
-        self.output.append(Goodbye(reason).encode())
+        self.output += *said, Goodbye(words or reason).encode()
         return over
 
     def ping(self, token: bytes) -> None:
@@ -126,8 +129,8 @@ class Mux(Connections):
             try:
                 self._read_frames(limit, events)
             except RemoteProtocolError as error:
-                events.append(self.lose(f"it has broken the protocol: {error}"))
-                self.output.append(Goodbye(str(error)).encode())
+                reason = f"it has broken the protocol: {error}"
+                events.append(self.say_goodbye(reason, str(error)))
             # Who says HELLO again and again has no session: it has not heard the answer.
             if intake.start - start > self._meaningless or not self._is_half_a_hello():
                 self.is_sign = True

@@ -64,6 +64,11 @@ class Outlet:
             return True
         return self.mux.is_classic and bool(self.mux.output)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the port has all there was."""
+        return not (self.port is not None and self.port.backlog) and not self.mux.output
+
     def flush_soon(self) -> None:
         """Write what is due after the events that are there now, all at once."""
         if not self._flush_is_due:
@@ -77,12 +82,16 @@ class Outlet:
         if port is None:
             return
         try:
-            if port.backlog and not port.write_backlog():
-                return
-            if self._has_written_messages() and self._senders:
+            if self.write_now() and self._senders:
                 self._give_turns(port)
         except OSError as error:
             self._on_failure(error.strerror or str(error))
+
+    def write_now(self) -> bool:
+        """Write what is due, as far as the port takes it. False if that is not all. OSError."""
+        port = self.port
+        assert port is not None
+        return (not port.backlog or port.write_backlog()) and self._has_written_messages()
 
     def _give_turns(self, port: Port) -> None:
         senders, enough = self._senders, self._sent + _TURNS

@@ -230,7 +230,7 @@ class _Entrance:
             if failures:
                 raise failures[0]  # as its client was not told why
         finally:
-            guest.stop("the only client has gone")
+            stdio.loop.run(guest.leave("the only client has gone"))
             stdio.restore()
         return DONE
 
@@ -292,8 +292,8 @@ class _Entrance:
         return f"host: {_presence(self._host_is_there[0])}"
 
     def finish(self) -> None:
-        """Let the host know at once that this guest is not there any more."""
-        self._guest.stop("the guest is told to stop")
+        """Let the host know all that was sent, and that this guest is not there any more."""
+        self._guest.loop.run(self._guest.leave("the guest is told to stop"))
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""
