@@ -76,13 +76,14 @@ class Mux(Connections):
         self._theirs = self._echoed = NO_NUMBER
         return Over(reason, owners)
 
-    def say_goodbye(self, reason: str, words: str = "") -> Over:
-        """End the session, and tell the other side why, perhaps in other words: behind what it is
-        to hear before that.
-        """
+    def say_goodbye(self, reason: str) -> Over:
+        """End the session, and tell the other side why, behind what it is to hear before that."""
+        return self._say_goodbye(reason, reason)
+
+    def _say_goodbye(self, reason: str, words: str) -> Over:
         said = list(self.output) if self.is_up else []
         over = self.lose(reason)
-        self.output += *said, Goodbye(words or reason).encode()
+        self.output += *said, Goodbye(words).encode()
         return over
 
     def ping(self, token: bytes) -> None:
@@ -130,7 +131,7 @@ class Mux(Connections):
                 self._read_frames(limit, events)
             except RemoteProtocolError as error:
                 reason = f"it has broken the protocol: {error}"
-                events.append(self.say_goodbye(reason, str(error)))
+                events.append(self._say_goodbye(reason, str(error)))
             # Who says HELLO again and again has no session: it has not heard the answer.
             if intake.start - start > self._meaningless or not self._is_half_a_hello():
                 self.is_sign = True

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
             """End the session without a word."""
 
         def say_goodbye(self, reason: str) -> Over:
-            """End the session, and tell the other side if there is a way to."""
+            """End the session, and tell the other side, behind what it is to hear before that."""
 
         # Input
 
