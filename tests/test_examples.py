@@ -31,7 +31,7 @@ NOT_RUN = {
     r"tests/run": "that is what runs this test",
     r"qemu-system| +-(chardev|device) ": "tests/real has a virtual machine, with such a port",
     r".*\benable --now virtio-mux-guest": "it waits for its port: real/test_virtio_mux_device.py",
-    r"</?channel| +</?(source|target|reconnect)": "there is no libvirt here",
+    r"</?channel| +</?(source|target|reconnect|seclabel)": "there is no libvirt here",
 }
 
 

@@ -34,7 +34,7 @@ class Side:
     def attach(self, sock: socket.socket, can_return: bool = False) -> None:
         sock.setblocking(False)
         stream = Stream(self.link.loop, sock)
-        self.link.attach(Port(stream, "test", can_return))
+        self.link.attach(Port(stream, can_return))
 
     async def hears(self, kind: type) -> Any:
         """Wait for an event of this kind, which must be the next, and for the link to be done."""
@@ -118,4 +118,4 @@ class Places:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         sock = self.socks.pop(0)
         sock.setblocking(False)
-        return Port(Stream(loop, sock), self.name)
+        return Port(Stream(loop, sock))

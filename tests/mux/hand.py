@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Side
+from classic_joined import GREETING
 from classic_port import frame
 from ends import PATIENCE
 
@@ -211,7 +212,7 @@ class Fifos:
             os.mkfifo(path)
         reader = os.open(self.paths[0], os.O_RDONLY | os.O_NONBLOCK)
         writer = os.open(self.paths[1], os.O_RDWR | os.O_NONBLOCK)
-        self.port = Port(Pair(loop, reader, writer, ()), "test", can_return=True)
+        self.port = Port(Pair(loop, reader, writer, ()), can_return=True)
 
     def come(self) -> None:
         """Let the other side be there: what it sends comes, and it hears what is said."""
@@ -247,6 +248,20 @@ async def older_guest(loop: Loop, clock: Clock, hand: Hand, bounds: Bounds = BOU
     await side.hears(Began)
     hand.forget()
     return side
+
+
+async def older_host(loop: Loop, clock: Clock, hand: Hand) -> tuple[Side, Channel]:
+    """A guest whose host is of the older pair, and a connection."""
+    side = Side(loop, False, Bounds(10, MEMORY, SILENCE))
+    side.attach(hand.ours)
+    for piece in GREETING:
+        hand.say(piece)
+        await clock.passes(loop, 1.2)
+    side.happened._items.clear()
+    connection = side.link.mux.open(SOMEWHERE)
+    assert connection is not None
+    hand.forget()
+    return side, Channel(side.link, connection)
 
 
 def stuff(sock: socket.socket) -> int:

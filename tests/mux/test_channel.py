@@ -4,10 +4,9 @@ import time
 
 import pytest
 from both import MEMORY, SOMEWHERE, Both, Side
-from classic_joined import GREETING
 from classic_port import frame
 from ends import made, no_garbage, noise
-from hand import SILENCE, WINDOW, Clock, Hand, older_guest, play, rounds, until
+from hand import SILENCE, WINDOW, Clock, Hand, older_guest, older_host, play, rounds, until
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
@@ -16,7 +15,6 @@ from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
 from muonsocks.mux.events import Opened, Over
 from muonsocks.mux.frames import Answer, Credit, Done, Eof, Open, Reset
-from muonsocks.mux.link import Bounds
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import PeerGone
 from muonsocks.net.task import Waitable
@@ -338,20 +336,6 @@ def test_an_older_peer_s_connection_ends_in_both_directions(loop: Loop, clock: C
     play(loop, story, 600)
 
 
-async def older_host(loop: Loop, clock: Clock, hand: Hand) -> tuple[Side, Channel]:
-    """A guest whose host is of the older pair, and a connection."""
-    side = Side(loop, False, Bounds(10, MEMORY, SILENCE))
-    side.attach(hand.ours)
-    for piece in GREETING:
-        hand.say(piece)
-        await clock.passes(loop, 1.2)
-    side.happened._items.clear()
-    connection = side.link.mux.open(SOMEWHERE)
-    assert connection is not None
-    hand.forget()
-    return side, Channel(side.link, connection)
-
-
 def test_an_older_host_has_time_to_answer(loop: Loop, clock: Clock) -> None:
     """When the client sends no more, it is the end after 2 s in which nothing has come."""
 
@@ -410,6 +394,59 @@ def test_a_slow_client_of_an_older_host_gets_all(loop: Loop, clock: Clock) -> No
             channel.close()
             client.close()
             end.close()
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_an_answer_that_is_cut_short_is_no_whole_one(loop: Loop, clock: Clock) -> None:
+    """The host goes while its answer waits for the client, which has sent all it has."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side, channel = await older_host(loop, clock, hand)
+            client, end = made(loop, "tcp")
+            relay = Carriage(client, channel)
+            relay.start(600, 600)
+            end.end_output()
+            await until(loop, lambda: relay.up.over)
+            await hand.say_much(frame(0, bytes(4000)) * 2000)
+            await clock.passes(loop, 1)
+            assert relay.down.pending is not None
+            hand.sock.close()
+            await side.hears(Over)
+            await clock.passes(loop, 5)
+            got = 0
+            while not relay.reason:
+                got += len(end.read())
+                await rounds(loop)
+            ended = relay.stop()
+            assert (ended.reason, ended.owed_resets) == ("reset", (client,))
+            channel.close()
+            client.reset_on_close()
+            client.close()
+            data, how = end.read_to_end()
+            assert how == "reset" and got + len(data) <= 2000 * 4000
+            end.close()
+
+    play(loop, story, 600)
+
+
+def test_nobody_waits_for_an_older_host_when_it_is_over(loop: Loop, clock: Clock) -> None:
+    """No timer is left (the fixture looks)."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side, channel = await older_host(loop, clock, hand)
+            client, end = made(loop, "tcp")
+            relay = Carriage(client, channel)
+            relay.start(600, 600)
+            end.end_output()
+            await until(loop, lambda: relay.up.over)
+            await clock.passes(loop, 1)
+            relay.stop()
+            for one in (channel, client, end):
+                one.close()
             side.link.detach("enough")
 
     play(loop, story, 600)

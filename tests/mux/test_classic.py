@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from played import NAME, V4, V6, drain, feed, told, wire
 
+from muonsocks.errors import RequestFailed
 from muonsocks.mux.classic import CONNECTIONS, Classic, Hailed, greeting, is_spoken, one_frame
 from muonsocks.mux.connection import Connection
 from muonsocks.mux.events import Data, Opened, Over
@@ -32,6 +33,7 @@ IN_V6 = "04 20010db8000000000000000000000007 1f90"
 IN_NAME = "03 0c 6578616d706c652e74657374 01bb"
 GREETINGS = [greeting(number) for number in range(5)]
 HELLO = Hello(1, 0, b"a number", bytes(8)).encode()
+ENDS_AS_ONE_BEGINS = Hello(1, 0, b"a number", bytes(7) + b"\xff").encode()
 HAILED = ("over", "the other side has started anew")
 
 
@@ -110,7 +112,7 @@ def test_a_guest_says_nothing() -> None:
 # One connection, from first to last
 
 
-@pytest.mark.parametrize(("address", "digits"), [(V4, IN_V4), (V6, IN_V6), (NAME, IN_NAME)])
+@pytest.mark.parametrize(("address", "digits"), [(V4, IN_V4), (NAME, IN_NAME)])
 def test_a_guest_opens_exchanges_and_is_closed(address: object, digits: str) -> None:
     guest = guests()
     one = guest.open(address)  # type: ignore[arg-type]
@@ -133,6 +135,16 @@ def test_a_host_is_asked_exchanges_and_is_closed(address: object, digits: str) -
     assert said(host, "0300 0300 616263") == [("data", 3, b"abc")]
     assert said(host, "0300 0000") == [("ended", 3), ("reset", 3, 0)]
     assert drain(host) == b""
+
+
+def test_a_guest_asks_for_no_ipv6_address() -> None:
+    """The host would not know the type, and say nothing."""
+    guest = guests()
+    with pytest.raises(RequestFailed, match="IPv6") as failed:
+        guest.open(V6)
+    assert failed.value.code == 8
+    assert drain(guest) == b""
+    assert numbers(guest) == list(range(64)), "it has taken none"
 
 
 def test_a_success_is_not_answered() -> None:
@@ -290,7 +302,7 @@ def test_a_number_rests_that_was_closed_here() -> None:
     guest.reset(one, 0)
     CLOCK.now += 0.5
     guest.reset(other, 0)
-    assert said(guest, one_frame(5, b"late"), one_frame(5, b""), one_frame(3, b"late")) == []
+    assert said(guest, one_frame(5, b""), one_frame(3, b"late")) == []
     said(guest, one_frame(7, b""))
     assert numbers(guest) == [7], "the host has closed that: nothing comes behind it"
     CLOCK.now += 0.49
@@ -299,7 +311,10 @@ def test_a_number_rests_that_was_closed_here() -> None:
     assert guest.pause() == 0.0
     assert numbers(guest) == [5]
     assert 0.4 < guest.pause() < 0.5
-    CLOCK.now += 0.5
+    assert said(guest, one_frame(3, b"later")) == []  # it rests again: the host does not know yet
+    CLOCK.now += 0.99
+    assert numbers(guest) == [] and 0 < guest.pause() < 0.011
+    CLOCK.now += 0.02
     assert guest.pause() == 0.0
     assert numbers(guest) == [3]
     assert guest.pause() == 0.0, "none is free"
@@ -393,18 +408,74 @@ def test_a_hello_hails(side: Callable[[], Classic], before: bytes, more: bytes) 
 
 
 @each_side
-@pytest.mark.parametrize("before", ["0000 0a00 61", "00", "ffff ffff 616263", "0000 ff0f 616263"])
+@pytest.mark.parametrize(
+    "before", ["0000 0a00 61", "00", "ffff ffff 616263", "0000 ff0f 616263", "0000 ff0f"]
+)
 def test_a_hello_behind_garbage_hails_at_the_latest_when_it_is_repeated(
     side: Callable[[], Classic], before: str
 ) -> None:
+    """Which is a quarter of a second later, or more."""
     data = of_hex(before) + HELLO
     for cut in range(len(data) + 1):
         one = side()
         first = said(one, data[:cut], data[cut:])
+        CLOCK.now += 0.25
         if not first:
             first = said(one, HELLO)
         assert first[0] == HAILED
         assert first[1][0] == "hailed"
+
+
+@each_side
+@pytest.mark.parametrize("hello", [HELLO, ENDS_AS_ONE_BEGINS], ids=["", "with a message behind"])
+def test_a_hello_behind_half_a_frame(side: Callable[[], Classic], hello: bytes) -> None:
+    """What is behind it is not half a frame's any more."""
+    one = side()
+    assert said(one, of_hex("0000 ff0f") + bytes(2000)) == []
+    CLOCK.now += 0.25
+    assert said(one, hello) == [HAILED, ("hailed", hello)]
+
+
+FORGED = [
+    b"<html>" + MAGIC + b"</html>",
+    b"<html>" + HELLO + b"</html>",
+    HELLO,
+    HELLO * 60,
+    MAGIC,
+    HELLO[4:],
+]
+
+
+@each_side
+@pytest.mark.parametrize("data", FORGED, ids=range(len(FORGED)))
+@pytest.mark.parametrize("pause", [0.0, 0.1, 10.0])
+def test_data_is_no_hello(side: Callable[[], Classic], data: bytes, pause: float) -> None:
+    """Whatever is in it, and wherever it is cut: it is anybody's."""
+    for cut in range(len(data) + 5):
+        one = side()
+        if one._is_host:
+            opened(one)
+        else:
+            assert one.open(V4) is not None
+        whole = one_frame(0, data) + one_frame(0, b"more")
+        seen = said(one, whole[:cut])
+        CLOCK.now += pause
+        seen += said(one, whole[cut:])
+        assert b"".join(event[2] for event in seen) == data + b"more"  # type: ignore[misc]
+        assert {event[0] for event in seen} == {"data"}
+
+
+@each_side
+def test_a_frame_s_end_that_looks_like_a_hello(side: Callable[[], Classic]) -> None:
+    """It is data, if it comes as soon as the rest: one who is new comes later than that."""
+    one = side()
+    if one._is_host:
+        opened(one)
+    else:
+        assert one.open(V4) is not None
+    assert said(one, one_frame(0, b"data" + HELLO)[:8]) == []
+    CLOCK.now += 0.1
+    assert said(one, HELLO) == [("data", 0, b"data" + HELLO)]
 
 
 def test_a_hello_is_given_on_with_all_that_follows() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Places
+from classic_joined import GREETING
 from ends import Lines, made, no_garbage
 from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, until
 
@@ -335,6 +336,174 @@ def test_the_host_s_limit(loop: Loop) -> None:
     play(loop, story)
 
 
+# A host of the older pair
+
+
+async def served_by_the_older(
+    loop: Loop, clock: Clock, hand: Hand, open_timeout: float | None = PATIENT
+) -> Served:
+    served = Served(loop, hand, open_timeout)
+    for piece in GREETING:
+        hand.say(piece)
+        await clock.passes(loop, 1.2)
+    assert served.guest.link.mux.is_up and served.guest.link.mux.is_classic
+    hand.forget()
+    return served
+
+
+def test_an_ipv6_address_is_not_asked_of_an_older_host(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = await served_by_the_older(loop, clock, hand)
+            served.ask(Endpoint("2001:db8::1", 80))
+            reason = "the host is of the older pair, and knows no IPv6 addresses"
+            assert served.refused(0) == (8, reason)
+            await rounds(loop)
+            assert not hand.take()
+            served.close()
+
+    play(loop, story, 600)
+
+
+async def rest(served: Served, clock: Clock, seconds: float = 0.0) -> None:
+    """Let all numbers rest: 64 clients come in so many seconds, and leave at once."""
+    for _ in range(64):
+        served.ask()
+        served.reached(len(served.tasks) - 1).close()
+        if seconds:
+            await clock.passes(served.loop, seconds / 64)
+    served.hand.forget()
+
+
+def test_who_came_first_gets_the_first_number_that_has_rested(loop: Loop, clock: Clock) -> None:
+    """Whoever comes while others wait does so behind them."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = await served_by_the_older(loop, clock, hand)
+            await rest(served, clock, 0.64)
+            order = []
+            for _ in range(70):
+                served.ask()
+                await clock.passes(loop, 0.01)
+                order += list(served.outcomes)
+                for number in list(served.outcomes):
+                    served.reached(number).close()
+            assert order[-1] in range(64, 64 + 60), "not all can have been served yet"
+            await clock.passes(loop, 2)
+            order += list(served.outcomes)
+            for number in list(served.outcomes):
+                served.reached(number).close()
+            assert order == list(range(64, 64 + 70))
+            hand.forget()
+            served.close()
+
+    play(loop, story, 600)
+
+
+def test_nobody_comes_in_between(loop: Loop, clock: Clock) -> None:
+    """Who comes when there are numbers again, but those who wait have not got all of theirs."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = await served_by_the_older(loop, clock, hand)
+            await rest(served, clock)
+            for _ in range(3):
+                served.ask()
+            clock.jump(1.1)
+            while not served.outcomes:
+                await rounds(loop, 1)
+            assert list(served.outcomes) == [64]
+            served.ask()
+            await rounds(loop)
+            assert list(served.outcomes) == [64, 65, 66, 67]
+            for number in list(served.outcomes):
+                served.reached(number).close()
+            hand.forget()
+            served.close()
+
+    play(loop, story, 600)
+
+
+def test_nobody_waits_for_a_number_any_longer_than_for_the_host(loop: Loop, clock: Clock) -> None:
+    """Of 100 clients a second 64 can be served; who waits for 5 s is refused."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = await served_by_the_older(loop, clock, hand)
+            begun: list[float] = []
+            waited: list[float] = []
+            refused: list[float] = []
+            for _ in range(300):
+                for _ in range(10):
+                    served.ask()
+                    begun.append(clock.now())
+                await clock.passes(loop, 0.1)
+                hand.forget()
+                for number in list(served.outcomes):
+                    seconds = clock.now() - begun[number]
+                    if isinstance(served.outcomes[number], Channel):
+                        served.reached(number).close()
+                        waited.append(seconds)
+                    else:
+                        assert served.refused(number) == (1, "none of the host's numbers is free")
+                        refused.append(seconds)
+            assert PATIENT - 1 < max(waited) < PATIENT + 0.5
+            assert refused and min(refused) >= PATIENT and max(refused) < PATIENT + 0.5
+            assert len(waited) in range(50 * 30, 64 * 31)
+            served.close()
+            await clock.passes(loop, 2)
+            assert len(served.outcomes) + len(waited) + len(refused) == len(served.tasks)
+            for number in list(served.outcomes):
+                assert served.refused(number) == (1, "the guest has stopped")
+
+    play(loop, story, 600)
+
+
+def test_a_client_leaves_that_waits_for_a_number(loop: Loop, clock: Clock) -> None:
+    """Be it the first of them, who waits for the clock, or one behind: the others go on."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = await served_by_the_older(loop, clock, hand, None)
+            await rest(served, clock)
+            tasks = [served.ask() for _ in range(4)]
+            for leaves in (2, 0):
+                tasks[leaves].interrupt(TimeoutError("it has left"))
+            await rounds(loop)
+            assert sorted(served.outcomes) == [64, 66]
+            served.outcomes.clear()
+            await clock.passes(loop, 1.1)
+            for number in (65, 67):
+                served.reached(number).close()
+            assert not served.outcomes
+            hand.forget()
+            served.close()
+
+    play(loop, story, 600)
+
+
+def test_the_older_host_goes_while_clients_wait_for_a_number(loop: Loop, clock: Clock) -> None:
+    """They wait for another host; hundreds of them, too."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = await served_by_the_older(loop, clock, hand)
+            await rest(served, clock)
+            for _ in range(2000):
+                served.ask()
+            hand.say(Hello(1, 10, b"the next", NO_NUMBER))
+            await clock.passes(loop, 1.1)
+            await rounds(loop, 2100)
+            assert not served.outcomes and not served.guest.link.mux.is_up
+            await clock.passes(loop, 4.5)
+            for number in range(64, 64 + 2000):
+                assert served.refused(number) == GONE
+            served.close()
+
+    play(loop, story, 600)
+
+
 # Clients that leave
 
 
@@ -494,7 +663,7 @@ def test_stop(loop: Loop) -> None:
     play(loop, story)
 
 
-@pytest.mark.parametrize("end", ["stop", "the port is gone", "stop in a session"])
+@pytest.mark.parametrize("end", ["stop", "leave", "the port is gone", "stop in a session"])
 def test_who_waits_for_the_host_is_told_at_once_that_none_will_come(loop: Loop, end: str) -> None:
     """And so is who comes later."""
 
@@ -511,6 +680,10 @@ def test_who_waits_for_the_host_is_told_at_once_that_none_will_come(loop: Loop, 
                 hand.forget()
                 hand.sock.close()
                 await rounds(loop)
+            elif end == "leave":
+                left: list[None] = []
+                loop.spawn(served.guest.leave("enough"), pytest.fail, left.append)
+                assert left and hand.is_closed()
             else:
                 served.guest.stop("enough")
             served.ask()

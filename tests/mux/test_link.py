@@ -175,6 +175,34 @@ def test_any_sign_of_life_will_do(loop: Loop, clock: Clock, sign: Any) -> None:
     play(loop, story, 600)
 
 
+def test_who_says_hello_again_and_again_has_not_heard_the_answer(loop: Loop, clock: Clock) -> None:
+    """There is a session on one side only: it ends, and another one begins on both."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            await hand.meet(side)
+            number = side.link.mux._number  # type: ignore[union-attr]
+            for _ in range(round(SILENCE) + 6):
+                hand.say(Hello(1, 0, hand.number, number))
+                await clock.passes(loop, 1)
+                if side.happened._items:
+                    break
+            over = await side.hears(Over)
+            assert over.reason.startswith("there was no sign of life")
+            hand.heard()
+            hand.say(Hello(1, 0, hand.number, number))
+            await rounds(loop)
+            hello = hand.heard()[-1]
+            assert hello.echo == hand.number and hello.number != number
+            hand.say(Hello(1, 0, hand.number, hello.number))
+            await side.hears(Began)
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
 def test_pings_are_answered(loop: Loop) -> None:
     async def story() -> None:
         with Hand(loop) as hand:

@@ -30,6 +30,8 @@ from muonsocks.mux.frames import NO_NUMBER, Goodbye, Hello
 from muonsocks.mux.link import Bounds
 from muonsocks.net.loop import Loop
 
+EARLIER = b"\1\xc0\0\2\2\0\x19"  # a request of somebody else's
+
 
 @pytest.mark.parametrize("before", [[], [b"junk of an earlier session"]])
 def test_a_guest_of_the_older_pair(loop: Loop, clock: Clock, before: list[bytes]) -> None:
@@ -68,9 +70,13 @@ def test_a_guest_of_the_older_pair(loop: Loop, clock: Clock, before: list[bytes]
             hand.say(frame(3, b"again"))
             await rounds(loop)
             assert channel.early == b"questionagain", "and if not, goes on"
+            while side.link.mux.output:
+                hand.forget()
+                await clock.passes(loop, 0.01)
+            hand.forget()
             side.link.detach("enough")
             channel.close()
-            assert all(isinstance(what, Hello) for what in hand.heard()), "it is told no goodbye"
+            assert hand.heard() == [(3, b"")], "that is all it can be told"
 
     play(loop, story, 600)
 
@@ -137,6 +143,79 @@ def test_a_doubt_is_of_one_session(loop: Loop, clock: Clock) -> None:
     play(loop, story, 600)
 
 
+def test_a_doubt_is_of_one_port(loop: Loop, clock: Clock) -> None:
+    """What was asked for at another one is not carried out at this."""
+
+    async def story() -> None:
+        side = Side(loop, True, BOUNDS)
+        with Hand(loop) as hand:
+            side.attach(hand.ours)
+            hand.say(frame(3, EARLIER))
+            await rounds(loop)
+            hand.sock.close()
+            await until(loop, lambda: not side.link.has_port)
+        with Hand(loop) as hand:
+            side.attach(hand.ours)
+            await clock.passes(loop, 0.5)
+            hand.say(frame(4, REQUEST))
+            await clock.passes(loop, 0.7)
+            assert not side.link.mux.is_classic
+            await clock.passes(loop, 0.5)
+            await side.hears(Began)
+            assert (await side.hears(Opened)).destination == SOMEWHERE
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_a_doubt_is_of_one_who_came_to_a_port(loop: Loop, clock: Clock, tmp_path: Path) -> None:
+    """The next one at the same port is not taken for who was there before."""
+
+    async def story() -> None:
+        side = Side(loop, True, BOUNDS)
+        fifos = Fifos(loop, tmp_path)
+        side.link.attach(fifos.port)
+        fifos.come()
+        fifos.say(frame(3, EARLIER))
+        await rounds(loop)
+        fifos.go()
+        await clock.passes(loop, 0.5)
+        fifos.come()
+        fifos.say(frame(4, REQUEST))
+        await clock.passes(loop, 0.7)
+        assert not side.link.mux.is_classic
+        await clock.passes(loop, 0.5)
+        await side.hears(Began)
+        assert (await side.hears(Opened)).destination == SOMEWHERE
+        fifos.go()
+        side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
+def test_an_older_guest_after_one_who_has_said_hello_and_no_more(loop: Loop, clock: Clock) -> None:
+    """The port does not tell that somebody else is there."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, True, BOUNDS)
+            side.attach(hand.ours)
+            hand.say(frame(5, EARLIER))
+            await clock.passes(loop, 0.5)
+            hand.say(Hello(1, 0, b"gone now", NO_NUMBER))
+            await clock.passes(loop, 2)
+            assert not side.link.mux.is_classic, "what is before a HELLO is stale"
+            hand.say(frame(3, REQUEST))
+            await clock.passes(loop, 0.9)
+            assert not side.link.mux.is_classic
+            await clock.passes(loop, 0.2)
+            await side.hears(Began)
+            assert (await side.hears(Opened)).destination == SOMEWHERE
+            side.link.detach("enough")
+
+    play(loop, story, 600)
+
+
 @pytest.mark.parametrize("size", [4000, 1])
 def test_an_older_guest_that_sends_much_at_once(loop: Loop, clock: Clock, size: int) -> None:
     """Nothing of it is lost, however much there is before the second is over."""
@@ -195,7 +274,7 @@ def test_a_link_that_is_detached_in_doubt(loop: Loop) -> None:
             side.attach(hand.ours)
             hand.say(b"strange")
             await rounds(loop)
-            assert side.link._doubts is not None
+            assert side.link._doubt._timer is not None
             side.link.detach("enough")
             await rounds(loop)
 
@@ -421,6 +500,40 @@ def test_what_nobody_takes_does_not_stop_the_others(loop: Loop, clock: Clock, wa
             await loop.sleep(0.01)
 
     play(loop, story, 600)
+
+
+@pytest.mark.parametrize("is_taken", [True, False], ids=["taken", "refused"])
+def test_reading_goes_on_when_all_that_came_early_is_gone(
+    loop: Loop, clock: Clock, is_taken: bool
+) -> None:
+    """The stream takes it at once, or nobody reads from it any more: nothing waits then."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand, Bounds(1000, 10_000, SILENCE))
+            channel = Channel(side.link, (await side.hears(Opened)).connection)
+            early = noise(12_000)
+            hand.say(*[frame(3, early[start : start + 4000]) for start in range(0, 12_000, 4000)])
+            await rounds(loop)
+            hand.say(frame(3, b"more"), frame(4, REQUEST))
+            await rounds(loop)
+            assert channel.early == early and side.link.mux.is_full
+            stream, end = made(loop, "unix")
+            if not is_taken:
+                end.sock.shutdown(socket.SHUT_RD)
+            relay = Carriage(channel, stream)
+            relay.start(600, 600)
+            two = Channel(side.link, (await side.hears(Opened)).connection)
+            assert two.connection.number == 4 and not side.link.mux._waits
+            if is_taken:
+                assert end.read_exactly(12_004) == early + b"more"
+            relay.stop()
+            for one in (channel, two, stream, end):
+                one.close()
+            side.link.detach("enough")
+            await loop.sleep(0.01)
+
+    play(loop, story, 5)
 
 
 def test_reading_goes_on_when_the_one_who_is_full_has_gone(loop: Loop, clock: Clock) -> None:

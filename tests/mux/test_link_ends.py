@@ -7,15 +7,32 @@ from typing import Any
 
 import pytest
 from both import MEMORY, SOMEWHERE, Side
-from hand import BOUNDS, WINDOW, Clock, Fifos, Hand, hellos, play, rounds, until
+from classic_port import frame
+from ends import noise
+from hand import (
+    BOUNDS,
+    REQUEST,
+    WINDOW,
+    Clock,
+    Fifos,
+    Hand,
+    hellos,
+    older_guest,
+    older_host,
+    play,
+    rounds,
+    until,
+)
 
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.connection import ResetReason
-from muonsocks.mux.events import Began, Over
+from muonsocks.mux.events import Began, Opened, Over
 from muonsocks.mux.frames import (
     MAGIC,
     NO_NUMBER,
+    Answer,
     Done,
+    Eof,
     Goodbye,
     Hello,
     Open,
@@ -23,7 +40,7 @@ from muonsocks.mux.frames import (
     Reset,
 )
 from muonsocks.net.loop import Loop
-from muonsocks.socks.request import Event
+from muonsocks.socks.request import UNSPECIFIED, Event
 
 EITHER = pytest.mark.parametrize("is_host", [False, True], ids=["guest", "host"])
 
@@ -107,7 +124,7 @@ def test_the_guest_ends_with_its_port(loop: Loop) -> None:
                 assert over.reason == "told to stop"
                 heard = hand.heard()
                 assert heard[-1] == Goodbye("told to stop")
-                assert Open not in map(type, heard[:-1])
+                assert type(heard[-2]) is Open, "what was said before is sent"
                 assert hand.is_closed()
                 channel.close()
                 side.link.detach("again")  # harmless
@@ -115,6 +132,132 @@ def test_the_guest_ends_with_its_port(loop: Loop) -> None:
                 assert not side.lost._items and not side.happened._items
 
     play(loop, story)
+
+
+@EITHER
+def test_what_was_said_before_the_end_is_sent(loop: Loop, is_host: bool) -> None:
+    """Also by one who is detached at once, as far as the port takes it."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, is_host, BOUNDS)
+            side.attach(hand.ours)
+            channel = await joined(side, hand)
+            side.link.outlet.send_copy(channel.connection, b"the last")
+            channel.end_output()
+            side.link.detach("enough")
+            said = [(0, b"the last"), Eof(0), Goodbye("enough")]
+            assert hand.heard() == said
+            channel.close()
+
+    play(loop, story)
+
+
+async def joined(side: Side, hand: Hand) -> Channel:
+    """Meet a side, and open connection 0, for a megabyte."""
+    if side.link._is_host:
+        await hand.meet(side)
+        return await hand.opened(side, window=1 << 20)
+    await hand.meet(side, 10)
+    connection = side.link.mux.open(SOMEWHERE)
+    assert connection is not None
+    side.link.outlet.flush()
+    await hand.hears(Open)
+    hand.say(Answer(0, 1 << 20, 0, UNSPECIFIED))
+    await until(side.link.loop, lambda: connection.answered)
+    return Channel(side.link, connection)
+
+
+@EITHER
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "reads not"])
+def test_leaving_takes_time_to_write(loop: Loop, clock: Clock, is_host: bool, reads: bool) -> None:
+    """What the port does not take at once is written as the other side reads; but not for ever."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, is_host, BOUNDS)
+            side.attach(hand.ours)
+            channel = await joined(side, hand)
+            data = noise(1 << 20)
+            side.link.outlet.send_copy(channel.connection, data)
+            channel.end_output()
+            left: list[None] = []
+            began = clock.now()
+            loop.spawn(side.link.leave("told to stop"), pytest.fail, left.append)
+            came = []
+            while not left:
+                came += hand.heard() if reads else []
+                await clock.passes(loop, 0.01)
+            taken = clock.now() - began
+            assert hand.ours.fileno() == -1
+            if reads:
+                came += hand.heard()
+                assert b"".join(one[1] for one in came if isinstance(one, tuple)) == data
+                assert came[-2:] == [Eof(0), Goodbye("told to stop")]
+                assert taken < 1
+            else:
+                assert 0.9 < taken < 1.5
+            await side.hears(Over)
+            channel.close()
+
+    play(loop, story, 600)
+
+
+def test_a_guest_with_nothing_to_write_leaves_at_once(loop: Loop) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = Side(loop, False, BOUNDS)
+            side.attach(hand.ours)
+            channel = await joined(side, hand)
+            left: list[None] = []
+            loop.spawn(side.link.leave("told to stop"), pytest.fail, left.append)
+            assert left and hand.ours.fileno() == -1
+            assert hand.heard() == [Goodbye("told to stop")]
+            channel.close()
+            await side.hears(Over)
+
+    play(loop, story)
+
+
+@EITHER
+def test_leaving_one_of_the_older_pair_closes_what_it_has(
+    loop: Loop, clock: Clock, is_host: bool
+) -> None:
+    """One by one: it looks at the first frame of a read only."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            if is_host:
+                side = await older_guest(loop, clock, hand)
+                channels = [Channel(side.link, (await side.hears(Opened)).connection)]
+                for number in range(4, 20):
+                    hand.say(frame(number, REQUEST))
+                    channels.append(Channel(side.link, (await side.hears(Opened)).connection))
+            else:
+                side, channel = await older_host(loop, clock, hand)
+                channels = [channel]
+                for _ in range(16):
+                    connection = side.link.mux.open(SOMEWHERE)
+                    assert connection is not None
+                    channels.append(Channel(side.link, connection))
+            numbers = [channel.connection.number for channel in channels]
+            channels[0].reset_on_close()
+            channels[0].close()  # as a session that is cut
+            left: list[None] = []
+            loop.spawn(side.link.leave("told to stop"), pytest.fail, left.append)
+            reads = []
+            while not left:
+                if came := hand.take():
+                    reads.append(came)
+                hand.came = b""
+                await clock.passes(loop, 0.01, 0.01)
+            reads = [came for came in reads if MAGIC not in came and len(came) == 4]
+            assert reads == [frame(number, b"") for number in numbers]
+            for channel in channels[1:]:
+                channel.close()
+            await side.hears(Over)
+
+    play(loop, story, 600)
 
 
 @pytest.mark.parametrize("then", ["nothing", "a hello", "much", "more and more", "the end"])

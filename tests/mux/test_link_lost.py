@@ -5,7 +5,9 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from classic_port import frame
 from ends import nothing_left_behind
+from hand import BOUNDS, REQUEST, Clock, Hand, older_guest, play, rounds
 from played import V4, frames_in, wire
 
 from muonsocks.mux.events import Opened
@@ -43,7 +45,7 @@ class Peer:
     def attach(self) -> socket.socket:
         sock, ours = socket.socketpair()
         ours.setblocking(False)
-        self.link.attach(Port(Stream(self.loop, ours), "a pair"))
+        self.link.attach(Port(Stream(self.loop, ours)))
         return sock
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -115,3 +117,29 @@ def test_a_port_that_is_lost_while_they_meet_takes_the_number_with_it(
     assert again.number != first.number
     assert again.echo == bytes(8)
     peer.close()
+
+
+def test_what_an_older_guest_opened_is_let_go_where_it_was_opened(loop: Loop, clock: Clock) -> None:
+    """The port fails while the first of two requests is looked at, and the next peer is one of
+    ours: what is given back of the second is not memory of its.
+    """
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            side = await older_guest(loop, clock, hand)
+            await side.hears(Opened)
+            heard: list[Event] = []
+
+            def on_event(event: Event) -> None:
+                heard.append(event)
+                if isinstance(event, Opened):
+                    side.link._lose("Input/output error")  # as when an answer cannot be written
+
+            side.link._on_event = on_event
+            hand.say(frame(4, REQUEST), frame(5, REQUEST))
+            await rounds(loop)
+            assert len([event for event in heard if isinstance(event, Opened)]) == 1
+            mux = side.link.mux
+            assert isinstance(mux, Mux) and mux._windows._left == BOUNDS.memory
+
+    play(loop, story, 600)

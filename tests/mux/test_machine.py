@@ -277,38 +277,23 @@ def test_a_hello_that_ends_as_one_begins(is_host: bool, end: str) -> None:
         assert play.says() == [ours(is_host, THEIRS)]
 
 
-def test_what_comes_from_one_who_says_no_hello_is_kept_for_a_while() -> None:
-    """Of as much as that, nothing is lost; then it is said that no more is kept."""
-    host = Played(True)
-    for piece in (b"one", b"two", bytes(10_000)):
-        host.hears(piece)
-    assert not host.mux.is_sated
-    assert host.mux.take_strange() == [b"one", b"two", bytes(10_000)]
-    assert host.mux.take_strange() == []
-    for count in range(2000):
-        assert host.mux.is_sated is (count >= 1024)
-        host.hears(b"%d" % count)
-    assert host.mux.take_strange() == [b"%d" % count for count in range(1024)]
-    assert not host.mux.is_sated
-    host.hears(bytes((1 << 19) - 1))
-    assert not host.mux.is_sated
-    host.hears(bytes(1 << 19))
-    assert host.mux.is_sated
-    host.hears(b"more")
-    assert list(map(len, host.mux.take_strange())) == [(1 << 19) - 1, 1 << 19]
-
-
 @each_side
-def test_one_who_says_hello_is_not_strange(is_host: bool) -> None:
+def test_what_is_strange(is_host: bool) -> None:
+    """Outside of a session, what comes without a HELLO: who says one is of ours."""
     play = Played(is_host)
+    assert not play.mux.is_strange
     play.hears(b"stale")
-    play.hears(theirs(is_host, NOBODY))
-    assert play.mux.take_strange() == []
-    play.hears(b"stale, too")
-    assert play.mux.take_strange() == []
-    play.mux.lose("the port has gone")
+    assert play.mux.is_strange
+    play.hears(b"stale", theirs(is_host, NOBODY), b"half a frame of one who is gone")
+    assert not play.mux.is_strange
+    play.hears(b"of somebody else, it may be")
+    assert play.mux.is_strange
+    play.begin()
+    assert not play.mux.is_strange
+    play.hears(Goodbye("so"))
+    assert not play.mux.is_strange, "it has been of a session"
     play.hears(b"somebody else")
-    assert play.mux.take_strange() == [b"somebody else"]
+    assert play.mux.is_strange
 
 
 # It begins anew
@@ -465,10 +450,13 @@ def test_after_a_loss_the_other_side_is_told_the_new_number(is_host: bool) -> No
 @each_side
 def test_goodbye_is_said(is_host: bool) -> None:
     play = Played.in_session(is_host)
-    play.mux.output.append(b"never sent")
+    play.mux.ping(b"12345678")
     play.mux.say_goodbye("enough")
-    assert play.says() == [Goodbye("enough")]
+    assert play.says() == [Ping(b"12345678"), Goodbye("enough")], "behind what was said before"
     assert not play.mux.is_up
+    play.mux.greet()
+    play.mux.say_goodbye("enough")
+    assert play.says() == [Goodbye("enough")], "what is of no session is not sent"
 
 
 @each_side
@@ -495,6 +483,55 @@ def test_ping_and_pong(is_host: bool) -> None:
     assert play.hears(Pong(b"abcdefgh"), Pong(b"whatever")) == []
     assert play.hears(Ping(b"12345678"), Ping(b"23456789")) == []
     assert play.says() == [Pong(b"12345678"), Pong(b"23456789")]
+
+
+@each_side
+@pytest.mark.parametrize("number", [OURS, b"number\xff\xff"], ids=["", "empty message"])
+def test_a_sign_of_life_is_anything_but_a_hello(is_host: bool, number: bytes) -> None:
+    """However it is cut: who says that again and again has not heard the answer."""
+    play = Played(is_host)
+    play.mux._number = number  # which is what such a HELLO ends with
+    play.begin()
+    assert play.mux.is_sign, "it has answered just now"
+    hello = wire(theirs(is_host, number))
+    for cut in range(len(hello) + 1):
+        play.hears(hello[:cut])
+        assert not play.mux.is_sign
+        play.hears(hello[cut:])
+        assert not play.mux.is_sign
+        play.hears(hello)
+        assert not play.mux.is_sign
+    for sign in (Ping(NOBODY), Pong(NOBODY), theirs(is_host, number)):
+        play.hears(hello, sign, hello)
+        assert play.mux.is_sign is (not isinstance(sign, Hello))
+        play.says()
+
+
+def test_half_a_frame_is_a_sign_of_life() -> None:
+    """It may take its time on a serial port."""
+    host = Played.in_session(True)
+    host.hears(Open(0, 1000, V4))
+    host.mux.answer(host.connections[0], 0)
+    host.says()
+    for byte in wire((0, bytes(1000))):
+        host.hears(bytes([byte]))
+        assert host.mux.is_sign
+    host.hears(theirs(True, OURS))
+    assert not host.mux.is_sign
+
+
+@each_side
+def test_each_session_begins_with_a_sign_of_life(is_host: bool) -> None:
+    play = Played.in_session(is_host)
+    play.hears(*[theirs(is_host, OURS)] * 100)
+    assert not play.mux.is_sign
+    play.hears(theirs(is_host, NOBODY, b"another."))
+    assert play.mux.is_sign
+    play.says()
+    play.begin()
+    assert play.mux.is_sign
+    play.hears(Pong(NOBODY))
+    assert play.mux.is_sign
 
 
 def test_what_was_opened_and_is_over_in_the_same_piece() -> None:

@@ -63,6 +63,7 @@ EITHER: dict[str, tuple[list[Said | bytes], str]] = {
     "data behind a reset": ([Reset(0, 0), (0, b"x")], "data of connection 0, which is not open"),
     "credit without bound": ([Credit(0, 1 << 30)] * 2, "more credit than there can be"),
     "credit of all at once": ([Credit(0, (1 << 32) - 1)], "more credit than there can be"),
+    "credit for what is not answered": ([Credit(1, 1)], "a CREDIT of connection 1 out of turn"),
     "an unknown message": ([(0xFFFF, b"\x0a12")], "a control message of type 10 with 3 bytes"),
     "a message of the wrong size": ([(0xFFFF, b"\x04\0")], "of type 4 with 2 bytes"),
     "an address that is none": (
@@ -75,11 +76,13 @@ TO_A_HOST: dict[str, tuple[list[Said | bytes], str]] = {
     "an OPEN of what waits": ([Open(1, 1, V4)], "an OPEN of connection 1, which is open"),
     "an OPEN above the limit": ([Open(MOST, 1, V4)], f"connection {MOST}, of {MOST}"),
     "an OPEN far above": ([Open(0xFFFE, 1, V4)], f"an OPEN of connection 65534, of {MOST}"),
+    "an OPEN with too much": ([Open(2, (1 << 31) + 1, V4)], "more credit than there can be"),
     "an ANSWER": ([Answer(0, 1, 0, V4)], "an ANSWER that nobody has asked for"),
     "an ANSWER to what waits here": ([Answer(1, 1, 0, V4)], "an ANSWER that nobody has asked for"),
 }
 TO_A_GUEST: dict[str, tuple[list[Said | bytes], str]] = {
     "an OPEN": ([Open(7, 1, V4)], "an OPEN from a host"),
+    "an ANSWER with too much": ([Answer(1, (1 << 31) + 1, 0, V4)], "more credit than there can be"),
     "a second ANSWER": ([Answer(0, 1, 0, V4)], "an ANSWER that nobody has asked for"),
     "a refusal after success": ([Answer(0, 0, 1, V4)], "an ANSWER that nobody has asked for"),
     "an ANSWER to nothing": ([Answer(2, 1, 0, V4)], "about connection 2, which is not open"),
@@ -186,7 +189,7 @@ def test_a_peer_that_always_breaks_it_gets_no_further() -> None:
         for one in opened:
             host.mux.release(one)
         assert len(host.says()) == 1
-        assert not host.mux._connections and not host.mux._free and not host.mux._strange
+        assert not host.mux._connections and not host.mux._free
     assert host.mux._windows._left == MEMORY
 
 

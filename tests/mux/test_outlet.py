@@ -39,7 +39,7 @@ class Way:
         self.outlet = Outlet(loop, self._on_failure)
         self.mux = self.outlet.mux = mux or a_mux()
         stream = Stream(loop, hand.ours)
-        self.port = self.outlet.port = Port(stream, "test")
+        self.port = self.outlet.port = Port(stream)
         stream.watch_room()
         loop.handlers[hand.ours.fileno()] = self._on_port
 
@@ -561,7 +561,7 @@ def test_a_port_of_two_pipes(loop: Loop) -> None:
         with Hand(loop) as hand:
             way = Way(loop, hand)
             way.close()
-            way.port = way.outlet.port = Port(Pair(loop, reader, writer, ()), "pipes")
+            way.port = way.outlet.port = Port(Pair(loop, reader, writer, ()))
             loop.handlers[writer] = way._on_port
             data = noise(500_000)
             senders = [Sender(way, 1, data)]

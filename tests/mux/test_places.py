@@ -96,7 +96,7 @@ def test_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
         assert fails(loop, place, errno.ECONNREFUSED), "nobody listens yet"
         listener.listen()
         port = opened(loop, place)
-        assert port.name == path and not port.can_return
+        assert not port.can_return
         with listener.accept()[0] as conn:
             conn.send(b"data")
             room = memoryview(bytearray(1 << 16))
@@ -182,7 +182,7 @@ def test_a_terminal(loop: Loop) -> None:
     before = termios.tcgetattr(slave)
     place = Device(os.ttyname(slave))
     port = opened(loop, place)
-    assert port.name == os.ttyname(slave) and not port.can_return
+    assert not port.can_return
     assert port.reader == port.writer, "of two there would be twice as many events"
     assert not os.get_blocking(port.reader) and not os.get_inheritable(port.reader)
     every = bytes(range(256))
@@ -273,6 +273,11 @@ def test_a_device_that_is_not_for_us(loop: Loop) -> None:
     os.close(master)
 
 
+def test_a_device_that_leads_nowhere(loop: Loop) -> None:
+    """It has no events, and would come to its end again and again."""
+    assert not fails(loop, Device("/dev/null"), errno.ENOTTY)
+
+
 def _expect(condition: bool) -> None:
     assert condition
 
@@ -328,7 +333,7 @@ def stdio_in_child(check: Callable[[Loop, Port], None], reader: int, writer: int
         place = StandardStreams()
         port = opened(loop, place)
         assert (port.reader, port.writer) in ((0, 0), (0, 1))
-        assert not port.can_return and port.name == "standard input"
+        assert not port.can_return
         assert not place.may_come(OSError(errno.EIO, "")) and not place.again
         check(loop, port)
 
@@ -428,8 +433,10 @@ def test_what_is_a_virtio_port(tmp_path: Path) -> None:
 def test_a_virtio_port_can_return() -> None:
     """As a device, and on standard input."""
 
+    master, slave = os.openpty()  # which is not one, but has events
+
     def elsewhere() -> None:
-        number = os.stat("/dev/null").st_rdev
+        number = os.fstat(slave).st_rdev
         sh("mount -t tmpfs none /sys/dev/char")
         place = Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
         place.mkdir()
@@ -437,12 +444,13 @@ def test_a_virtio_port_can_return() -> None:
 
         def check() -> None:
             loop = Loop()
-            port = opened(loop, Device("/dev/null"))
+            port = opened(loop, Device(os.ttyname(slave)))
             assert port.can_return
             port.close()
             assert opened(loop, StandardStreams()).can_return
 
-        with open("/dev/null", "r+b") as null:
-            in_child(check, fd0=null.fileno(), fd1=null.fileno())
+        in_child(check, fd0=slave, fd1=slave)
 
     in_own_network(elsewhere)
+    os.close(slave)
+    os.close(master)

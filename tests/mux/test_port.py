@@ -29,7 +29,7 @@ def socket_port(loop: Loop, kind: int = socket.SOCK_STREAM) -> Iterator[tuple[Po
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     for sock in (ours, theirs):
         sock.setblocking(False)
-    port = Port(Stream(loop, ours), "test")
+    port = Port(Stream(loop, ours))
     with theirs:
         yield port, theirs
     port.close()
@@ -148,7 +148,7 @@ def test_what_has_been_read(loop: Loop) -> None:
         theirs.recv(2)
         assert port.is_read()
     stream, end = made(loop, "pipes")
-    port = Port(stream, "pipes")
+    port = Port(stream)
     port.write(b"data")
     assert port.is_read(), "nothing tells"
     port.close()
@@ -159,7 +159,7 @@ def test_a_tcp_socket(loop: Loop) -> None:
     """It is a port as any other."""
     ours, theirs = tcp_pair()
     ours.setblocking(False)
-    port = Port(Stream(loop, ours), "tcp")
+    port = Port(Stream(loop, ours))
     with theirs:
         assert port.write(b"data") and theirs.recv(9) == b"data"
         theirs.sendall(b"answer")
@@ -181,7 +181,7 @@ def test_a_terminal_is_left_as_it_was(loop: Loop) -> None:
     reader, writer = os.dup(slave), os.dup(slave)
     for fd in (reader, writer):
         os.set_blocking(fd, False)
-    port = Port(Pair(loop, reader, writer, ()), "pty", mode=before)
+    port = Port(Pair(loop, reader, writer, ()), mode=before)
     tty.setraw(slave)
     assert termios.tcgetattr(slave) != before
     port.close()
@@ -194,7 +194,7 @@ def test_a_terminal_that_has_gone(loop: Loop) -> None:
     """There is nobody it could be left for."""
     master, slave = os.openpty()
     before = termios.tcgetattr(slave)
-    port = Port(Pair(loop, slave, os.dup(slave), ()), "pty", mode=before)
+    port = Port(Pair(loop, slave, os.dup(slave), ()), mode=before)
     os.close(master)
     port.close()
 
@@ -205,7 +205,7 @@ def test_borrowed_descriptors_block_again(loop: Loop, kind: str) -> None:
         ours, theirs = socket.socketpair()
         other = os.dup(ours.fileno())
         ours.setblocking(False)
-        port = Port(BorrowedSocket(loop, ours, (ours.fileno(),)), "socket")
+        port = Port(BorrowedSocket(loop, ours, (ours.fileno(),)))
         ends = [other]
         theirs.close()
     else:
@@ -213,7 +213,7 @@ def test_borrowed_descriptors_block_again(loop: Loop, kind: str) -> None:
         ends = [os.dup(reader), os.dup(writer)]
         for fd in (reader, writer):
             os.set_blocking(fd, False)
-        port = Port(Pair(loop, reader, writer, (reader, writer)), "pipes")
+        port = Port(Pair(loop, reader, writer, (reader, writer)))
         for fd in (their_writer, their_reader):
             os.close(fd)
     assert not any(os.get_blocking(fd) for fd in ends)
@@ -249,7 +249,7 @@ def taken_away() -> Iterator[int]:
 
 def test_one_that_is_taken_out_does_not_return(taken_away: int) -> None:
     loop = Loop()
-    port = Port(Pair(loop, taken_away, os.dup(taken_away), ()), "port", can_return=True)
+    port = Port(Pair(loop, taken_away, os.dup(taken_away), ()), can_return=True)
     with pytest.raises(OSError) as caught:
         port.read_into(memoryview(bytearray(100)), 0)
     assert caught.value.errno == errno.ENODEV

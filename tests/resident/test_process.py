@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,16 @@ from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.resident.board import CUT, OPEN, Board
 from muonsocks.resident.plan import Capacity, Plan
-from muonsocks.resident.process import CUT_NOW, DRAIN, HAS_SAID_WHY, READY, Process, take_order
+from muonsocks.resident.process import (
+    CUT_NOW,
+    DRAIN,
+    GIVEN_UP,
+    HAS_SAID_WHY,
+    NOTHING_LEFT,
+    READY,
+    Process,
+    take_order,
+)
 
 LOOPBACK = parse_address("127.0.0.1") or b""
 
@@ -153,6 +163,40 @@ def test_a_service_that_retires() -> None:
     with running(service) as worker:
         assert worker.channel.recv(10) == READY
         assert worker.status() == 0
+
+
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_service_that_retires_for_good(failed: bool, drains: bool) -> None:
+    """There is nothing to wait for: connections have a second, also if it drains already."""
+    service = Told()
+    reader, writer = os.pipe()
+
+    def settle(loop: Loop, retire: Callable[..., None]) -> None:
+        def retire_for_good(_: int) -> None:
+            loop.unregister(reader)
+            retire(for_good=True, failed=failed)
+
+        loop.register(reader, retire_for_good)
+
+    service.settle = settle  # type: ignore[method-assign]
+    with running(service) as worker, socket.socket() as client:
+        worker.channel.recv(10)
+        client.connect(("127.0.0.1", worker.port))
+        client.settimeout(SECONDS)
+        assert client.recv(100) == b"nothing"
+        if drains:
+            worker.channel.sendall(DRAIN)
+            while not refused(worker.port):
+                pass
+        began = time.monotonic()
+        os.write(writer, b"x")
+        assert client.recv(1) == b""
+        assert 0.9 < time.monotonic() - began < 3
+        assert worker.status() == (GIVEN_UP if failed else NOTHING_LEFT)
+        assert worker.board.total(CUT) >= 1
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("error", [UsageError("no good"), OSError(errno.EPERM, "no"), ValueError()])

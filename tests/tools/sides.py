@@ -43,7 +43,9 @@ class Side(Server):
 def guest(port: Port, *options: str, status: int | None = 0, **variables: str) -> Iterator[Side]:
     """Run a guest, until the end of the block or its own; `address` is where it listens."""
     number = free_port()
-    where = (f"--listen={ADDRESS}", f"--port={number}", "--drain-timeout=0.1")
+    where = [f"--listen={ADDRESS}", f"--port={number}"]
+    if not any(option.startswith("--drain-timeout=") for option in options):
+        where.append("--drain-timeout=0.1")
     with _running(port, "guest", *where, *options, status=status, **variables) as side:
         side.address = (ADDRESS, number)
         side.await_log("listening on")

@@ -6,13 +6,17 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import docopt
 import pytest
+from ends import noise
 from programs import (
     GREETING,
     SECONDS,
@@ -21,6 +25,7 @@ from programs import (
     accept,
     closed_port,
     credentials,
+    environment,
     failure,
     listener,
     read_all,
@@ -33,11 +38,13 @@ from programs import KINDS as PORTS
 from real_server import ADDRESS, children, free_port, kinds_of_descriptors, reset, until, works
 from sides import VIRTIO_MUX, both, cable, guest, host
 
+from muonsocks import tools
 from muonsocks.mux.frames import (
     MAGIC,
     Hello,
     decode,
 )
+from muonsocks.tools import virtio_mux
 
 # A connection
 
@@ -193,7 +200,7 @@ def test_without_a_host_clients_are_told_so(tmp_path: Path) -> None:
 def test_a_client_may_wait_for_the_host(tmp_path: Path) -> None:
     with (
         cable(tmp_path) as joint,
-        guest(joint.guest, "--wait", "--open-timeout=0.1") as g,
+        guest(joint.guest, "--wait") as g,
         listener() as far,
         g.ask(far) as client,
     ):
@@ -322,6 +329,28 @@ def test_ports(kind: str) -> None:
         g.await_log("the host is there")
 
 
+@pytest.mark.parametrize("program", [guest, host])
+@pytest.mark.parametrize("kind", ["null", "file"])
+def test_a_standard_input_without_events(tmp_path: Path, program: Any, kind: str) -> None:
+    """It comes to its end at once, and so does the program."""
+    (tmp_path / "file").write_bytes(noise(100_000))
+    with (
+        open("/dev/null" if kind == "null" else tmp_path / "file", "rb") as stdin,
+        open("/dev/null" if kind == "null" else tmp_path / "output", "wb") as stdout,
+        program((stdin.fileno(), stdout.fileno())) as side,
+    ):
+        side.await_log("standard input is lost: it has gone")
+        assert side.status == 0
+
+
+@pytest.mark.parametrize("which", ["host", "guest"])
+def test_a_device_that_leads_nowhere(which: str) -> None:
+    where = ["-p", str(free_port()), "-i", ADDRESS] if which == "guest" else []
+    outcome = run(VIRTIO_MUX, which, *where, "/dev/null")
+    assert outcome.status == 111
+    assert "/dev/null: nobody can be at the other side of this device" in outcome.log
+
+
 def peer_hello(answer: bytes) -> bytes:
     """The last HELLO among the bytes, without its header."""
     return answer[answer.rindex(MAGIC) :]
@@ -347,6 +376,19 @@ def test_a_pty_by_its_name() -> None:
         os.close(stdout)
         peer.close()
         h.await_log("is lost: ")
+
+
+def test_a_terminal_that_it_was_typed_in() -> None:
+    """It is no port unless that is said: raw, it would take ^C for data."""
+    peer, stdin, stdout = PORTS["canonical pty"]()
+    with contextlib.closing(peer):
+        before = termios.tcgetattr(stdin)
+        outcome = run(VIRTIO_MUX, "host", stdin=stdin)
+        assert outcome.status == 100
+        assert "standard input is a terminal; name a PORT; it is - if" in outcome.log
+        assert termios.tcgetattr(stdin) == before
+    os.close(stdin)
+    os.close(stdout)
 
 
 # Limits, signals, the command line
@@ -415,10 +457,14 @@ def test_one_client_on_standard_input_and_output(tmp_path: Path) -> None:
         (["guest", "-4"], "-4 is not for a guest"),
         (["guest", "--inetd", "-"], "with --inetd they are the client's; give another PORT"),
         (["guest", "--inetd", "-p1", "/x"], "--port does not go with --inetd"),
-        (["host", "--max-connections=0"], "--max-connections: there must be one"),
-        (["host", "--max-connections=40000"], "give 0 to 32768"),
+        (["host", "--max-connections=0"], "--max-connections: '0' is too small; give 1 to 32768"),
+        (["host", "--max-connections=40000"], "'40000' is too large; give 1 to 32768"),
+        (["host", "--memory=0"], "--memory: '0' is too small; give 1 to 1048576"),
+        (["guest", "--wait", "--open-timeout=9"], "--wait and --open-timeout exclude each other"),
         (["host", "--memory=x"], "--memory: 'x' is not a number"),
         (["host", ""], "PORT is empty"),
+        (["host", "/" + "p" * 107], f"PORT: '/{'p' * 59}' is no path of a socket; 1 to 107 bytes"),
+        (["guest", "@" + "p" * 300], "is no path of a socket; 1 to 107 bytes fit"),
         (["host", "--frobnicate"], "there is no option --frobnicate"),
         (["guest", "-w", "192.0.2.1/24", "/x"], "host bits set"),
     ],
@@ -430,12 +476,159 @@ def test_wrong_usage(words: list[str], problem: str) -> None:
     assert problem in line
 
 
+# Where the log may be
+
+
+# The words, and whether standard output is the port, and so no place for the log.
+IS_PORT = {
+    "host": True,
+    "host -": True,
+    "-v host": True,
+    "--memory 32 host": True,
+    "host --memory 32": True,
+    "host --mem 32": True,
+    "host --memory=32 -": True,
+    "host -m 1 -": True,
+    "host -vm 1": True,
+    "host -4vm 1": True,
+    "host @NAME": False,
+    "host @NAME -v": False,
+    "host --allow-local @NAME": False,
+    "host --allow @NAME": False,
+    "-v host @NAME": False,
+    "host -m1 @NAME": False,
+    "host -4m1 @NAME": False,
+    "host --memory 32 @NAME": False,
+    "host --memory=32 @NAME": False,
+}
+
+
+@pytest.mark.parametrize("words", IS_PORT)
+def test_the_log_is_not_in_the_port(words: str) -> None:
+    """Where standard error is the same as standard output. That is no port if there is another."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("")
+        name = listening.getsockname().decode().replace("\0", "@")
+        listening.listen()
+        listening.settimeout(SECONDS)
+        ours, theirs = os.pipe(), os.pipe()
+        process = subprocess.Popen(
+            [VIRTIO_MUX, *words.replace("@NAME", name).split()],
+            stdin=ours[0],
+            stdout=theirs[1],
+            stderr=theirs[1],
+            env=environment(),
+        )
+        os.close(theirs[1])
+        try:
+            if IS_PORT[words]:
+                assert os.read(theirs[0], 4) == b"\xff\xff\x34\0"
+                os.close(ours[1])
+            else:
+                conn = listening.accept()[0]
+                assert conn.recv(4) == b"\xff\xff\x34\0"
+                conn.close()
+                assert b" is lost: " in os.read(theirs[0], 1 << 16)
+                os.close(ours[1])
+                process.terminate()
+            assert process.wait(SECONDS) == 0
+            rest = b""
+            while data := os.read(theirs[0], 1 << 16):
+                rest += data
+            assert b"standard input is lost" not in rest
+        finally:
+            process.kill()
+            process.wait()
+            for fd in (ours[0], theirs[0]):
+                os.close(fd)
+
+
+def test_which_options_have_a_value() -> None:
+    """As docopt has it, of every option there is."""
+    for option in docopt.parse_defaults(virtio_mux.__doc__):
+        for name in filter(None, (option.short, option.long)):
+            assert (name in tools.FLAGS) is (option.argcount == 0), name
+
+
 @pytest.mark.parametrize("which", ["host", "guest"])
 def test_a_device_that_cannot_be_opened(which: str) -> None:
     where = ["-p", str(free_port()), "-i", ADDRESS] if which == "guest" else []
     outcome = run(VIRTIO_MUX, which, *where, "/dev/nothing")
     assert outcome.status == 111
     assert "/dev/nothing: No such file or directory" in outcome.log
+
+
+def is_refused(address: tuple[str, int]) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(address) != 0
+
+
+@pytest.mark.parametrize("kind", ["one client", "drained"])
+def test_what_was_said_last_is_not_lost_with_the_guest(tmp_path: Path, kind: str) -> None:
+    """The far end ends first, then the client, and at once the guest."""
+    with contextlib.ExitStack() as stack:
+        joint = stack.enter_context(cable(tmp_path))
+        h, far = stack.enter_context(host(joint.host)), stack.enter_context(listener())
+        if kind == "one client":
+            command = (VIRTIO_MUX, "guest", "--inetd", joint.guest)
+            program = stack.enter_context(serving(*command, over="tcp"))
+            client = program.client.socket
+        else:
+            g = stack.enter_context(guest(joint.guest, "--drain-timeout=20"))
+            client = stack.enter_context(g.connect())
+        client.sendall(GREETING + socks5(*far.getsockname()))
+        assert read_all(client, 12)[2:4] == b"\5\0"
+        with accept(far) as conn:
+            conn.sendall(b"answer")
+            conn.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b"answer"
+            if kind == "drained":
+                g.signal(signal.SIGTERM)
+                until("it drains", lambda: is_refused(g.address))
+            client.sendall(b"x" * 1000)
+            assert read_all(conn, 1000) == b"x" * 1000
+            client.close()
+            assert conn.recv(1) == b"", "and no reset"
+        h.await_log("in=1000 out=6 .* end=closed")
+
+
+def test_a_port_that_cannot_be_had_any_more(tmp_path: Path) -> None:
+    """What is wrong is said, and told by the status: something has to be done about it."""
+    path = str(tmp_path / "port")
+    with guest(path, status=111) as g, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        g.await_log("is not there yet")
+        sock.bind(path)
+        g.await_log(f"{path}: Protocol wrong type for socket")
+        assert g.status == 111
+
+
+def test_one_client_and_a_port_that_cannot_be_had_any_more(tmp_path: Path) -> None:
+    path = str(tmp_path / "port")
+    with (
+        serving(VIRTIO_MUX, "guest", "--inetd", "--wait", path, over="tcp") as program,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        program.await_log("is not there yet")
+        program.client.send(socks4("127.0.0.1", 80))
+        sock.bind(path)
+        assert program.client.read(8)[1] == 0x5B
+        assert program.status == 111
+    assert f"{path}: Protocol wrong type for socket" in program.log
+
+
+def test_a_guest_whose_port_has_gone_ends_soon() -> None:
+    """However long it would drain, and though a client says nothing."""
+    ours, theirs = socket.socketpair()
+    port = theirs.fileno(), theirs.fileno()
+    with ours, guest(port, "--drain-timeout=60") as g, g.connect() as client:
+        theirs.close()
+        client.sendall(GREETING)
+        assert read_all(client, 2) == b"\5\0"
+        began = time.monotonic()
+        ours.close()
+        assert g.status == 0
+        assert time.monotonic() - began < 3
+        assert g.count("stopped, connections that were cut: 1")
 
 
 @pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])

@@ -1,6 +1,7 @@
 """virtio-mux with either half of the older pair, as its models in tests/mux/ behave."""
 
 import contextlib
+import signal
 import socket
 import threading
 
@@ -99,6 +100,24 @@ def test_the_bytes_of_a_session_with_an_older_guest() -> None:
         refused = socket.inet_aton("127.0.0.1") + closed_port().to_bytes(2, "big")
         theirs.send(b"\5\0\7\0\1" + refused)
         assert next(f for f in frames if f[:2] != b"\xff\xff") == b"\5\0\0\0"
+
+
+def test_a_host_that_ends_closes_what_an_older_guest_has() -> None:
+    """Which would keep it open for ever: it is told nothing else."""
+    ours, theirs = classic_port()
+    with ours, theirs, host((ours.fileno(), ours.fileno())) as h, listener() as far:
+        ours.close()
+        address = socket.inet_aton("127.0.0.1") + far.getsockname()[1].to_bytes(2, "big")
+        conns = []
+        for number in range(3):
+            theirs.send(bytes((number, 0, 7, 0, 1)) + address)
+            conns.append(accept(far))
+        h.signal(signal.SIGTERM)
+        frames = [f for f in iter(lambda: theirs.recv(5000), b"") if f[:2] != b"\xff\xff"]
+        assert sorted(frames) == [bytes((number, 0, 0, 0)) for number in range(3)]
+        assert h.status == 0
+        for conn in conns:
+            conn.close()
 
 
 def test_one_of_ours_takes_the_place_of_an_older_guest() -> None:

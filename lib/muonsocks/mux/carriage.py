@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 from _collections import deque
 from os import readv, write, writev
-from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLOUT, EPOLLPRI
 
 from muonsocks.mux.channel import Channel
-from muonsocks.net.direction import Direction
+from muonsocks.net.direction import AGAIN, Direction
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.relay import Relay
 from muonsocks.net.stream import HANG_UP, MORE, Stream
@@ -22,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_AGAIN = EPOLLRDHUP
 _SMALL = 4096  # bytes; parts that are smaller are kept together
 _MOST_PARTS = 1024  # that writev(2) takes
 
@@ -79,19 +78,19 @@ class Outgoing(Direction):
             self.pull(events)
 
     def pull_again(self) -> None:
-        self.pull(_AGAIN)
+        self.pull(AGAIN)
 
     def take_turn(self) -> None:
         """The port has room."""
         self._is_queued = False
         if not self.over:
-            self.pull(_AGAIN)
+            self.pull(AGAIN)
 
     def may_send(self) -> None:
         """There is credit again."""
         if self._is_starved:
             self._is_starved = False
-            self.pull(_AGAIN)
+            self.pull(AGAIN)
 
     # Moving bytes
 
@@ -179,7 +178,8 @@ class Incoming(Direction):
         if early:
             self.deliver([memoryview(early)], len(early))
             self._link.outlet.flush_soon()  # the credit of it
-        if channel.has_ended and not self.ended:
+            self._link.has_passed_on()
+        if channel.has_ended:
             self.was_ended()
         if channel.was_lost:
             self.was_reset()
@@ -283,7 +283,7 @@ class Incoming(Direction):
 
     def was_ended(self) -> None:
         """The other side sends no more."""
-        if not self.over:
+        if not self.ended and not self.over:
             self._source_ended(failed=False)
 
     def was_reset(self) -> None:

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.mux.carriage import Incoming, Outgoing
     from muonsocks.mux.link import Link
+    from muonsocks.net.loop import Timer
     from muonsocks.socks.request import Event
 
 _SILENCE = 2.0  # s
@@ -27,6 +28,7 @@ class Channel(Stream):
     __slots__ = (
         "_bound",
         "_code",
+        "_silence",
         "connection",
         "early",
         "has_ended",
@@ -56,6 +58,7 @@ class Channel(Stream):
         self.outgoing: Outgoing | None = None
         self._code = ReplyCode.SUCCEEDED if connection.answered else None
         self._bound = UNSPECIFIED
+        self._silence: Timer | None = None  # of a host of the older pair
 
     # What the link tells it
 
@@ -129,7 +132,7 @@ class Channel(Stream):
         that is left, after `count` bytes, that is the end of it too.
         """
         incoming = self.incoming
-        if incoming is None or self.has_ended:
+        if incoming is None or self.has_ended or self.was_lost:
             return
         if incoming.count == count and incoming.pending is None:
             self.mux.reset(self.connection, 0)
@@ -138,7 +141,7 @@ class Channel(Stream):
             self.hear(Ended(self.connection))
         else:
             count = incoming.count
-            self.loop.call_later(_SILENCE, lambda: self._end_classic(count))
+            self._silence = self.loop.call_later(_SILENCE, lambda: self._end_classic(count))
 
     def take_back(self) -> None:
         """Be without a Carriage again."""
@@ -162,6 +165,8 @@ class Channel(Stream):
 
     def close(self) -> None:
         """Let go of it. Harmless when it has been done."""
+        if self._silence is not None:
+            self._silence.cancel()
         if self.connection.owner is self:
             self.mux.release(self.connection)
             self.link.outlet.flush_soon()

@@ -11,9 +11,19 @@ them. The older guest waits for a first frame from the host, and does not look a
 
 from __future__ import annotations
 
+from muonsocks.errors import RequestFailed
 from muonsocks.mux.connection import Connection
 from muonsocks.mux.events import Began, Data, Ended, Opened, Over, WasReset
-from muonsocks.mux.frames import CONTROL, HEADER, MAGIC, NO_NUMBER, VERSION, Hello
+from muonsocks.mux.frames import (
+    CONTROL,
+    HEADER,
+    HELLO_SIZE,
+    HELLO_START,
+    NO_NUMBER,
+    VERSION,
+    Hello,
+    decode,
+)
 from muonsocks.mux.intake import Intake
 from muonsocks.socks.request import UNSPECIFIED, Event, ReplyCode
 from muonsocks.socks.socks5 import decode_endpoint, encode_endpoint, endpoint_length
@@ -27,9 +37,11 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 LARGEST = 4096 - HEADER.size  # bytes of data in a frame
 _LARGEST_TAKEN = 4096  # and in one that is received
+_TYPES = (1, 3)  # of addresses: IPv4, and a name
 _GREETINGS = 5
 _GREETING_SIZE = 16
 _WITHOUT_LIMIT = 1 << 40  # bytes of credit
+_CUT_SHORT = 0.2  # s without the rest of a frame; a HELLO is repeated no sooner than after that
 _REST = 1.0  # s in which what is on its way to a connection that was closed here may still come
 
 
@@ -65,6 +77,15 @@ def _destination(request: bytes) -> Endpoint | None:
     return decode_endpoint(request, 0)
 
 
+def _is_hello(piece: bytes) -> bool:
+    """Say whether that is a HELLO and nothing else. It is looked for where a frame begins; where
+    none does, this might be anybody's data, cut there by chance.
+    """
+    if not piece.startswith(HELLO_START) or len(piece) < HELLO_SIZE:
+        return False
+    return decode(piece[HEADER.size : HELLO_SIZE]).encode() == piece
+
+
 class Hailed(Event):
     """The other side says HELLO: from `rest` on, it is one of ours."""
 
@@ -75,11 +96,11 @@ class Hailed(Event):
 
 
 class Classic:
-    """One side, as machine.Mux is one with a peer of ours; of the memory bound it knows only
-    whether it `is_full`.
-    """
+    """One side, as machine.Mux is one with a peer of ours: both are a Speaker."""
 
     is_classic = True
+    is_sign = True
+    is_strange = False
     limit = CONNECTIONS
 
     def __init__(self, is_host: bool, memory: int, clock: Callable[[], float]) -> None:
@@ -87,6 +108,7 @@ class Classic:
         self._is_host = is_host
         self._memory = memory
         self._clock = clock
+        self._heard = clock()  # when there was something last
         self._waits = 0  # bytes of data that have not been passed on
         self._intake = Intake()
         self._connections: dict[int, Connection] = {}
@@ -122,8 +144,12 @@ class Classic:
         return Over(reason, owners)
 
     def say_goodbye(self, reason: str) -> Over:
-        """End the session. There is no way to tell the other side."""
-        return self.lose(reason)
+        """End the session, and close what there is: that is all the other side can be told."""
+        said = list(self.output)
+        said += [one_frame(number, b"") for number in self._connections]
+        over = self.lose(reason)
+        self.output += said
+        return over
 
     # Input
 
@@ -134,15 +160,11 @@ class Classic:
     def received(self, count: int) -> list[Event]:
         """Take the bytes that were read into the first part of the room, and say what they mean."""
         intake, events = self._intake, list[Event]()
-        seen = max(intake.end - len(MAGIC), intake.start)
+        first, before = intake.end, self._heard
         intake.end += count
-        magic = intake.memory.find(MAGIC, seen, intake.end)
-        if magic >= 0:
-            start = max(magic - HEADER.size, intake.start)
-            events.append(self.lose("the other side has started anew"))
-            events.append(Hailed(bytes(intake.view[start : intake.end])))
-            intake.start = intake.end
-            return events
+        self._heard = self._clock()
+        if self._heard - before >= _CUT_SHORT and _is_hello(bytes(intake.view[first : intake.end])):
+            intake.start = first  # there will be no rest of what was before
         while intake.end - intake.start >= HEADER.size:
             number, length = HEADER.unpack_from(intake.memory, intake.start)
             if length > _LARGEST_TAKEN or (number >= CONNECTIONS and number != CONTROL):
@@ -150,6 +172,11 @@ class Classic:
                 break
             start = intake.start + HEADER.size
             if start + length > intake.end:
+                break
+            if intake.memory.startswith(HELLO_START, intake.start):
+                events.append(self.lose("the other side has started anew"))
+                events.append(Hailed(bytes(intake.view[intake.start : intake.end])))
+                intake.start = intake.end
                 break
             intake.start = start + length
             self._read_frame(number, intake.view[start : start + length], events)
@@ -166,6 +193,8 @@ class Classic:
             destination = _destination(bytes(data)) if self._is_host else None
             if destination is not None:
                 events.append(Opened(self._new(number), destination))
+            elif data and number < CONNECTIONS:
+                self._rests[number] = self._heard  # it does not know yet that this is closed
         elif not data:
             self._let_go(connection)
             events += Ended(connection), WasReset(connection, 0)
@@ -184,15 +213,20 @@ class Classic:
     def open(self, destination: Endpoint) -> Connection | None:
         """Send a request, if there may be one more; it has no answer, as if all went well.
 
-        A number that was closed here rests: the host does not say when it knows, and what it has
-        sent until then is not for the next one.
+        A number that was closed here rests until nothing has come for it for a while: the host does
+        not say when it knows, and what it has sent until then is not for the next one.
+        RequestFailed if it would not know what is meant.
         """
+        request = encode_endpoint(destination)
+        if request[0] not in _TYPES:
+            reason = "the host is of the older pair, and knows no IPv6 addresses"
+            raise RequestFailed(ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED, reason)
         until = self._clock() - _REST
         number = next((one for one in self._free if self._rests[one] <= until), None)
         if not self.is_up or number is None:
             return None
         connection = self._new(number)
-        self.output.append(one_frame(connection.number, encode_endpoint(destination)))
+        self.output.append(one_frame(connection.number, request))
         return connection
 
     def _new(self, number: int) -> Connection:

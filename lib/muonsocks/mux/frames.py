@@ -62,7 +62,7 @@ _credit = Struct("<BHI")
 _about = Struct("<BH")
 _reset = Struct("<BHB")
 
-_NOTHING = HEADER.pack(CONTROL, 0)  # an empty message
+NOTHING = HEADER.pack(CONTROL, 0)  # an empty message
 HELLO_START = HEADER.pack(CONTROL, _hello.size) + MAGIC
 _OF_HELLO_START = frozenset(HELLO_START)
 HELLO_SIZE = HEADER.size + _hello.size
@@ -228,7 +228,7 @@ def start_of_hello(memory: bytes | bytearray, start: int, end: int) -> int:
 def _concluded(frames: bytes) -> bytes:
     """Let a receiver have the last frame at once."""
     end = len(frames)
-    return frames if start_of_hello(frames, 0, end) == end else frames + _NOTHING
+    return frames if start_of_hello(frames, 0, end) == end else frames + NOTHING
 
 
 def _framed(message: bytes) -> bytes:
@@ -285,7 +285,7 @@ class Batch:
 
     def __init__(self, frames: int) -> None:
         """Make room for so many whole frames; `size` is what they carry, in bytes."""
-        self._memory = bytearray(frames * WHOLE + len(_NOTHING))
+        self._memory = bytearray(frames * WHOLE + len(NOTHING))
         self._view = memoryview(self._memory)
         self.places = [
             self._view[start + HEADER.size : start + WHOLE]
@@ -314,8 +314,8 @@ class Batch:
             data = b"".join(self.places_for(count))
             return memoryview(frames_of(connection, data))
         if memory[end - 1] in _OF_HELLO_START and start_of_hello(memory, 0, end) < end:
-            memory[end : end + len(_NOTHING)] = _NOTHING
-            end += len(_NOTHING)
+            memory[end : end + len(NOTHING)] = NOTHING
+            end += len(NOTHING)
         return self._view[:end]
 
 

@@ -12,8 +12,12 @@ from muonsocks.socks.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import TypeVar
+
     from muonsocks.address import Endpoint
     from muonsocks.log import Log
+    from muonsocks.mux.connection import Connection
     from muonsocks.mux.link import Bounds
     from muonsocks.mux.places import Place
     from muonsocks.net.inherit import Peer
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from muonsocks.net.relay import Relay
     from muonsocks.net.stream import Stream
     from muonsocks.socks.policy import Policy
+
+    T = TypeVar("T")
 
 
 class GuestSession(Session):
@@ -44,7 +50,7 @@ class GuestSession(Session):
 class Guest(Side):
     """The way to a host, for all clients of a guest."""
 
-    __slots__ = ("_open_timeout", "_waiting")
+    __slots__ = ("_line", "_open_timeout", "_waiting")
 
     def __init__(
         self,
@@ -55,11 +61,12 @@ class Guest(Side):
         log: Log,
     ) -> None:
         """While the host is away a client waits for it `open_timeout` seconds, or for as long as
-        it takes.
+        it takes; and so for a number that an older host knows to be free.
         """
         super().__init__(loop, place, False, bounds, log)
         self._open_timeout = open_timeout
         self._waiting: dict[Waitable, None] = {}  # clients that wait for the host
+        self._line: dict[Waitable, None] = {}  # and for one of its numbers, in their order
 
     async def reach(self, destination: Endpoint) -> Channel:
         """Have the host connect. RequestFailed with the code that the client is to get; at once if
@@ -71,11 +78,10 @@ class Guest(Side):
             while not self.link.mux.is_up:
                 if self.is_stopping:
                     raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the guest has stopped")
-                await self._await_host(until)
-            connection = self.link.mux.open(destination)
-            if connection is None and (pause := self.link.mux.pause()):
-                await self.loop.sleep(pause)
-                continue
+                await self._in_time(self._await_host(), until, "the host is not there")
+            connection = await self._open(destination, until)
+            if connection is None and not self.link.mux.is_up:
+                continue  # it has gone meanwhile
             if connection is None:
                 reason = f"the host has no more than {self.link.mux.limit} connections"
                 raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)
@@ -90,22 +96,59 @@ class Guest(Side):
                 raise
             return channel
 
-    async def _await_host(self, until: float | None) -> None:
-        """Wait until there is a session, or for a time to come."""
+    async def _open(self, destination: Endpoint, until: float | None) -> Connection | None:
+        """Open a connection, if there may be one more. While all numbers rest clients wait in line,
+        until a time to come.
+        """
+        if not self._line:
+            mux = self.link.mux
+            connection = mux.open(destination)
+            if connection is not None or not mux.pause():
+                return connection
+        return await self._in_time(
+            self._open_in_line(destination), until, "none of the host's numbers is free"
+        )
+
+    async def _open_in_line(self, destination: Endpoint) -> Connection | None:
+        """Open a connection when all who have come before have got theirs, or given up."""
+        line, turn = self._line, Waitable()
+        line[turn] = None
+        try:
+            while next(iter(line)) is not turn:
+                await turn
+            while True:
+                mux = self.link.mux
+                connection = mux.open(destination)
+                if connection is not None or not (pause := mux.pause()):
+                    return connection
+                await self.loop.sleep(pause)
+        finally:
+            del line[turn]
+            if line:
+                self.loop.call_soon(next(iter(line)).wake)  # each in another would be too deep
+
+    async def _await_host(self) -> None:
+        """Wait until there is a session."""
         waiter = Waitable()
         self._waiting[waiter] = None
         try:
-            if until is None:
-                await waiter
-                return
+            await waiter
+        finally:
+            self._waiting.pop(waiter, None)
+
+    async def _in_time(
+        self, coroutine: Coroutine[Waitable, None, T], until: float | None, reason: str
+    ) -> T:
+        """Do something until a time to come. RequestFailed for this reason if it takes longer."""
+        if until is None:
+            return await coroutine
+        try:
             with self.loop.deadline(max(until - self.loop.now, 0)) as deadline:
-                await waiter
+                return await coroutine
         except TimeoutError:
             if not deadline.passed:
                 raise
-            raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the host is not there") from None
-        finally:
-            self._waiting.pop(waiter, None)
+            raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason) from None
 
     def begun(self) -> None:
         self._wake_all()
@@ -121,6 +164,12 @@ class Guest(Side):
         """The same as for each side; clients that wait for the host wait no more."""
         super().stop(reason)
         self._wake_all()
+
+    async def leave(self, reason: str) -> None:
+        """The same as for each side; clients that wait for the host wait no more."""
+        self.is_stopping = True
+        self._wake_all()
+        await super().leave(reason)
 
     def _wake_all(self) -> None:
         for waiter in tuple(self._waiting):

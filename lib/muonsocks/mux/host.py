@@ -123,7 +123,7 @@ class Host(Side):
         self.is_stopping = True
         for task in list(self.tasks):
             task.interrupt(Stopped())
-        await self.link.leave(reason)
+        await super().leave(reason)
 
     def _on_return(self, number: int) -> None:
         self._is_over()

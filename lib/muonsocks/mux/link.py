@@ -5,7 +5,8 @@ from __future__ import annotations
 from os import urandom
 from select import EPOLLHUP
 
-from muonsocks.mux.classic import Classic, Hailed, is_spoken
+from muonsocks.mux.classic import Classic, Hailed
+from muonsocks.mux.doubt import Doubt
 from muonsocks.mux.events import Answered, Began, Credited, Data, Ended, Opened, Over, WasReset
 from muonsocks.mux.frames import NUMBER
 from muonsocks.mux.machine import Mux
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.mux.port import Port
+    from muonsocks.mux.speaker import Speaker
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.socks.request import Event
 
@@ -25,7 +27,6 @@ GONE = "it has gone"  # why a port is lost that has come to its end
 _ROUNDS = 4  # times that is read for one event, then the others have their turn
 _TOO_MANY = 1 << 16  # messages that wait because the other side does not read them
 _FED = 1 << 18  # bytes for which each kind of mux has room
-_DOUBT = 1.0  # s for a HELLO after something that is none
 _QUIET, _MOST_LOOKS = 0.1, 10  # s without anything that are the end of it; and times that is tried
 _FIRST_GREETING, _LAST_GREETING = 0.25, 1.0  # s from a HELLO to the next, while none is answered
 
@@ -51,7 +52,7 @@ class Link:
 
     __slots__ = (
         "_bounds",
-        "_doubts",
+        "_doubt",
         "_greeting",
         "_heard",
         "_is_host",
@@ -67,7 +68,7 @@ class Link:
         "outlet",
     )
 
-    mux: Mux | Classic
+    mux: Speaker
     _timer: Timer
 
     def __init__(
@@ -89,7 +90,7 @@ class Link:
         self._greeting = _FIRST_GREETING
         self._heard = 0.0  # when there was a sign of life
         self._pinged = 0.0  # when it was asked for one
-        self._doubts: Timer | None = None  # whether the other side is of the older pair
+        self._doubt = Doubt(loop, is_host, self._speak_classic)
         self._is_leaving = False  # what comes is dropped
         self._is_stalled = False  # nothing is read, as what has come must be passed on first
 
@@ -98,7 +99,7 @@ class Link:
             self._is_host, self._bounds.connections, self._bounds.memory, lambda: urandom(NUMBER)
         )
 
-    def _speak(self, mux: Mux | Classic) -> None:
+    def _speak(self, mux: Speaker) -> None:
         self.mux = self.outlet.mux = mux
 
     @property
@@ -113,31 +114,34 @@ class Link:
         loop = self.loop
         self._port = self.outlet.port = port
         port.stream.watch_room()
-        if port.writer != port.reader:
+        # A regular file, or /dev/null, has no events, and is not to be unregistered.
+        if port.writer in loop.handlers:
             loop.handlers[port.writer] = self._on_room
-        loop.handlers[port.reader] = self._on_port
+        if port.reader in loop.handlers:
+            loop.handlers[port.reader] = self._on_port
         self._greeting = _FIRST_GREETING
         self._greet()
         self.loop.call_soon(self._receive_more)
 
     def detach(self, reason: str) -> None:
-        """End the session, tell the other side why if that can be done at once, close the port."""
-        port = self._port
-        if port is None:
+        """End the session, tell the other side why as far as that can be done at once, close the
+        port.
+        """
+        if self._port is None:
             return
         over = self.mux.say_goodbye(reason)
-        if not port.backlog:
-            try:
-                port.write(b"".join(self.mux.output))
-            except OSError:
-                pass  # then it will notice by itself
+        try:
+            self.outlet.write_now()
+        except OSError:
+            pass  # then it will notice by itself
         self.mux.output.clear()
         self._close()
         self._end(over)
 
     async def leave(self, reason: str) -> None:
-        """The same, but with time to read what is on its way: with each host that goes before it
-        has read all, QEMU 7.2 loses one of the port's buffers, until the guest can write no more.
+        """The same, but with a moment for what is on its way: to write all that the other side is
+        to hear; and to read, as a host: with each that goes before it has read all, QEMU 7.2 loses
+        one of the port's buffers, until the guest can write no more.
         """
         if self._port is None:
             return
@@ -146,18 +150,20 @@ class Link:
         self.outlet.flush()
         self._end(over)
         self._timer.cancel()
+        is_quiet = not self._is_host
         for _ in range(_MOST_LOOKS):
+            if is_quiet and (self._port is None or self.outlet.is_empty):
+                break
             before = self._heard
             await self.loop.sleep(_QUIET)
-            if self._heard == before or self._port is None:
-                break
+            is_quiet = self._heard == before or not self._is_host
         if self._port is not None:
+            self.mux.output.clear()
             self._close()
 
     def _close(self) -> None:
         assert self._port is not None
         self._timer.cancel()
-        self._trust()
         port, self._port = self._port, None
         self.outlet.leave()
         port.close()
@@ -251,8 +257,9 @@ class Link:
             if mux.is_full:
                 self._is_stalled = True
                 return
+            room = mux.room()
             try:
-                count, is_all = port.read_into(mux.room(), events)
+                count, is_all = port.read_into(room, events)
             except EOFError:
                 self._lose(GONE)
                 return
@@ -262,16 +269,18 @@ class Link:
             if count and self._is_leaving:
                 self._heard = self.loop.now
             elif count:
-                self._heard = self.loop.now
-                self._pinged = 0.0
-                for event in mux.received(count):
-                    self._handle(event)
+                heard = mux.received(count)
+                if mux.is_sign:
+                    self._heard = self.loop.now
+                    self._pinged = 0.0
+                for event in heard:
+                    self._handle(event, mux)
                 if port is not self._port:
                     return
-                if not mux.is_up and not mux.is_classic:
-                    self._doubt()
+                if mux.is_strange:
+                    self._doubt.hear(bytes(room[:count]))
                 else:
-                    self._trust()
+                    self._doubt.reset()
                 if mux.output:
                     self.outlet.flush()
                 if len(mux.output) > _TOO_MANY:
@@ -286,7 +295,8 @@ class Link:
             self._is_stalled = False
             self.loop.call_soon(self._receive_more)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event, mux: Speaker) -> None:
+        """Do what a mux says, which may be another one than what is spoken by now."""
         if isinstance(event, Data):
             owner = event.connection.owner
             if owner is not None:
@@ -299,7 +309,7 @@ class Link:
             self.outlet.flush_soon()
         elif isinstance(event, Opened):
             if event.connection.let_go_here:
-                self.mux.release(event.connection)  # ended by what came right behind it
+                mux.release(event.connection)  # ended by what came right behind it
             else:
                 self._on_event(event)
         elif isinstance(event, (Answered, Credited, Ended, WasReset)):
@@ -311,44 +321,17 @@ class Link:
 
     # The older pair
 
-    def _doubt(self) -> None:
-        """Think about one who has sent something that is no HELLO, for a second; or less, if there
-        is more than is kept: one of the older pair is not to be taken for that with a part missing.
-        """
-        if isinstance(self.mux, Mux) and self.mux.is_sated:
-            self._trust()
-            self._decide()
-        elif self._doubts is None:
-            self._doubts = self.loop.call_later(_DOUBT, self._decide)
-
-    def _trust(self) -> None:
-        """Think no more about it."""
-        if self._doubts is not None:
-            self._doubts.cancel()
-            self._doubts = None
-
-    def _decide(self) -> None:
-        """Go on as the other side does, if it has not said HELLO but what the older pair says."""
-        self._doubts = None
-        mux = self.mux
-        if mux.is_up or not isinstance(mux, Mux) or self._port is None:
-            return
-        pieces = mux.take_strange()
-        while pieces and not is_spoken(pieces[0], self._is_host):
-            del pieces[0]
-        if pieces:
-            self.speak_classic()
-            self._feed(pieces)
-
-    def speak_classic(self) -> None:
+    def _speak_classic(self, pieces: list[bytes]) -> None:
         """Speak the protocol of the older pair, until somebody says HELLO."""
         loop = self.loop
         self._speak(Classic(self._is_host, self._bounds.memory, lambda: loop.now))
         if self.mux.is_up:
             self._on_event(Began(self.mux.limit))
+        self._feed(pieces)
 
     def _forget_classic(self) -> None:
         """Speak as one of ours again: whoever comes now, an older guest waits for a HELLO."""
+        self._doubt.reset()
         if self.mux.is_classic:
             self._speak(self._new_mux())
             self._is_stalled = False
@@ -358,6 +341,7 @@ class Link:
         for piece in pieces:
             for start in range(0, len(piece), _FED):
                 part = piece[start : start + _FED]
-                self.mux.room()[: len(part)] = part
-                for event in self.mux.received(len(part)):
-                    self._handle(event)
+                mux = self.mux
+                mux.room()[: len(part)] = part
+                for event in mux.received(len(part)):
+                    self._handle(event, mux)

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.mux.carriage import Outgoing
-    from muonsocks.mux.classic import Classic
     from muonsocks.mux.connection import Connection
-    from muonsocks.mux.machine import Mux
     from muonsocks.mux.port import Port
+    from muonsocks.mux.speaker import Speaker
     from muonsocks.net.loop import Loop, Timer
 
 _BATCH = 16  # whole frames, half a megabyte: what is read from one sender at a time, at most
@@ -44,7 +43,7 @@ class Outlet:
         "port",
     )
 
-    mux: Mux | Classic
+    mux: Speaker
 
     def __init__(self, loop: Loop, on_failure: Callable[[str], None]) -> None:
         """`on_failure` is told why the port cannot be written to."""
@@ -65,6 +64,11 @@ class Outlet:
             return True
         return self.mux.is_classic and bool(self.mux.output)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the port has all there was."""
+        return not (self.port is not None and self.port.backlog) and not self.mux.output
+
     def flush_soon(self) -> None:
         """Write what is due after the events that are there now, all at once."""
         if not self._flush_is_due:
@@ -78,12 +82,16 @@ class Outlet:
         if port is None:
             return
         try:
-            if port.backlog and not port.write_backlog():
-                return
-            if self._has_written_messages() and self._senders:
+            if self.write_now() and self._senders:
                 self._give_turns(port)
         except OSError as error:
             self._on_failure(error.strerror or str(error))
+
+    def write_now(self) -> bool:
+        """Write what is due, as far as the port takes it. False if that is not all. OSError."""
+        port = self.port
+        assert port is not None
+        return (not port.backlog or port.write_backlog()) and self._has_written_messages()
 
     def _give_turns(self, port: Port) -> None:
         senders, enough = self._senders, self._sent + _TURNS

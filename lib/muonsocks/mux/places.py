@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SO_SNDBUFFORCE = 32  # socket(7)
 _CONNECTING = 1.0  # s for a unix socket whose backlog is full
-_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.ENAMETOOLONG)
+_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EPROTOTYPE)
 _SENDING = 1 << 20  # bytes a socket may have on its way: more delays those who wait for their turn
 
 
@@ -49,12 +49,12 @@ class StandardStreams:
             # One is enough, and of two there would be twice as many events.
             borrowed = (0,) if os.get_blocking(0) else ()
             os.set_blocking(0, False)
-            return Port(Pair(loop, 0, 0, borrowed), self.name, True)
+            return Port(Pair(loop, 0, 0, borrowed), True)
         stdio = Stdio(loop)
         try:
             if stdio.socket is not None:
                 _enlarge(stdio.socket)
-            return Port(stdio.stream, self.name, _is_virtio(0), _make_raw(0))
+            return Port(stdio.stream, _is_virtio(0), _make_raw(0))
         except BaseException:
             stdio.stream.close()
             raise
@@ -84,7 +84,9 @@ class Device:
             os.close(fd)
             raise
         try:
-            port = Port(stream, self.name, _is_virtio(fd), _make_raw(fd))
+            if stream.always_ready:  # /dev/null, say: it would come to its end again and again
+                raise OSError(errno.ENOTTY, "nobody can be at the other side of this device")
+            port = Port(stream, _is_virtio(fd), _make_raw(fd))
         except BaseException:
             stream.close()
             raise
@@ -110,7 +112,7 @@ class UnixSocket:
         """Connect to it. OSError."""
         stream = await dial_unix(loop, self.name, _CONNECTING)
         _enlarge(stream.socket)
-        return Port(stream, self.name)
+        return Port(stream)
 
 
 Place = StandardStreams | Device | UnixSocket

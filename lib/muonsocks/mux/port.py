@@ -5,11 +5,9 @@ from __future__ import annotations
 import termios
 from _socket import SOCK_STREAM
 from errno import ENODEV
-from fcntl import ioctl
 from os import readv, write
-from sys import byteorder
 
-from muonsocks.net.stream import MORE
+from muonsocks.net.stream import MORE, send_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 
     from muonsocks.net.stream import Stream
 
-_SIOCOUTQ = 0x5411  # bytes that a unix socket's peer has not read yet, unix(7)
 _ENOUGH = 1 << 17  # bytes of input that are worth being looked at, and written in one go
 
 
@@ -34,7 +31,6 @@ class Port:
         "_mode",
         "backlog",
         "can_return",
-        "name",
         "reader",
         "stream",
         "writer",
@@ -43,14 +39,12 @@ class Port:
     def __init__(
         self,
         stream: Stream,
-        name: str,
         can_return: bool = False,
         mode: list[Any] | None = None,
     ) -> None:
         """`mode` is what a terminal is to be left in."""
         self.stream = stream
         self._mode = mode
-        self.name = name
         self.can_return = can_return
         self.reader = stream.reader
         self.writer = stream.writer
@@ -101,11 +95,7 @@ class Port:
 
     def is_read(self) -> bool:
         """Say whether all that was written has been taken, as far as a port can tell."""
-        if not self._is_socket:
-            return True
-        count = bytearray(4)
-        ioctl(self.writer, _SIOCOUTQ, count)
-        return not int.from_bytes(count, byteorder)
+        return not self._is_socket or not send_queue(self.writer)
 
     def close(self) -> None:
         """Leave it as it was found."""

@@ -81,9 +81,14 @@ class Side:
             await self.loop.sleep(self._delay)
 
     def stop(self, reason: str) -> None:
-        """End the session and leave the port as it was found."""
+        """End the session and leave the port as it was found, at once."""
         self.is_stopping = True
         self.link.detach(reason)
+
+    async def leave(self, reason: str) -> None:
+        """The same; a moment later if something is on its way."""
+        self.is_stopping = True
+        await self.link.leave(reason)
 
     def _say_over(self, what: str, reason: str) -> None:
         """Log an end. If there is one port only, it is usual that the other side leaves that."""

@@ -6,6 +6,7 @@ How the bytes are moved is up to its kinds: half.py has the one from a stream to
 from __future__ import annotations
 
 import errno
+from select import EPOLLRDHUP
 
 from muonsocks.net.stream import is_hang_up
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from muonsocks.net.loop import Loop
     from muonsocks.net.relay import Relay
+
+AGAIN = EPOLLRDHUP  # pulled with this, a direction does not take a short read for all there is
 
 
 class Direction:

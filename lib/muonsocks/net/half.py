@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import errno
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, readv, splice, write
-from select import EPOLLERR, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLOUT, EPOLLPRI
 
 from muonsocks.net import pipes
-from muonsocks.net.direction import Direction
+from muonsocks.net.direction import AGAIN, Direction
 from muonsocks.net.gathering import Gathering
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.stream import HANG_UP, MORE, Stream
@@ -30,8 +30,6 @@ _VIEW = memoryview(_BUFFER)
 _ROUNDS = 16  # pieces moved for one event, then the others have their turn
 _BULK = 32768  # bytes; a burst shorter than this is cheaper to copy than to splice
 _FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
-
-_AGAIN = EPOLLRDHUP
 
 
 class Half(Direction):
@@ -87,7 +85,7 @@ class Half(Direction):
             self._sink_failed(errno.EPIPE)  # nobody reads from the pipe any more
 
     def pull_again(self) -> None:
-        self.pull(_AGAIN)
+        self.pull(AGAIN)
 
     # Moving bytes
 
@@ -185,7 +183,7 @@ class Half(Direction):
         """Read once more where splice gave 0: in front of urgent data, too, it may."""
         if self.source.is_tcp:
             self._splices = self._drains = self._bulk = False
-            self.pull(_AGAIN)
+            self.pull(AGAIN)
         else:
             self._source_ended(failed=self.tainted)
 
@@ -246,7 +244,7 @@ class Half(Direction):
         if self.ended:
             self._close_sink()
         else:
-            self.pull(_AGAIN)
+            self.pull(AGAIN)
 
     def _flush_when_ready(self) -> None:
         """See that `flush` is called: an event will do that, but for a regular file."""

@@ -32,7 +32,7 @@ MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 _TCP = (AF_INET, AF_INET6)
 _TCP_CLOSE = 7  # of tcpi_state, the first byte of struct tcp_info
-_SIOCOUTQ = 0x5411  # bytes in a socket's send queue that the peer has not acknowledged, tcp(7)
+_SIOCOUTQ = 0x5411  # tcp(7), unix(7)
 _RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
 
@@ -279,6 +279,13 @@ def _unacknowledged(sock: socket) -> int:
     """
     if sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0] == _TCP_CLOSE:
         return 0
+    return send_queue(sock.fileno())
+
+
+def send_queue(fd: int) -> int:
+    """Count the bytes in a socket's send queue: those that a TCP peer has not acknowledged, or a
+    unix socket's has not read. OSError.
+    """
     count = bytearray(4)
-    ioctl(sock.fileno(), _SIOCOUTQ, count)
+    ioctl(fd, _SIOCOUTQ, count)
     return int.from_bytes(count, byteorder)

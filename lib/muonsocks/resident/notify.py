@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+STATUS_PERIOD = 5.0  # s from a status line to the next
+
 
 class Notifier:
     """Tells systemd, if $NOTIFY_SOCKET is set, and a descriptor, as s6's notification-fd."""

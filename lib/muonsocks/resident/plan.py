@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
             """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
             called later, for another worker to take the place of this one; or, if it is
-            `for_good`, for the whole program to end, as there is nothing to serve any more.
+            `for_good`, for the whole program to end, as there is nothing to serve any more:
+            connections are not given the time of a drain, and if it has `failed`, which is in the
+            log, so has the program.
             """
 
         def finish(self) -> None:

@@ -45,6 +45,8 @@ READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
 MEANT_FOR_ALL = (SIGTERM, SIGINT, SIGHUP)  # the workers get them too, but leave them to it
 HAS_SAID_WHY = 111  # exit status of a worker that has logged what went wrong
 NOTHING_LEFT = 75  # and of one for which there is nothing to serve any more
+GIVEN_UP = 76  # and of one for which that is so because something has failed, which it has logged
+_FAREWELL = 1.0  # s for connections then, to give their clients what they have got
 
 
 def take_order(configuration: object) -> bytes:
@@ -56,7 +58,20 @@ def take_order(configuration: object) -> bytes:
 class Process:
     """What a worker process does, and with what."""
 
-    __slots__ = ("_board", "_drain", "_for_good", "_listeners", "_log", "_plan", "_service")
+    __slots__ = (
+        "_board",
+        "_drain",
+        "_listeners",
+        "_log",
+        "_loop",
+        "_plan",
+        "_service",
+        "_status",
+        "_worker",
+    )
+
+    _loop: Loop
+    _worker: Worker
 
     def __init__(
         self, service: Service, listeners: list[socket], plan: Plan, board: Board, log: Log
@@ -67,7 +82,7 @@ class Process:
         self._board = board
         self._log = log
         self._drain = Mailbox()  # has something once it is time to
-        self._for_good = False
+        self._status = 0
 
     def run(self, channel: socket, beat: float) -> NoReturn:
         """Serve, showing a sign of life every `beat` seconds (0: none); then end the process."""
@@ -78,16 +93,18 @@ class Process:
                 signal(ignored, SIG_IGN)
             signal(SIGCHLD, SIG_DFL)
             pthread_sigmask(SIG_UNBLOCK, (*MEANT_FOR_ALL, SIGCHLD))
-            loop = Loop()
+            self._loop = loop = Loop()
             Signals(loop)
             capacity = self._plan.capacity
-            worker = Worker(loop, self._listeners, self._service, capacity, self._board, self._log)
+            self._worker = worker = Worker(
+                loop, self._listeners, self._service, capacity, self._board, self._log
+            )
             self._service.settle(loop, self._retire)
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             stream = Stream(loop, channel)
             loop.run(self._work(stream, worker, beat))
             self._service.finish()
-            status = NOTHING_LEFT if self._for_good else 0
+            status = self._status
         except ConnectionError:
             pass  # the supervisor is gone already, and has said why
         except (UsageError, OSError) as error:
@@ -96,8 +113,10 @@ class Process:
             self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
         os._exit(status)
 
-    def _retire(self, for_good: bool = False) -> None:
-        self._for_good = for_good
+    def _retire(self, for_good: bool = False, failed: bool = False) -> None:
+        if for_good:
+            self._status = GIVEN_UP if failed else NOTHING_LEFT
+            self._loop.call_later(_FAREWELL, self._worker.cut)
         self._drain.post(DRAIN)
 
     async def _work(self, channel: Stream, worker: Worker, beat: float) -> None:

@@ -30,10 +30,11 @@ from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
-from muonsocks.resident.notify import Notifier
+from muonsocks.resident.notify import STATUS_PERIOD, Notifier
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
+    GIVEN_UP,
     HAS_SAID_WHY,
     MEANT_FOR_ALL,
     NOTHING_LEFT,
@@ -52,7 +53,6 @@ _HANDLED = (*MEANT_FOR_ALL, SIGCHLD)
 _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
-_STATUS = 5.0  # s between two status lines
 _LATE = 4  # intervals without a sign of life after which a worker is given up
 
 
@@ -109,7 +109,7 @@ class Supervisor:
         self._board = Board(plan.workers)
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
-        self._failed = False  # a worker could not even start
+        self._failed = False  # a worker could not even start, or has given up
         self._checked = 0.0  # when it was last seen to that workers are alive
         self._is_up = False  # all workers have been ready
         self._stops = False
@@ -127,7 +127,9 @@ class Supervisor:
         self._signals = Signals(self._loop, actions)
 
     def run(self) -> bool:
-        """Serve until a signal says stop. False if a worker could not even start."""
+        """Serve until a signal says stop, or a worker that there is nothing left to serve. False if
+        one could not even start, or has given up.
+        """
         setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
         # What the workers share with us is not to be written to: nobody looks for cycles there, and
         # those there are stay, as freeing them would leave room that each worker fills.
@@ -207,8 +209,9 @@ class Supervisor:
             child.channel.close()
             lost = self._board.clear(child.number)
             code = os.waitstatus_to_exitcode(status)
-            if code == NOTHING_LEFT:
+            if code in (NOTHING_LEFT, GIVEN_UP):
                 if not self._stops:
+                    self._failed = code == GIVEN_UP
                     self._stop()
                 continue
             if code and (child.ready or code != HAS_SAID_WHY):
@@ -249,7 +252,7 @@ class Supervisor:
             + f"connections: {board.total(OPEN)} open, {board.total(SERVED)} served,"
             f" {board.total(REFUSED)} refused; workers: {len(self._children)}"
         )
-        self._loop.call_later(_STATUS, self._tell_status)
+        self._loop.call_later(STATUS_PERIOD, self._tell_status)
 
     def _check_workers(self) -> None:
         """Give a worker up that shows no sign of life, and systemd one of ours."""

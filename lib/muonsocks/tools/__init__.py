@@ -61,7 +61,7 @@ def _log(program: str, has_peer: bool) -> Log:
     peer: tuple[int, ...] = (0, 1) if has_peer else ()
     words = sys.argv[1:]
     if (program == "socks-relay" and any(map(_is_listen, words))) or (
-        program == "virtio-mux" and any(map(_is_place, words[1:]))
+        program == "virtio-mux" and _has_port(words)
     ):
         peer = (0,)  # its standard output may well be its log
     stderr_is_peer = keep_stderr_from_peer(peer)
@@ -74,9 +74,40 @@ def _is_listen(argument: str) -> bool:
     return len(name) > len("--") and "--listen".startswith(name)
 
 
-def _is_place(argument: str) -> bool:
-    """Say whether an argument of virtio-mux may be a port that is no standard input and output."""
-    return not argument.startswith("-")
+# Of virtio-mux: options that are no more than that. The others have a value.
+FLAGS = frozenset(
+    (
+        *("-4", "-6", "-q", "-v", "--quiet", "--verbose", "--help", "--version"),
+        *("--allow-local", "--inetd", "--wait"),
+    )
+)
+
+
+def _has_port(words: list[str]) -> bool:
+    """Say whether arguments of virtio-mux name a port that is no standard input and output."""
+    count, is_value = 0, False
+    for word in words:
+        if is_value:
+            is_value = False
+        elif word.startswith("-") and word != "-":
+            is_value = _has_value_behind(word)
+        else:
+            count += 1  # the first one is the side
+            if count > 1 and word != "-":
+                return True
+    return False
+
+
+def _has_value_behind(word: str) -> bool:
+    """Say whether the value of an option is the next argument, as docopt reads it: of a long one a
+    part will do, and several short ones may be one word.
+    """
+    if word.startswith("--"):
+        return "=" not in word and not any(flag.startswith(word) for flag in FLAGS)
+    for place, letter in enumerate(word[1:], 2):
+        if f"-{letter}" not in FLAGS:
+            return place == len(word)
+    return False
 
 
 def _end_by_exception() -> None:

@@ -62,17 +62,19 @@ class Options:
         values: list[str] = self._values.get(name) or []
         return values
 
-    def number(self, name: str, largest: int, default: int = 0) -> int:
-        """Give a whole number from 0 to `largest`; 0x is understood."""
+    def number(self, name: str, largest: int, default: int = 0, smallest: int = 0) -> int:
+        """Give a whole number from `smallest` to `largest`; 0x is understood."""
         text = self.text(name)
         if text is None:
             return default
+        hint = f"give {smallest} to {largest}"
         try:
             value = int(text, 0)
         except ValueError:
-            value = -1
-        if not 0 <= value <= largest:
-            raise UsageError(f"{name}: {text!r} is not a number", f"give 0 to {largest}")
+            raise UsageError(f"{name}: {text!r} is not a number", hint) from None
+        if not smallest <= value <= largest:
+            problem = "too large" if value > largest else "too small"
+            raise UsageError(f"{name}: {text!r} is {problem}", hint)
         return value
 
 

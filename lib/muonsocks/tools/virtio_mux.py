@@ -66,10 +66,10 @@ from muonsocks.log import Log
 from muonsocks.mux.frames import MOST_CONNECTIONS
 from muonsocks.mux.host import Host
 from muonsocks.mux.link import Bounds
-from muonsocks.mux.places import Place, StandardStreams, place_of
+from muonsocks.mux.places import Place, StandardStreams, UnixSocket, place_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
-from muonsocks.resident.notify import Notifier
+from muonsocks.resident.notify import STATUS_PERIOD, Notifier
 from muonsocks.socks.policy import Access, Policy
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
 
@@ -115,16 +115,20 @@ def main(arguments: list[str], log: Log) -> int:
     return run(given, port, log)
 
 
+def _place(port: str) -> Place:
+    place = place_of(port)
+    if isinstance(place, UnixSocket):
+        options.unix_path(port, "PORT")
+    return place
+
+
 def _bounds(given: options.Options) -> Bounds:
-    memory = max(given.number("--memory", 1 << 20, 64), 1) << 20
+    memory = given.number("--memory", 1 << 20, 64, smallest=1) << 20
     return Bounds(_connections(given), memory, given.seconds("--ping-timeout", 30))
 
 
 def _connections(given: options.Options) -> int:
-    number = given.number("--max-connections", MOST_CONNECTIONS, _CONNECTIONS)
-    if not number:
-        raise UsageError("--max-connections: there must be one", f"give 1 to {MOST_CONNECTIONS}")
-    return number
+    return given.number("--max-connections", MOST_CONNECTIONS, _CONNECTIONS, smallest=1)
 
 
 # A host
@@ -133,7 +137,10 @@ def _connections(given: options.Options) -> int:
 def _host(given: options.Options, port: list[str], log: Log) -> int:
     log.use_journal_fields()
     policy = Policy(Access(), options.rules(given), options.dialler(given), options.limits(given))
-    place = place_of(*port or "-")
+    if not port and os.isatty(0):
+        hint = "name a PORT; it is - if that terminal is the port"
+        raise UsageError("standard input is a terminal", hint)
+    place = _place(*port or "-")
     notifier = Notifier()
     setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
     loop = Loop()
@@ -149,14 +156,11 @@ def _host(given: options.Options, port: list[str], log: Log) -> int:
     return DONE
 
 
-_STATUS = 5.0  # s between two status lines
-
-
 def _tell_status(host: Host, notifier: Notifier) -> None:
     guest = _presence(host.link.mux.is_up)
     connections = f"{len(host.tasks)} open, {host.served} served"
     notifier.status(f"guest: {guest}; connections: {connections}")
-    host.loop.call_later(_STATUS, lambda: _tell_status(host, notifier))
+    host.loop.call_later(STATUS_PERIOD, lambda: _tell_status(host, notifier))
 
 
 def _presence(is_there: int) -> str:
@@ -170,7 +174,9 @@ def _guest(given: options.Options, port: list[str], log: Log) -> int:
     from muonsocks.net.dial import Dialler
     from muonsocks.socks.rules import Rules
 
-    place = place_of(*port or [_GUEST_PORT])
+    if given.flag("--wait") and given.flag("--open-timeout"):
+        raise UsageError("--wait and --open-timeout exclude each other", "see --help")
+    place = _place(*port or [_GUEST_PORT])
     policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
     entrance = _Entrance(given, place, policy, log)
     if given.flag("--inetd"):
@@ -221,8 +227,10 @@ class _Entrance:
             if failures:
                 raise failures[0]
             stdio.loop.run(session.run())
+            if failures:
+                raise failures[0]  # as its client was not told why
         finally:
-            guest.stop("the only client has gone")
+            stdio.loop.run(guest.leave("the only client has gone"))
             stdio.restore()
         return DONE
 
@@ -267,7 +275,7 @@ class _Entrance:
             failures.append(error)
             if is_settled:
                 self._log.error(in_one_line(error) if isinstance(error, OSError) else repr(error))
-                retire(for_good=True)
+                retire(for_good=True, failed=True)
 
         self._note_presence(False)
         guest.on_presence = self._note_presence
@@ -284,8 +292,8 @@ class _Entrance:
         return f"host: {_presence(self._host_is_there[0])}"
 
     def finish(self) -> None:
-        """Let the host know at once that this guest is not there any more."""
-        self._guest.stop("the guest is told to stop")
+        """Let the host know all that was sent, and that this guest is not there any more."""
+        self._guest.loop.run(self._guest.leave("the guest is told to stop"))
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""
