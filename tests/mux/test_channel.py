@@ -153,7 +153,8 @@ def test_no_answer(loop: Loop, how: str) -> None:
                     hand.sock.close()
 
             loop.spawn(rounds(loop, 3), pytest.fail, leave)
-            with pytest.raises(RequestFailed, match="the host has gone") as failure:
+            why = "the host has reset it: a shortage" if how == "reset" else "the host has gone"
+            with pytest.raises(RequestFailed, match=why) as failure:
                 await channel.answer()
             assert failure.value.code == ReplyCode.GENERAL_FAILURE
             assert channel.is_cut_off is (how != "reset")

@@ -11,6 +11,7 @@ from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, until
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
 from muonsocks.mux.channel import Channel
+from muonsocks.mux.connection import ResetReason
 from muonsocks.mux.frames import (
     NO_NUMBER,
     Answer,
@@ -163,7 +164,7 @@ def test_the_host_resets_what_is_asked_for(loop: Loop) -> None:
             await rounds(loop)
             hand.say(Reset(0, 4))
             await until(loop, lambda: served.outcomes)
-            assert served.refused(0) == (1, "the host has gone")
+            assert served.refused(0) == (1, "the host has reset it: a shortage")
             served.close()
 
     play(loop, story)
@@ -553,8 +554,8 @@ def test_a_client_leaves(loop: Loop, when: str) -> None:
 # Sessions
 
 
-def served_session(served: Served, client: Any) -> Task:
-    policy = Policy(Access(), Rules(), Dialler(), Limits(600, 600, 600))
+def served_session(served: Served, client: Any, idle: float = 600.0) -> Task:
+    policy = Policy(Access(), Rules(), Dialler(), Limits(600, idle, 600))
     session = GuestSession(client, Peer("test"), policy, served.log, served.guest)
     return served.loop.spawn(session.run(), pytest.fail)
 
@@ -587,6 +588,59 @@ def test_a_session(loop: Loop) -> None:
             await until(loop, lambda: task.is_over)
             assert hand.heard()[:2] == [(0, b"ly"), Eof(0)]
             assert "in=5 out=6" in served.log.lines[-1]
+            end.close()
+            served.close()
+
+    play(loop, story)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (ResetReason.UNKNOWN, ""),
+        (ResetReason.RESET, "a reset"),
+        (ResetReason.TIMEOUT, "a time limit"),
+        (ResetReason.UNREAD, "nobody reads"),
+        (ResetReason.SHORTAGE, "a shortage"),
+        (ResetReason.STOPPED, "the program ends"),
+        (99, ""),
+    ],
+)
+def test_why_the_host_resets_is_logged(loop: Loop, reason: int, words: str) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            client, end = made(loop, "tcp")
+            end.send(REQUEST)
+            task = served_session(served, client)
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED), Reset(0, reason))
+            await until(loop, lambda: task.is_over)
+            detail = f' detail="the host says: {words}"' if words else ""
+            assert served.log.lines[-1].endswith("end=reset" + detail)
+            end.close()
+            served.close()
+
+    play(loop, story)
+
+
+def test_the_host_is_told_of_a_time_limit(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            client, end = made(loop, "tcp")
+            end.send(REQUEST)
+            task = served_session(served, client, idle=2.0)
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            hand.heard()
+            await clock.passes(loop, 2.5)
+            await until(loop, lambda: task.is_over)
+            assert hand.heard() == [Reset(0, ResetReason.TIMEOUT)]
+            assert "end=idle-timeout" in served.log.lines[-1]
             end.close()
             served.close()
 

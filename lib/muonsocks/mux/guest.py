@@ -32,19 +32,26 @@ if TYPE_CHECKING:
 class GuestSession(Session):
     """One client of a guest."""
 
-    __slots__ = ("_guest",)
+    __slots__ = ("_channel", "_guest")
     kind_of_relay = Carriage
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log, guest: Guest) -> None:
         super().__init__(client, peer, policy, log)
         self._guest = guest
+        self._channel: Channel | None = None
 
     async def _story(self) -> Relay | None:
         server, request = await self.negotiate()
         destination = request.destination
-        return await self.fulfil(
-            server, request, server.trailing, lambda: self._guest.reach(destination)
-        )
+        return await self.fulfil(server, request, server.trailing, lambda: self._reach(destination))
+
+    async def _reach(self, destination: Endpoint) -> Channel:
+        self._channel = channel = await self._guest.reach(destination)
+        return channel
+
+    def _log_closed(self, end: str, detail: str) -> None:
+        why = self._channel.why if self._channel is not None else ""
+        super()._log_closed(end, detail or (f"the host says: {why}" if why else ""))
 
 
 class Guest(Side):
