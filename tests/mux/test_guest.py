@@ -6,7 +6,7 @@ import pytest
 from both import MEMORY, SOMEWHERE, Places
 from classic_joined import GREETING
 from ends import Lines, made, no_garbage
-from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, until
+from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, stuff, until
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
@@ -21,6 +21,8 @@ from muonsocks.mux.frames import (
     Goodbye,
     Hello,
     Open,
+    Ping,
+    Pong,
     Reset,
 )
 from muonsocks.mux.guest import Guest, GuestSession
@@ -592,6 +594,84 @@ def test_a_session(loop: Loop) -> None:
             served.close()
 
     play(loop, story)
+
+
+def test_a_host_that_is_frozen_is_not_there(loop: Loop, clock: Clock) -> None:
+    """It is asked for a sign of life; and its session goes on if it gives one later."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            began = clock.now()
+            served.ask()
+            await rounds(loop)
+            assert hand.heard() == [Open(0, WINDOW, SOMEWHERE)]
+            while not served.outcomes:
+                await clock.passes(loop, 0.1)
+            assert served.refused(0) == (1, "the host is not there")
+            assert 4.9 < clock.now() - began < 5.5
+            await rounds(loop)
+            ping, reset = hand.heard()
+            assert isinstance(ping, Ping) and reset == Reset(0, 0)
+            hand.say(Pong(ping.token), Done(0))
+            await rounds(loop)
+            served.ask()
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            served.reached(1).close()
+            served.close()
+
+    play(loop, story, 600)
+
+
+@pytest.mark.parametrize("patience", [PATIENT, None])
+def test_a_host_that_is_there_may_take_its_time(
+    loop: Loop, clock: Clock, patience: float | None
+) -> None:
+    """To look a name up and dial, say."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand, patience)
+            await served.meet()
+            served.ask()
+            pings = 0
+            for _ in range(60):
+                await clock.passes(loop, 0.5)
+                for message in hand.heard():
+                    if isinstance(message, Ping):
+                        pings += 1
+                        hand.say(Pong(message.token))
+            assert not served.outcomes and pings == (6 if patience else 2)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            served.reached(0).close()
+            served.close()
+
+    play(loop, story, 600)
+
+
+def test_a_host_is_not_to_blame_for_a_port_that_is_slow(loop: Loop, clock: Clock) -> None:
+    """It has not been asked for anything yet."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            stuff(hand.ours)
+            served.ask()
+            await clock.passes(loop, 12)
+            assert not served.outcomes
+            hand.forget()
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            served.reached(0).close()
+            served.close()
+
+    play(loop, story, 600)
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,38 @@ class Guest(Side):
             channel = Channel(self.link, connection)
             self.link.outlet.flush_soon()
             try:
-                await channel.answer()
+                await self._await_answer(channel)
             except BaseException as error:
                 channel.close()
                 if channel.is_cut_off and isinstance(error, RequestFailed):
                     continue  # there may be another host in a moment
                 raise
             return channel
+
+    async def _await_answer(self, channel: Channel) -> None:
+        """Wait for what the host answers, for as long as it takes; but it is asked for a sign of
+        life meanwhile. RequestFailed.
+        """
+        patience = self._open_timeout
+        if patience is None:
+            await channel.answer()
+            return
+        since, is_asked = self.loop.now, False
+        while True:
+            try:
+                with self.loop.deadline(patience / 2) as deadline:
+                    await channel.answer()
+                    return
+            except TimeoutError:
+                if not deadline.passed:
+                    raise
+            if self.link.is_alive(since):
+                since, is_asked = self.loop.now, False
+            elif is_asked:
+                raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the host is not there")
+            else:
+                self.link.ask_for_life()
+                is_asked = True
 
     async def _open(self, destination: Endpoint, until: float | None) -> Connection | None:
         """Open a connection, if there may be one more. While all numbers rest clients wait in line,
