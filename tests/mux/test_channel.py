@@ -78,6 +78,8 @@ def test_a_channel_says_who_it_is(loop: Loop) -> None:
             for channel in pair:
                 assert channel.reader == channel.writer == -1 and not channel.is_tcp
                 assert channel.send_now(b"not by this way") == b"not by this way"
+                channel.watch_room()  # there is nothing to be watched
+                assert not hasattr(channel, "socket")
                 channel.close()
         both.close()
 

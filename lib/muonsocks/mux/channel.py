@@ -23,7 +23,10 @@ _SILENCE = 2.0  # s
 
 
 class Channel(Stream):
-    """A connection. `early`, `has_ended` and `was_lost` are what has come before a Carriage."""
+    """A connection. `early`, `has_ended` and `was_lost` are what has come before a Carriage.
+
+    It has no `socket`.
+    """
 
     __slots__ = (
         "_bound",
@@ -50,6 +53,7 @@ class Channel(Stream):
         self.is_tcp = False
         self.is_shared = True  # the other side is to be told of every end
         self._wanted = self.ready = 0
+        self._tells_room = True  # a Carriage is told of it by the outlet
         self.link = link
         self.mux = link.mux  # the link may speak another protocol by the time this is closed
         self.connection = connection
