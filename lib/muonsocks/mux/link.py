@@ -338,7 +338,7 @@ class Link:
         loop = self.loop
         self._speak(Classic(self._is_host, self._bounds.memory, lambda: loop.now))
         if self.mux.is_up:
-            self._on_event(Began(self.mux.limit))
+            self._on_event(Began())
         self._feed(pieces)
 
     def _forget_classic(self) -> None:
