@@ -275,7 +275,7 @@ class Joint:
                 assert {end for end in side.ends if not end.over} <= set(event.owners)
                 side.drop_all()
         elif isinstance(event, Began):
-            assert event.connections == (MOST if side.who == GUEST else 0)
+            assert side.mux.limit == (MOST if side.who == GUEST else 0)
             assert all(end.over for end in side.ends)
             self.sides[OTHER[side.who]].was_torn = False
         elif isinstance(event, Opened):

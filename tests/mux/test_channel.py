@@ -78,6 +78,8 @@ def test_a_channel_says_who_it_is(loop: Loop) -> None:
             for channel in pair:
                 assert channel.reader == channel.writer == -1 and not channel.is_tcp
                 assert channel.send_now(b"not by this way") == b"not by this way"
+                channel.watch_room()  # there is nothing to be watched
+                assert not hasattr(channel, "socket")
                 channel.close()
         both.close()
 
@@ -153,7 +155,8 @@ def test_no_answer(loop: Loop, how: str) -> None:
                     hand.sock.close()
 
             loop.spawn(rounds(loop, 3), pytest.fail, leave)
-            with pytest.raises(RequestFailed, match="the host has gone") as failure:
+            why = "the host has reset it: a shortage" if how == "reset" else "the host has gone"
+            with pytest.raises(RequestFailed, match=why) as failure:
                 await channel.answer()
             assert failure.value.code == ReplyCode.GENERAL_FAILURE
             assert channel.is_cut_off is (how != "reset")

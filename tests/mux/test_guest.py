@@ -6,11 +6,12 @@ import pytest
 from both import MEMORY, SOMEWHERE, Places
 from classic_joined import GREETING
 from ends import Lines, made, no_garbage
-from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, until
+from hand import SILENCE, WINDOW, Clock, Hand, play, rounds, stuff, until
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RequestFailed
 from muonsocks.mux.channel import Channel
+from muonsocks.mux.connection import ResetReason
 from muonsocks.mux.frames import (
     NO_NUMBER,
     Answer,
@@ -20,6 +21,8 @@ from muonsocks.mux.frames import (
     Goodbye,
     Hello,
     Open,
+    Ping,
+    Pong,
     Reset,
 )
 from muonsocks.mux.guest import Guest, GuestSession
@@ -163,7 +166,7 @@ def test_the_host_resets_what_is_asked_for(loop: Loop) -> None:
             await rounds(loop)
             hand.say(Reset(0, 4))
             await until(loop, lambda: served.outcomes)
-            assert served.refused(0) == (1, "the host has gone")
+            assert served.refused(0) == (1, "the host has reset it: a shortage")
             served.close()
 
     play(loop, story)
@@ -553,8 +556,8 @@ def test_a_client_leaves(loop: Loop, when: str) -> None:
 # Sessions
 
 
-def served_session(served: Served, client: Any) -> Task:
-    policy = Policy(Access(), Rules(), Dialler(), Limits(600, 600, 600))
+def served_session(served: Served, client: Any, idle: float = 600.0) -> Task:
+    policy = Policy(Access(), Rules(), Dialler(), Limits(600, idle, 600))
     session = GuestSession(client, Peer("test"), policy, served.log, served.guest)
     return served.loop.spawn(session.run(), pytest.fail)
 
@@ -587,6 +590,137 @@ def test_a_session(loop: Loop) -> None:
             await until(loop, lambda: task.is_over)
             assert hand.heard()[:2] == [(0, b"ly"), Eof(0)]
             assert "in=5 out=6" in served.log.lines[-1]
+            end.close()
+            served.close()
+
+    play(loop, story)
+
+
+def test_a_host_that_is_frozen_is_not_there(loop: Loop, clock: Clock) -> None:
+    """It is asked for a sign of life; and its session goes on if it gives one later."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            began = clock.now()
+            served.ask()
+            await rounds(loop)
+            assert hand.heard() == [Open(0, WINDOW, SOMEWHERE)]
+            while not served.outcomes:
+                await clock.passes(loop, 0.1)
+            assert served.refused(0) == (1, "the host is not there")
+            assert 4.9 < clock.now() - began < 5.5
+            await rounds(loop)
+            ping, reset = hand.heard()
+            assert isinstance(ping, Ping) and reset == Reset(0, 0)
+            hand.say(Pong(ping.token), Done(0))
+            await rounds(loop)
+            served.ask()
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            served.reached(1).close()
+            served.close()
+
+    play(loop, story, 600)
+
+
+@pytest.mark.parametrize("patience", [PATIENT, None])
+def test_a_host_that_is_there_may_take_its_time(
+    loop: Loop, clock: Clock, patience: float | None
+) -> None:
+    """To look a name up and dial, say."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand, patience)
+            await served.meet()
+            served.ask()
+            pings = 0
+            for _ in range(60):
+                await clock.passes(loop, 0.5)
+                for message in hand.heard():
+                    if isinstance(message, Ping):
+                        pings += 1
+                        hand.say(Pong(message.token))
+            assert not served.outcomes and pings == (6 if patience else 2)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            served.reached(0).close()
+            served.close()
+
+    play(loop, story, 600)
+
+
+def test_a_host_is_not_to_blame_for_a_port_that_is_slow(loop: Loop, clock: Clock) -> None:
+    """It has not been asked for anything yet."""
+
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            stuff(hand.ours)
+            served.ask()
+            await clock.passes(loop, 12)
+            assert not served.outcomes
+            hand.forget()
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            served.reached(0).close()
+            served.close()
+
+    play(loop, story, 600)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (ResetReason.UNKNOWN, ""),
+        (ResetReason.RESET, "a reset"),
+        (ResetReason.TIMEOUT, "a time limit"),
+        (ResetReason.UNREAD, "nobody reads"),
+        (ResetReason.SHORTAGE, "a shortage"),
+        (ResetReason.STOPPED, "the program ends"),
+        (99, ""),
+    ],
+)
+def test_why_the_host_resets_is_logged(loop: Loop, reason: int, words: str) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            client, end = made(loop, "tcp")
+            end.send(REQUEST)
+            task = served_session(served, client)
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED), Reset(0, reason))
+            await until(loop, lambda: task.is_over)
+            detail = f' detail="the host says: {words}"' if words else ""
+            assert served.log.lines[-1].endswith("end=reset" + detail)
+            end.close()
+            served.close()
+
+    play(loop, story)
+
+
+def test_the_host_is_told_of_a_time_limit(loop: Loop, clock: Clock) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand:
+            served = Served(loop, hand)
+            await served.meet()
+            client, end = made(loop, "tcp")
+            end.send(REQUEST)
+            task = served_session(served, client, idle=2.0)
+            await rounds(loop)
+            hand.say(Answer(0, 9, 0, UNSPECIFIED))
+            await rounds(loop)
+            hand.heard()
+            await clock.passes(loop, 2.5)
+            await until(loop, lambda: task.is_over)
+            assert hand.heard() == [Reset(0, ResetReason.TIMEOUT)]
+            assert "end=idle-timeout" in served.log.lines[-1]
             end.close()
             served.close()
 

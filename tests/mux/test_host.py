@@ -107,6 +107,24 @@ async def accepted(loop: Loop, listener: socket.socket) -> socket.socket:
             return sock
 
 
+def test_why_the_guest_resets_is_logged(loop: Loop) -> None:
+    async def story() -> None:
+        with Hand(loop) as hand, a_listener() as (listener, address):
+            serving = Serving(loop, hand)
+            await serving.meet()
+            hand.say(Open(5, 1 << 20, address))
+            with await accepted(loop, listener):
+                await serving.hears()
+                hand.say(Reset(5, ResetReason.TIMEOUT))
+                assert await serving.hears() == [Done(5)]
+                await serving.is_empty()
+                assert serving.end().endswith('end=reset detail="the guest says: a time limit"')
+            serving.host.stop("enough")
+            serving.task.interrupt(KeyboardInterrupt())
+
+    play(loop, story)
+
+
 class Script(Dialler):
     """A dialler that does what the test says, when it says so."""
 

@@ -147,8 +147,12 @@ def test_a_port_that_is_not_there_is_tried_again(loop: Loop, clock: Clock) -> No
         await clock.passes(loop, 3)
         assert side.log.lines[1:] == [
             "a port is not there yet: Connection refused",
-            "a port is not there yet: No such file or directory",
         ]
+        refused = OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        missing = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        place.failures += [refused, missing] * 3
+        await clock.passes(loop, 7)
+        assert not place.failures and len(side.log.lines) == 2, "nor if they come in turns"
         with Hand(loop) as hand:
             place.socks.append(hand.ours)
             await clock.passes(loop, 1.1)

@@ -15,7 +15,7 @@ from select import EPOLLERR, EPOLLOUT, EPOLLPRI
 from muonsocks.mux.channel import Channel
 from muonsocks.net.direction import AGAIN, Direction
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
-from muonsocks.net.relay import Relay
+from muonsocks.net.relay import TIMEOUTS, Ended, Relay
 from muonsocks.net.stream import HANG_UP, MORE, Stream
 
 TYPE_CHECKING = False
@@ -35,6 +35,14 @@ class Carriage(Relay):
         if isinstance(client, Channel):
             return Incoming(self, client, far), Outgoing(self, far, client)
         return Outgoing(self, client, far), Incoming(self, far, client)
+
+    def stop(self) -> Ended:
+        ended = super().stop()
+        if ended.reason in TIMEOUTS:
+            for stream in ended.owed_resets:
+                if isinstance(stream, Channel):
+                    stream.is_timed_out = True
+        return ended
 
 
 class Outgoing(Direction):

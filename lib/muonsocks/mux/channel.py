@@ -23,7 +23,10 @@ _SILENCE = 2.0  # s
 
 
 class Channel(Stream):
-    """A connection. `early`, `has_ended` and `was_lost` are what has come before a Carriage."""
+    """A connection. `early`, `has_ended` and `was_lost` are what has come before a Carriage.
+
+    It has no `socket`.
+    """
 
     __slots__ = (
         "_bound",
@@ -34,10 +37,12 @@ class Channel(Stream):
         "has_ended",
         "incoming",
         "is_cut_off",
+        "is_timed_out",
         "link",
         "mux",
         "outgoing",
         "was_lost",
+        "why",
     )
 
     def __init__(self, link: Link, connection: Connection) -> None:
@@ -48,12 +53,15 @@ class Channel(Stream):
         self.is_tcp = False
         self.is_shared = True  # the other side is to be told of every end
         self._wanted = self.ready = 0
+        self._tells_room = True  # a Carriage is told of it by the outlet
         self.link = link
         self.mux = link.mux  # the link may speak another protocol by the time this is closed
         self.connection = connection
         connection.owner = self
         self.early: bytes | bytearray = b""
         self.has_ended = self.was_lost = self.is_cut_off = False
+        self.why = ""  # the other side has reset it, if it has said
+        self.is_timed_out = False  # and so it is to be reset
         self.incoming: Incoming | None = None
         self.outgoing: Outgoing | None = None
         self._code = ReplyCode.SUCCEEDED if connection.answered else None
@@ -80,6 +88,8 @@ class Channel(Stream):
             if self.incoming is not None:
                 self.incoming.was_ended()
         elif isinstance(event, WasReset):
+            reasons = ResetReason.IN_WORDS
+            self.why = reasons[event.reason] if event.reason < len(reasons) else ""
             self.was_reset()
         elif isinstance(event, Answered):
             self._code, self._bound = event.code, event.bound
@@ -106,7 +116,8 @@ class Channel(Stream):
         while self._code is None and not self.was_lost:
             await self
         if self._code is None:
-            raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the host has gone")
+            reason = f"the host has reset it: {self.why}" if self.why else "the host has gone"
+            raise RequestFailed(ReplyCode.GENERAL_FAILURE, reason)
         if self._code != ReplyCode.SUCCEEDED:
             raise RequestFailed(self._code, f"the host has answered {self._code}")
 
@@ -153,7 +164,7 @@ class Channel(Stream):
 
     async def abort(self, seconds: float) -> None:
         """The same; what has been sent arrives before that."""
-        self._reset(ResetReason.RESET)
+        self._reset(ResetReason.TIMEOUT if self.is_timed_out else ResetReason.RESET)
 
     async def linger(self, seconds: float) -> None:
         """Tell the other side that nobody takes what it sends."""

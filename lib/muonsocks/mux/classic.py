@@ -186,7 +186,7 @@ class Classic:
         if number == CONTROL:
             if not self.is_up and data == _LAST_GREETING:
                 self.is_up = True
-                events.append(Began(CONNECTIONS))
+                events.append(Began())
             return
         connection = self._connections.get(number)
         if connection is None:

@@ -11,6 +11,14 @@ class ResetReason:
     """Why a connection was reset, for the log of the other side."""
 
     UNKNOWN, RESET, TIMEOUT, UNREAD, SHORTAGE, STOPPED = range(6)
+    IN_WORDS = (
+        "",
+        "a reset",
+        "a time limit",
+        "nobody reads",
+        "a shortage",
+        "the program ends",
+    )
 
 
 class Connection:

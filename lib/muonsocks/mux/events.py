@@ -13,12 +13,9 @@ if TYPE_CHECKING:
 
 
 class Began(Event):
-    """A session has begun. `connections` is how many the other side lets there be."""
+    """A session has begun."""
 
-    __slots__ = ("connections",)
-
-    def __init__(self, connections: int) -> None:
-        self.connections = connections
+    __slots__ = ()
 
 
 class Over(Event):

@@ -152,7 +152,7 @@ class Eof(_About):
 
 
 class Done(_About):
-    """Either side, last: it has let go of a connection that both sides have ended."""
+    """Either side, last: it has let go, as both sides have ended or the other one has let go."""
 
     __slots__ = ()
     _type = _DONE

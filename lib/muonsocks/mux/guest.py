@@ -32,19 +32,26 @@ if TYPE_CHECKING:
 class GuestSession(Session):
     """One client of a guest."""
 
-    __slots__ = ("_guest",)
+    __slots__ = ("_channel", "_guest")
     kind_of_relay = Carriage
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log, guest: Guest) -> None:
         super().__init__(client, peer, policy, log)
         self._guest = guest
+        self._channel: Channel | None = None
 
     async def _story(self) -> Relay | None:
         server, request = await self.negotiate()
         destination = request.destination
-        return await self.fulfil(
-            server, request, server.trailing, lambda: self._guest.reach(destination)
-        )
+        return await self.fulfil(server, request, server.trailing, lambda: self._reach(destination))
+
+    async def _reach(self, destination: Endpoint) -> Channel:
+        self._channel = channel = await self._guest.reach(destination)
+        return channel
+
+    def _log_closed(self, end: str, detail: str) -> None:
+        why = self._channel.why if self._channel is not None else ""
+        super()._log_closed(end, detail or (f"the host says: {why}" if why else ""))
 
 
 class Guest(Side):
@@ -88,13 +95,38 @@ class Guest(Side):
             channel = Channel(self.link, connection)
             self.link.outlet.flush_soon()
             try:
-                await channel.answer()
+                await self._await_answer(channel)
             except BaseException as error:
                 channel.close()
                 if channel.is_cut_off and isinstance(error, RequestFailed):
                     continue  # there may be another host in a moment
                 raise
             return channel
+
+    async def _await_answer(self, channel: Channel) -> None:
+        """Wait for what the host answers, for as long as it takes; but it is asked for a sign of
+        life meanwhile. RequestFailed.
+        """
+        patience = self._open_timeout
+        if patience is None:
+            await channel.answer()
+            return
+        since, is_asked = self.loop.now, False
+        while True:
+            try:
+                with self.loop.deadline(patience / 2) as deadline:
+                    await channel.answer()
+                    return
+            except TimeoutError:
+                if not deadline.passed:
+                    raise
+            if self.link.is_alive(since):
+                since, is_asked = self.loop.now, False
+            elif is_asked:
+                raise RequestFailed(ReplyCode.GENERAL_FAILURE, "the host is not there")
+            else:
+                self.link.ask_for_life()
+                is_asked = True
 
     async def _open(self, destination: Endpoint, until: float | None) -> Connection | None:
         """Open a connection, if there may be one more. While all numbers rest clients wait in line,

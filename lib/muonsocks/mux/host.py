@@ -53,6 +53,10 @@ class HostSession(Session):
     async def _say_goodbye(self, last_words: bytes) -> None:
         """The ANSWER was the last word."""
 
+    def _log_closed(self, end: str, detail: str) -> None:
+        why = self._channel.why
+        super()._log_closed(end, f"the guest says: {why}" if why else detail)
+
 
 class _Answers:
     """Stands where the machine of a SOCKS server does: a reply goes as ANSWER, not as bytes."""

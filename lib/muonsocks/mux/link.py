@@ -223,11 +223,23 @@ class Link:
             self._give_up(f"there was no sign of life for {now - self._heard:.0f} s")
             return
         self._timer = self.loop.call_later(limit / 6, self._on_time)
-        if not self._pinged and now - self._heard >= limit / 3:
+        if now - self._heard >= limit / 3:
             if not self.mux.is_classic:
-                self._pinged = now
-            elif self.outlet.is_congested:
-                return
+                self.ask_for_life()
+            elif not self.outlet.is_congested:
+                self.mux.ping(urandom(NUMBER))
+                self.outlet.flush()
+
+    def is_alive(self, since: float) -> bool:
+        """Say whether there was a sign of life since a time; or could not be, as the port has not
+        taken all that was said.
+        """
+        return self._heard > since or not self.outlet.is_empty
+
+    def ask_for_life(self) -> None:
+        """Ask for a sign of life now, unless that has been done."""
+        if not self._pinged and not self.mux.is_classic:
+            self._pinged = self.loop.now
             self.mux.ping(urandom(NUMBER))
             self.outlet.flush()
 
@@ -326,7 +338,7 @@ class Link:
         loop = self.loop
         self._speak(Classic(self._is_host, self._bounds.memory, lambda: loop.now))
         if self.mux.is_up:
-            self._on_event(Began(self.mux.limit))
+            self._on_event(Began())
         self._feed(pieces)
 
     def _forget_classic(self) -> None:

@@ -107,7 +107,7 @@ class Mux(Connections):
             return
         self.is_up = True
         self._begin()
-        events.append(Began(self.limit))
+        events.append(Began())
 
     # Input
 

@@ -54,7 +54,7 @@ class Side:
         self._log = log
         self._losses = Mailbox()
         self._delay = 0.0
-        self._said = ""
+        self._said = set[str]()  # since the last session began
         self._lines = 0  # in the period that began last
         self._period_ends = 0.0
         self.is_stopping = False
@@ -96,9 +96,9 @@ class Side:
         self._say(f"{what}: {reason}", INFO if is_usual else WARNING)
 
     def _say(self, what: str, level: int = WARNING) -> None:
-        """Log something that may be so again and again, once."""
-        if what != self._said:
-            self._said = what
+        """Log something that may be so again and again, in turns with others, once."""
+        if what not in self._said:
+            self._said.add(what)
             self._tell(level, what)
 
     def _tell(self, level: int, what: str) -> None:
@@ -118,7 +118,8 @@ class Side:
         if self.on_presence is not None:
             self.on_presence(self.link.mux.is_up)
         if isinstance(event, Began):
-            self._delay, self._said = 0.0, ""
+            self._delay = 0.0
+            self._said.clear()
             self._tell(INFO, f"the {self._other} is there")
             self.begun()
         elif isinstance(event, Over):

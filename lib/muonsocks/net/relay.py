@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LOOKS = 16  # at a relay, in the shorter of its limits: it may last by as much longer
 _NEXT_LOOK = 0.01  # s until it, at least
+TIMEOUTS = ("idle-timeout", "half-close-timeout")  # of the reasons
 
 
 class Ended:
@@ -150,7 +151,7 @@ class Relay(Waitable):
 
     def _owed_resets(self) -> tuple[Stream, ...]:
         halves = (self.up, self.down)
-        if self.reason in ("idle-timeout", "half-close-timeout"):
+        if self.reason in TIMEOUTS:
             return tuple(half.sink for half in halves)
         return tuple(half.sink for half in halves if half.source_error)
 
