@@ -197,7 +197,7 @@ def test_when_a_machine_ends_its_instance_does(machine: Machine, signal: str) ->
         await_instances(machine, 0)
         end = f"^{re.escape(instance)}: Deactivated successfully.$"
         journal_line(machine, since, end, instance)
-        journal_line(machine, since, r"^closed .* end=reset$")
+        journal_line(machine, since, r"^closed .* end=reset( detail=.* the program ends.?)?$")
         client.communicate(timeout=SECONDS)
         machine.run(f"systemctl reset-failed {unit}", check=False)
     assert show(machine, "ActiveState", HOST) == "active"

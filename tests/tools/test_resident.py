@@ -918,7 +918,7 @@ USAGE = {
     "a limit": (["--listen=/run/somewhere", "--idle-timeout=5"], "does not go with --idle-timeout"),
     "workers that are none": (
         ["--listen=/run/somewhere", "--workers=-1"],
-        "--workers: '-1' is not a",
+        "--workers: '-1' is too small",
     ),
     "no time": (
         ["--listen=/run/somewhere", "--drain-timeout=0"],
