@@ -216,15 +216,40 @@ def test_the_first_descriptor_with_nothing_and_with_much(
 
 @each_kind
 def test_a_message_without_a_descriptor_is_not_the_end(kind: socket.SocketKind) -> None:
+    words = [b"word"] if kind == socket.SOCK_STREAM else [b"", b"word"]
     with joined(kind) as (one, other):
-        for data in (b"word", b"") if kind != socket.SOCK_STREAM else (b"word",):
+        for data in words:
             one.send(data)
             with pytest.raises(RemoteProtocolError, match="without a descriptor"):
                 passing.receive_first(other)
+        one.send(b"last")
+        one.close()
+        with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+            passing.receive_first(other)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("data", [b"word", b""], ids=len)
+def test_a_descriptor_after_a_message_without_one(kind: socket.SocketKind, data: bytes) -> None:
+    with joined(kind) as (one, other):
+        one.send(data)
         passing.send(one, b".", (0,))
+        if data:
+            one.close()
+        with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+            passing.receive_first(other)
         fd = passing.receive_first(other)
         assert fd is not None
         os.close(fd)
+
+
+def test_a_descriptor_that_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a security module, say, or as a thread was faster: that is no end."""
+    monkeypatch.setattr(passing, "_ANY_CONTROL", 1)
+    with joined(socket.SOCK_SEQPACKET) as (one, other):
+        passing.send(one, b".", (0,))
+        with pytest.raises(RemoteProtocolError, match="the system does not let in"):
+            passing.receive_first(other)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind.name)

@@ -18,7 +18,6 @@ from _socket import (
     MSG_TRUNC,
     SCM_RIGHTS,
     SHUT_RD,
-    SOCK_DGRAM,
     SOCK_NONBLOCK,
     SOCK_SEQPACKET,
     SOL_SOCKET,
@@ -105,7 +104,7 @@ def receive_first(sock: socket) -> int | None:
         return fds[0]
     if flags & MSG_CTRUNC:
         raise RemoteProtocolError("a descriptor is passed that the system does not let in")
-    if data or sock.type == SOCK_DGRAM or not _has_hung_up(sock):
+    if data or not _has_hung_up(sock):
         raise RemoteProtocolError("a message without a descriptor")
     return None
 
@@ -126,7 +125,9 @@ def _take(sock: socket, limit: int, room: int) -> tuple[bytes, list[int], int]:
 
 
 def _has_hung_up(sock: socket) -> bool:
-    """Say whether the peer sends no more: a message may be as empty as the end."""
+    """Say whether the peer sends no more, as a message may look like the end: empty. Who sends
+    datagrams never hangs up.
+    """
     looks = poll()
     looks.register(sock, POLLRDHUP)
     return bool(looks.poll(0))
