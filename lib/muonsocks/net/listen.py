@@ -14,6 +14,7 @@ from _socket import (
     SO_ACCEPTCONN,
     SO_REUSEADDR,
     SO_TYPE,
+    SOCK_DGRAM,
     SOCK_NONBLOCK,
     SOCK_SEQPACKET,
     SOCK_STREAM,
@@ -59,14 +60,7 @@ def listen_at(path: str) -> socket:
     """
     sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
     try:
-        address = unix_address(path)
-        try:
-            sock.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(path):
-                raise OSError(error.errno, error.strerror, path) from None
-            os.unlink(path)
-            sock.bind(address)
+        _bind(sock, path)
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()
@@ -74,11 +68,62 @@ def listen_at(path: str) -> socket:
     return sock
 
 
+def receive_at(path: str) -> socket:
+    """Take datagrams at `path`, from its owner and group; for the rest as `listen_at`."""
+    sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
+    before = os.umask(0o117)  # with chmod(2) there would be a moment before it
+    try:
+        _bind(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
+
+class SocketFile:
+    """The file of a unix socket that is bound here, to be removed before that is closed."""
+
+    __slots__ = ("_file", "_path")
+
+    def __init__(self, path: str) -> None:
+        """Note which file it is; an abstract name has none."""
+        self._path = path
+        self._file = None if path.startswith("@") else _identity(path)
+
+    def remove(self) -> None:
+        """Remove it, if nobody has removed it or put another one in its place."""
+        if self._file is not None and _identity(self._path) == self._file:
+            os.unlink(self._path)
+        self._file = None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None  # it is gone, or its directory is
+    return status.st_dev, status.st_ino
+
+
+def _bind(sock: socket, path: str) -> None:
+    """Bind a unix socket. A socket file that nobody serves is replaced."""
+    address = unix_address(path)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _is_stale(path):
+            raise OSError(error.errno, error.strerror, path) from None
+        os.unlink(path)
+        sock.bind(address)
+
+
 def _is_stale(path: str) -> bool:
-    """Say whether there is a socket file that nobody listens at; never of an abstract name."""
+    """Say whether there is a socket file that nobody serves; never of an abstract name."""
     if path.startswith("@"):
         return False
-    probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
+    probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)  # of whatever type the other is
     try:
         return S_ISSOCK(os.lstat(path).st_mode) and probe.connect_ex(path) == errno.ECONNREFUSED
     finally:
