@@ -52,7 +52,8 @@ _REASONS = {
     errno.ECONNREFUSED: "nobody receives there",
     errno.EPROTOTYPE: "the socket there is none of datagrams",
     errno.EPIPE: "the other side has closed",
-    errno.EMFILE: "a descriptor has come, and there is no room for it (ulimit -n): it is left there",
+    errno.EADDRINUSE: "somebody receives there already, or it is no socket",
+    errno.EMFILE: "what has come is left there: there is no room for it, see ulimit -n",
 }
 
 
@@ -61,6 +62,8 @@ def main(arguments: list[str], log: Log) -> int:
     given = _read(arguments) or parse(__doc__, arguments, log, program_follows=True)
     if given is None:
         return DONE
+    if not (given.flag("--send") or given.flag("--receive")):
+        raise UsageError("there is neither -s nor -r", "give -s FD SOCKET, or -r SOCKET PROG")
     where, *program = given.arguments
     number = given.text("--send")
     if number is not None:
@@ -87,20 +90,21 @@ def _read(arguments: list[str]) -> Options | None:
     """Read -s FD SOCKET or -r SOCKET PROG, which is what scripts give: docopt takes as long as all
     the rest. None if there is anything else.
     """
-    values: dict[str, str] = {}
-    words = arguments[1:]
-    if arguments[:1] == ["-s"] and len(words) > 1:
-        values["--send"] = words.pop(0)
-    elif arguments[:1] != ["-r"]:
+    option, words = arguments[:1], arguments[1:]
+    values: dict[str, str | bool] = {"--receive": True}
+    if option == ["-s"] and len(words) > 1:
+        values = {"--send": words.pop(0)}
+    elif option != ["-r"]:
         return None
     if words[:1] == ["--"]:
         del words[0]
     elif words and words[0].startswith("-"):
         return None
-    if not values and words[1:2] == ["--"]:
+    if option == ["-s"]:
+        return Options(values, words) if len(words) == 1 else None
+    if words[1:2] == ["--"]:
         del words[1]
-    fits = len(words) == 1 if values else len(words) > 1
-    return Options(values, words) if fits else None
+    return Options(values, words) if len(words) > 1 else None
 
 
 class _Work:
