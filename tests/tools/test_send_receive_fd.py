@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 from ends import descriptors
+from hypothesis import given
+from hypothesis import strategies as st
 from programs import PYTHON, ROOT, SECONDS, Outcome, environment, run
+
+from muonsocks.errors import UsageError
+from muonsocks.log import Log
+from muonsocks.tools import command_line, send_receive_fd
 
 TOOL = str(ROOT / "bin/send-receive-fd")
 KINDS = [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM]
@@ -572,6 +578,29 @@ def test_wrong_usage(what: str) -> None:
 def test_an_empty_path() -> None:
     for arguments in (["-r", "", "echo"], ["-s", "0", ""]):
         one_line(tool(*arguments), "is no path of a socket", 100)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["-s", "-r", "--", "3", "4", "/p", "@n", "-v", "x", "-s3", "-", "--timeout=1"]
+        ),
+        max_size=6,
+    )
+)
+def test_what_scripts_give_means_what_docopt_says(arguments: list[str]) -> None:
+    quick = send_receive_fd._read(arguments)
+    try:
+        full = command_line.parse(send_receive_fd.__doc__ or "", arguments, Log("test"), True)
+    except UsageError:
+        assert quick is None
+        return
+    assert full is not None
+    if quick is not None:
+        assert quick.arguments == full.arguments
+        for name in ("--send", "--receive", "--timeout"):
+            assert quick.flag(name) == full.flag(name)
+        assert quick.text("--send") == full.text("--send")
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
