@@ -137,6 +137,12 @@ ENABLE_MUX_HOST = [
     shown("README.md", "virtio-mux-host.socket"),
     shown("virtio-mux.1", "virtio-mux-host.socket"),
 ]
+OWN_ADDRESS = shown("socket-query.1", "socket-query -r")
+BY_LOCAL_ADDRESS = shown("socket-query.1", "socket-query -la")
+FILE_RECEIVED = shown("send-receive-fd.1", "cat <&")
+FILE_SENT = shown("send-receive-fd.1", "/etc/hosts")
+CLIENTS_SENT = shown("send-receive-fd.1", "--inetd")
+CLIENT_RECEIVED = shown("send-receive-fd.1", "exec socks-inetd")
 TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
 ALLOW_LIST = shown("muonsocks.rules.5", "allow 10.1.2.3 22")
 DENY_LIST = shown("muonsocks.rules.5", "deny .example.net  ")
@@ -509,6 +515,36 @@ def test_socket_of_a_mux_host(machine: Machine, which: int) -> None:
             machine.run(f"test -S {path}")
     finally:
         machine.run("systemctl disable --now virtio-mux-host.socket")
+
+
+def test_clients_told_where_they_come_from(machine: Machine) -> None:
+    with serving(machine, OWN_ADDRESS, "8000"):
+        answer = machine.run("bash -c 'cat </dev/tcp/127.0.0.1/8000'", timeout=20).stdout
+        assert re.fullmatch(r"127\.0\.0\.1:\d+\n", answer)
+
+
+def test_serving_by_the_local_address(machine: Machine) -> None:
+    with serving(machine, BY_LOCAL_ADDRESS, "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        other = "--socks5-hostname 192.0.2.1:1080"
+        assert "(97)" in fetch(machine, "http://www.example.com/", other)
+
+
+def test_a_file_that_is_passed(machine: Machine) -> None:
+    with serving(machine, FILE_RECEIVED, "passed.sock"):
+        assert paste(machine, FILE_SENT) == ""
+        await_log(machine, "www.example.com", "cat /run/example-passed.sock.log")
+
+
+def test_clients_that_are_passed(machine: Machine) -> None:
+    with (
+        serving(machine, CLIENT_RECEIVED, "clients.sock"),
+        serving(machine, CLIENTS_SENT, "1080"),
+    ):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(
+            machine, r"client=127\.0\.0\.1:.* end=closed", "cat /run/example-clients.sock.log"
+        )
 
 
 @needs("tcpserver")
