@@ -621,3 +621,22 @@ def test_the_log_is_not_for_the_peer() -> None:
         assert process.wait(SECONDS) == 111
         other.close()
         assert one.recv(100) == b""
+
+
+def test_the_program_is_told_that_the_log_is_the_peer(file: int) -> None:
+    """It could not see that: its standard error is nowhere."""
+    with joined(socket.SOCK_STREAM) as (one, other):
+        show = 'echo "$SOCKS_LOG"; readlink /proc/$$/fd/2'
+        for stderr, shown in (
+            (other.fileno(), "syslog /dev/null"),
+            (subprocess.DEVNULL, "/dev/null"),
+        ):
+            socket.send_fds(one, [b"\0"], [file])
+            ended = tool("-r", 0, "sh", "-c", show, stdin=other.fileno(), stderr=stderr)
+            assert ended.output.decode().split() == shown.split()
+
+
+def test_the_log_where_the_output_is() -> None:
+    """As for whoever looks at both, or at neither."""
+    ended = run("sh", "-c", f"{TOOL} -r 0 echo 2>&1")
+    assert ended.output == b"send-receive-fd: descriptor 0 is no socket; give a unix socket\n"

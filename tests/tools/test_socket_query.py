@@ -275,7 +275,7 @@ def test_what_is_not_connected(what: str) -> None:
     with UNCONNECTED[what]() as sock:
         for options in ([], ["-r"], ["-ra"]):
             ended = query(sock, *options)
-            one_line(ended, "descriptor 0 is not connected, or not any more", 111)
+            one_line(ended, "descriptor 0 has no remote address: Transport", 111)
         assert query(sock, "-l").status == 0
 
 
@@ -332,6 +332,12 @@ def test_the_log_is_not_for_the_peer() -> None:
         assert (ended.status, ended.output) == (100, b"")
         theirs.close()
         assert ours.recv(100) == b""
+
+
+def test_the_log_where_the_output_is() -> None:
+    """As for whoever looks at both, or at neither."""
+    ended = run("sh", "-c", f"{TOOL} 2>&1")
+    assert ended.output == b"socket-query: descriptor 0 is no socket; name one with -f\n"
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -28,7 +28,6 @@ from __future__ import annotations
 import errno
 import os
 from _socket import AF_UNIX, SO_ACCEPTCONN, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, socket
-from fcntl import F_DUPFD, fcntl
 
 from muonsocks.errors import RemoteProtocolError, UsageError
 from muonsocks.net.loop import Loop
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 _WORD = b"\0"  # goes with a descriptor, since a byte must, and nobody looks at it
 _FOR_ROOM = 5.0  # s
-_FIRST = 3  # what is received is none of PROG's standard streams
 _REASONS = {
     errno.ECONNREFUSED: "nobody receives there",
     errno.EPROTOTYPE: "the socket there is none of datagrams",
@@ -75,10 +73,8 @@ def main(arguments: list[str], log: Log) -> int:
     seconds = given.seconds("--timeout", 0)
     work = _Work(where)
     fd = work.run(work.receive(log), seconds, f"no descriptor has come for {seconds:g} s")
-    if fd < _FIRST:
-        fd = fcntl(fd, F_DUPFD, _FIRST)
-    else:
-        os.set_inheritable(fd, True)
+    # It is no standard stream of PROG's, even if those are closed: what the loop has open is lower.
+    os.set_inheritable(fd, True)
     environ = dict(os.environb)
     environ[b"SKBOX_RECEIVED_FD"] = b"%d" % fd
     if log.to_syslog:

@@ -22,7 +22,6 @@ Other:
 
 from __future__ import annotations
 
-import errno
 import os
 from _socket import AF_INET, AF_INET6, AF_UNIX, inet_pton, socket
 
@@ -88,9 +87,7 @@ def _name_of_peer(sock: socket) -> Any:
     try:
         return sock.getpeername()
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        problem = f"descriptor {sock.fileno()} is not connected, or not any more"
+        problem = f"descriptor {sock.fileno()} has no remote address: {error.strerror}"
         raise OSError(error.errno, problem) from None
 
 
@@ -123,7 +120,7 @@ class _Form:
             raise UsageError(f"a socket of address family {family} is neither IP nor unix")
         host, port = name[:2]
         if family == AF_INET6:
-            packed = inet_pton(AF_INET6, host.partition("%")[0])
+            packed = inet_pton(AF_INET6, host)
         else:
             packed = _MAPPED + inet_pton(AF_INET, host)
         if self._raw:
