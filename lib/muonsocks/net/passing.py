@@ -130,7 +130,7 @@ def _has_hung_up(sock: socket) -> bool:
     """
     looks = poll()
     looks.register(sock, POLLRDHUP)
-    return bool(looks.poll(0))
+    return any(events & POLLRDHUP for _, events in looks.poll(0))
 
 
 def close_all(fds: Iterable[int]) -> None:
