@@ -14,6 +14,7 @@ from ends import PATIENCE, CountedRounds, Lines, no_garbage, nothing_left_behind
 from places import in_child
 
 from muonsocks.net import pipes
+from muonsocks.net.entrance import Listener
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
@@ -52,17 +53,17 @@ class Echo:
 class FaultyListener:
     """A listener at which accept(2) fails so many times, in this way."""
 
-    def __init__(self, listener: _socket.socket, number: int, times: int) -> None:
+    def __init__(self, listener: Listener, number: int, times: int) -> None:
         self._listener = listener
         self._number = number
         self.times = times
         self.calls = 0
 
-    def _accept(self) -> tuple[int, Any]:
+    def take(self) -> tuple[_socket.socket, Peer]:
         self.calls += 1
         if self.calls <= self.times:
             raise OSError(self._number, os.strerror(self._number))
-        return self._listener._accept()  # type: ignore[attr-defined,no-any-return]
+        return self._listener.take()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
@@ -79,7 +80,8 @@ class Bench:
         self.echo = Echo()
         listener = listen_on(LOOPBACK, 0)
         self.address = listener.getsockname()
-        self.listener: Any = FaultyListener(listener, *fault) if fault else listener
+        entrance = Listener(listener)
+        self.listener: Any = FaultyListener(entrance, *fault) if fault else entrance
         self.worker = Worker(self.loop, [self.listener], self.echo, capacity, self.board, self.log)
         self.clients: list[Stream] = []
 
@@ -516,7 +518,7 @@ def test_clients_of_a_unix_socket_have_no_source(tmp_path: Path) -> None:
 
     async def with_unix(bench: Bench) -> None:
         bench.worker._stop_accepting()
-        bench.worker._listeners.append(listener)
+        bench.worker._entrances.append(Listener(listener))
         bench.worker.start()
         await story(bench)
 

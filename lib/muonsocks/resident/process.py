@@ -35,9 +35,11 @@ from muonsocks.resident.worker import Worker
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
     from muonsocks.resident.board import Board
     from muonsocks.resident.plan import Plan, Service
 
@@ -56,13 +58,13 @@ def take_order(configuration: object) -> bytes:
 class Process:
     """What a worker process does, and with what."""
 
-    __slots__ = ("_board", "_drain", "_for_good", "_listeners", "_log", "_plan", "_service")
+    __slots__ = ("_board", "_drain", "_entrances", "_for_good", "_log", "_plan", "_service")
 
     def __init__(
-        self, service: Service, listeners: list[socket], plan: Plan, board: Board, log: Log
+        self, service: Service, entrances: Sequence[Entrance], plan: Plan, board: Board, log: Log
     ) -> None:
         self._service = service
-        self._listeners = listeners
+        self._entrances = entrances
         self._plan = plan
         self._board = board
         self._log = log
@@ -81,7 +83,7 @@ class Process:
             loop = Loop()
             Signals(loop)
             capacity = self._plan.capacity
-            worker = Worker(loop, self._listeners, self._service, capacity, self._board, self._log)
+            worker = Worker(loop, self._entrances, self._service, capacity, self._board, self._log)
             self._service.settle(loop, self._retire)
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             stream = Stream(loop, channel)

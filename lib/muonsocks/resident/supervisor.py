@@ -44,7 +44,10 @@ from muonsocks.resident.process import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
     from muonsocks.net.task import Task
     from muonsocks.resident.plan import Plan, Service
 
@@ -85,10 +88,10 @@ class Supervisor:
         "_checked",
         "_children",
         "_delays",
+        "_entrances",
         "_failed",
         "_happened",
         "_is_up",
-        "_listeners",
         "_log",
         "_loop",
         "_notifier",
@@ -99,10 +102,15 @@ class Supervisor:
     )
 
     def __init__(
-        self, service: Service, listeners: list[socket], plan: Plan, notifier: Notifier, log: Log
+        self,
+        service: Service,
+        entrances: Sequence[Entrance],
+        plan: Plan,
+        notifier: Notifier,
+        log: Log,
     ) -> None:
         self._service = service
-        self._listeners = listeners
+        self._entrances = entrances
         self._plan = plan
         self._notifier = notifier
         self._log = log
@@ -187,8 +195,8 @@ class Supervisor:
         self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
             self._notifier.stopping(self._plan.drain + 2 * _GRACE)
-            for listener in self._listeners:
-                listener.close()
+            for entrance in self._entrances:
+                entrance.close()
 
     def _kill_children(self) -> None:
         for child in self._children.values():
@@ -301,7 +309,7 @@ class Supervisor:
                 ours.close()
                 self._let_go()
                 self._board.take_column(number)
-                Process(self._service, self._listeners, self._plan, self._board, self._log).run(
+                Process(self._service, self._entrances, self._plan, self._board, self._log).run(
                     theirs, self._interval
                 )
         finally:

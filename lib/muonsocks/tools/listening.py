@@ -8,6 +8,7 @@ from fcntl import F_GETFL, fcntl
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
+from muonsocks.net.entrance import Listener
 from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
 from muonsocks.tools.environment import port_number
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from _socket import socket
 
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
     from muonsocks.tools.options import Options
 
 ANYWHERE = (bytes(4), bytes(16))
@@ -39,7 +41,7 @@ def notify_fd(given: Options) -> int | None:
     return fd
 
 
-def listeners(given: Options, is_limited: bool, log: Log) -> list[socket]:
+def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
     """Listen where systemd has, or where the options say, and tell what that means.
 
     Without either, everywhere if it `is_limited` who may come in, and on loopback alone if not.
@@ -60,7 +62,7 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[socket]:
             log.warning("an open proxy: whoever can reach it may use it; see --users and -w")
         elif not addresses:
             log.info("only for this host, as everybody may come in; see --users, -w and -i")
-    return sockets
+    return [Listener(sock) for sock in sockets]
 
 
 def _address(text: str) -> bytes:

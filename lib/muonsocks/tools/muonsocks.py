@@ -103,8 +103,8 @@ def main(arguments: list[str], log: Log) -> int:
         given.seconds("--drain-timeout", 30),
     )
     notifier = Notifier(notify_fd(given))
-    sockets = listeners(given, service.is_limited, log)
-    return DONE if Supervisor(service, sockets, plan, notifier, log).run() else SYSTEM_FAILED
+    entrances = listeners(given, service.is_limited, log)
+    return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
 
 class Socks:

@@ -244,8 +244,8 @@ class _Entrance:
             self._state,
         )
         notifier = Notifier(notify_fd(given))
-        sockets = listeners(given, self._policy.access.is_limited, log)
-        return DONE if Supervisor(self, sockets, plan, notifier, log).run() else SYSTEM_FAILED
+        entrances = listeners(given, self._policy.access.is_limited, log)
+        return DONE if Supervisor(self, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
     def reread(self) -> Users | None:
         """Read the users again."""
