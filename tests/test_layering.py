@@ -40,7 +40,17 @@ PURE = {
     "muonsocks.mux.machine",
     "muonsocks.mux.windows",
     "muonsocks.socketbox",
+    "muonsocks.socketbox.actions",
+    "muonsocks.socketbox.conditions",
+    "muonsocks.socketbox.connection",
+    "muonsocks.socketbox.explain",
+    "muonsocks.socketbox.grammar",
+    "muonsocks.socketbox.json_configuration",
+    "muonsocks.socketbox.json_rules",
+    "muonsocks.socketbox.json_value",
+    "muonsocks.socketbox.keywords",
     "muonsocks.socketbox.rules",
+    "muonsocks.socketbox.substitution",
 }
 IMPURE_IN_SOCKS = {
     "muonsocks.socks.admission",
