@@ -3,10 +3,8 @@
 import pytest
 
 from muonsocks.address import parse_address
-from muonsocks.socketbox.actions import FAIL, Fail, ToPath
-from muonsocks.socketbox.connection import (
-    Connection,
-)
+from muonsocks.socketbox.actions import FAIL, Fail
+from muonsocks.socketbox.connection import Connection
 from muonsocks.socketbox.grammar import parse_configuration
 from muonsocks.socketbox.rules import Decision, Entry, RuleList, Rules
 
@@ -177,60 +175,6 @@ def test_a_look_up_can_be_watched() -> None:
     assert seen == [(1, "rule-set:0", "jump-map:0"), (2, "map-set:0", "")]
     decision.otherwise(note)
     assert seen[2:] == [(3, "rule-set:0", "jump-map:0"), (4, "map-set:0", "")]
-
-
-# Addresses
-
-
-@pytest.mark.parametrize(
-    ("asked", "inside", "outside"),
-    [
-        ("192.0.2.0/24", ("192.0.2.0", "192.0.2.255"), ("192.0.3.0", "192.0.1.255", "::c000:201")),
-        ("::ffff:192.0.2.0/120", ("192.0.2.0", "192.0.2.255"), ("192.0.3.0",)),
-        ("192.0.2.1/255.0.0.255", ("192.9.9.1",), ("192.0.2.2", "193.0.2.1")),
-        ("0.0.0.0/0", ("0.0.0.0", "255.255.255.255"), ("::", "::1", "2001:db8::")),
-        ("::/0", ("0.0.0.0", "255.255.255.255", "::", "ffff::"), ()),
-        ("2001:db8::9/32", ("2001:db8::", "2001:db8:ffff::"), ("2001:db9::", "192.0.2.1")),
-        ("::1/::ffff", ("::1", "2001:db8::1"), ("::2", "1:1::1:2")),
-        (
-            "192.0.2.9-192.0.3.1",
-            ("192.0.2.9", "192.0.3.0", "192.0.3.1"),
-            ("192.0.2.8", "192.0.3.2"),
-        ),
-        ("::ffff:192.0.2.9-192.0.2.10", ("192.0.2.9", "192.0.2.10"), ("192.0.2.11",)),
-        ("2001:db8::-2001:db8::ff", ("2001:db8::", "2001:db8::ff"), ("2001:db8::100",)),
-    ],
-)
-def test_addresses_of_a_rule(asked: str, inside: tuple[str, ...], outside: tuple[str, ...]) -> None:
-    for keyword, make in (
-        ("ip", lambda address: connection(address, 80)),
-        ("rip", lambda address: connection("::1", 80, address)),
-    ):
-        rules = rules_of(f"rule-set:0\n{keyword}:{asked} jump-unix:/a")
-        for address in inside:
-            assert tried(rules, make(address)) == ["jump-unix:/a", "fail"]
-        for address in outside:
-            assert tried(rules, make(address)) == ["fail"]
-
-
-def test_ipv4_and_mapped_are_the_same_connection() -> None:
-    mapped = bytes(10) + b"\xff\xff\xc0\0\2\1"
-    assert Connection(b"\xc0\0\2\1", 1, mapped, 2).key == Connection(mapped, 1, mapped[12:], 2).key
-
-
-def test_a_connection_without_addresses() -> None:
-    """As of a unix socket: all is zero, which is not the IPv4 address 0.0.0.0."""
-    bare = Connection.without_addresses()
-    assert bare.key == 0
-    assert Connection.without_addresses(3).key == 3 << 288
-    for asked, matches in (("::", True), ("0.0.0.0", False), ("::/0 port:0", True)):
-        rules = rules_of(f"rule-set:0\nip:{asked} jump-unix:/a")
-        assert isinstance(rules.look_up(bare).action, ToPath) is matches
-
-
-def test_connections_have_a_text() -> None:
-    assert str(connection("192.0.2.1", 80)) == "from 192.0.2.200:40000 to 192.0.2.1:80"
-    assert str(connection("::1", 80, "2001:db8::")) == "from [2001:db8::]:40000 to [::1]:80"
 
 
 # What is odd

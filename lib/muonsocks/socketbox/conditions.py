@@ -85,10 +85,10 @@ def prefix_mask(bits: int) -> int:
 # What they are read from. All raise UsageError.
 
 
-def read_number(text: str, low: int, high: int) -> int:
+def read_number(text: str, low: int, high: int, hint: str = "") -> int:
     """Read a number as atoi(3) does, where it is one: a sign and leading zeros are allowed."""
     digits = text[1:] if text[:1] in ("+", "-") else text
-    wanted = f"write {low} to {high}"
+    wanted = hint or f"write {low} to {high}"
     if not (digits.isascii() and digits.isdecimal()):
         raise UsageError(f"{text[:60]!r} is not a number", wanted)
     digits = digits.lstrip("0") or "0"
@@ -100,9 +100,9 @@ def read_number(text: str, low: int, high: int) -> int:
     return value
 
 
-def read_port(text: str) -> Masked:
+def read_port(text: str, hint: str = "") -> Masked:
     """Read one port."""
-    return Masked(read_number(text, 0, _HIGHEST_PORT), _HIGHEST_PORT)
+    return Masked(read_number(text, 0, _HIGHEST_PORT, hint), _HIGHEST_PORT)
 
 
 def read_ports(text: str) -> Condition:

@@ -133,7 +133,7 @@ class _Reader:
             return
         keyword, value = keyword_of(token, self._expected())
         if self._is_open and keyword not in ACTIONS:
-            raise UsageError("this does not go behind else", f"write {usage(*ACTIONS)}")
+            raise UsageError("this does not go after else", f"write {usage(*ACTIONS)}")
         if keyword in ACTIONS:
             self._action(keyword, value)
         elif keyword in CONDITIONS:
@@ -166,7 +166,7 @@ class _Reader:
 
     def _limit(self, kind: str, value: str) -> None:
         if kind in self._limits:
-            raise UsageError("this is said twice", "leave one of them out")
+            raise UsageError(f"{_LIMIT[kind]} is said twice", "leave one of them out")
         limit = read_number(value, 1, MOST_SETS)
         for name in self._sets:
             known, _, number = name.partition(":")
@@ -249,10 +249,12 @@ class _Reader:
         field = _FIELDS[keyword]
         if field in conditions:
             self._warn(f"{keyword} is said twice in a line: only the last one counts")
-        if there.is_map:
-            conditions[field] = read_address(value) if field.is_address else read_port(value)
-        else:
+        if not there.is_map:
             conditions[field] = read_addresses(value) if field.is_address else read_ports(value)
+        elif field.is_address:
+            conditions[field] = read_address(value, "in a map, write one address in full")
+        else:
+            conditions[field] = read_port(value, "in a map, write one port, 0 to 65535")
 
     # Actions
 
@@ -271,12 +273,12 @@ class _Reader:
         if not self._actions or self._is_open:
             raise UsageError("there is no action before else", f"write {usage(*ACTIONS)} first")
         if isinstance(self._actions[-1], Fail):
-            raise UsageError("fail closes the connection", "leave out what comes behind")
+            raise UsageError("fail closes the connection", "leave out what comes after it")
         self._is_joined = self._is_open = True
 
     def _end_line(self) -> None:
         if self._is_open:
-            raise UsageError("there is no action behind else", f"write {usage(*ACTIONS)}")
+            raise UsageError("there is no action after else", f"write {usage(*ACTIONS)}")
         self._end_default()
         if self._set and self._conditions is not None:
             verdict = Verdict(tuple(self._actions) or (FAIL,), self._origin())
