@@ -3,8 +3,9 @@
 import pytest
 
 from muonsocks.address import parse_address
+from muonsocks.errors import UsageError
 from muonsocks.socketbox.connection import Connection
-from muonsocks.socketbox.explain import explain
+from muonsocks.socketbox.explain import explain, read_connection
 from muonsocks.socketbox.grammar import parse_configuration
 
 # What the transcripts of the specification are from: rule-set 0, rule-set 1, map 0.
@@ -188,3 +189,32 @@ def test_of_many_entries_the_nearest_are_shown() -> None:
         "  box:7: ip:10.0.5.1 port:7001 jump-unix:/5: no, the local port is 80",
         "  box:11: ip:10.9.9.9 fail: no, the local address is 10.0.5.1",
     ]
+
+
+def test_connections_of_a_command_line() -> None:
+    made = read_connection("192.0.2.1:80", "[2001:db8::1]:40000")
+    assert str(made) == "from [2001:db8::1]:40000 to 192.0.2.1:80"
+    mapped = read_connection("[::ffff:192.0.2.1]:80", "unix")
+    assert mapped.key == 0xFFFF_C000_0201_0050 << 144
+    assert read_connection("unix", "unix").key == 0
+
+
+HINT = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *(
+            (text, f"{text!r} is not an address and a port; {HINT}")
+            for text in ("", "x", "80", "::1", "::1:80", "[192.0.2.1]:80", "[::1]", "host:80")
+        ),
+        ("192.0.2.1:", "'' is not a number; write 0 to 65535"),
+        ("[::1]:65536", "65536 is out of range; write 0 to 65535"),
+    ],
+)
+def test_no_connection(text: str, reason: str) -> None:
+    for ends in ((text, "unix"), ("unix", text)):
+        with pytest.raises(UsageError) as caught:
+            read_connection(*ends)
+        assert str(caught.value) == reason

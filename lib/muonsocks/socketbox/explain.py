@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from muonsocks.address import parse_address
+from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Fail
+from muonsocks.socketbox.conditions import read_number
 from muonsocks.socketbox.connection import FIELDS, Connection, Field
 from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
 
 _MOST_SHOWN = 8  # entries before the one that matches; of more only the nearest are shown
 _NEAREST = 3
+
+
+def read_connection(local: str, remote: str) -> Connection:
+    """Make the connection that a command line names: ADDRESS:PORT or [ADDRESS]:PORT each, or
+    `unix` for an end that has none. UsageError.
+    """
+    return Connection(*_end(local), *_end(remote))
+
+
+def _end(text: str) -> tuple[bytes, int]:
+    if text == "unix":
+        return bytes(16), 0
+    host, _, port = text.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    packed = parse_address(host[1:-1] if is_bracketed else host)
+    if packed is None or is_bracketed != (":" in host):
+        hint = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
+        raise UsageError(f"{text[:60]!r} is not an address and a port", hint)
+    return packed, read_number(port, 0, 65535)
 
 
 def explain(rules: Rules, connection: Connection) -> list[str]:
