@@ -191,6 +191,20 @@ def test_of_many_entries_the_nearest_are_shown() -> None:
     ]
 
 
+def test_paths_with_an_address_in_them() -> None:
+    text = "rule-set:0\njump-unix:/#//P_ else jump-unix:@#//7_ else jump-fd:3"
+    rules, key = parse_configuration(text.encode(), "box"), Connection(bytes(16), 80, bytes(16), 1)
+    said = [line for line in explain(rules, key) if line.startswith(("decision", "then"))]
+    assert said[:2] == ["decision: jump-unix:/#//P_ (box:2)", "then: jump-unix:@#//7_ (box:2)"]
+    said = [line for line in explain(rules, key, True) if line.startswith(("decision", "then"))]
+    assert said == [
+        "decision: jump-unix:/00080 (box:2)",
+        "then: jump-unix:@00000 (box:2)",
+        "then: jump-fd:3 (box:2)",
+        "then: fail (there is no other receiver)",
+    ]
+
+
 def test_connections_of_a_command_line() -> None:
     made = read_connection("192.0.2.1:80", "[2001:db8::1]:40000")
     assert str(made) == "from [2001:db8::1]:40000 to 192.0.2.1:80"

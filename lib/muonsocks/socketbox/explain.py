@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
-from muonsocks.socketbox.actions import Fail
+from muonsocks.socketbox.actions import Fail, ToPath
 from muonsocks.socketbox.conditions import read_number
 from muonsocks.socketbox.connection import FIELDS, Connection, Field
 from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
+from muonsocks.socketbox.substitution import substitute
 
 _MOST_SHOWN = 8  # entries before the one that matches; of more only the nearest are shown
 _NEAREST = 3
@@ -32,9 +33,11 @@ def _end(text: str) -> tuple[bytes, int]:
     return packed, read_number(port, 0, 65535)
 
 
-def explain(rules: Rules, connection: Connection) -> list[str]:
+def explain(rules: Rules, connection: Connection, substitutes: bool = False) -> list[str]:
     """Say which sets a connection comes to, what it finds there and why not before, what is
     decided, and what is tried if that cannot be; as lines of text.
+
+    With `substitutes` a decision has the path that `substitute` makes.
     """
     lines = [f"connection {connection}"]
     key = connection.key
@@ -44,17 +47,19 @@ def explain(rules: Rules, connection: Connection) -> list[str]:
         lines.extend(f"  {line}" for line in _in_set(there, key, found))
 
     decision = rules.look_up(connection, note)
-    lines.append(f"decision: {_say(decision)}")
+    lines.append(f"decision: {_say(decision, connection, substitutes)}")
     while not isinstance(decision.action, Fail):
-        before = len(lines)
+        lines.append("if that is full or not there:")
         decision = decision.otherwise(note)
-        lines[before:before] = ["if that is full or not there:"]
-        lines.append(f"then: {_say(decision)}")
+        lines.append(f"then: {_say(decision, connection, substitutes)}")
     return lines
 
 
-def _say(decision: Decision) -> str:
-    return f"{decision.action.text} ({decision.why})"
+def _say(decision: Decision, connection: Connection, substitutes: bool) -> str:
+    text = decision.action.text
+    if substitutes and isinstance(decision.action, ToPath):
+        text = ToPath(substitute(decision.action.path, connection)).text
+    return f"{text} ({decision.why})"
 
 
 def _count(number: int) -> str:
