@@ -213,16 +213,15 @@ def test_connections_of_a_command_line() -> None:
     assert read_connection("unix", "unix").key == 0
 
 
+NO_ENDS = ("", "x", "80", "::1", "::1:80", "[::1]", "[::1:80", "::1]:80", "[]:80", "host:80")
+NO_ENDS += ("[192.0.2.1]:80",)
 HINT = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        *(
-            (text, f"{text!r} is not an address and a port; {HINT}")
-            for text in ("", "x", "80", "::1", "::1:80", "[192.0.2.1]:80", "[::1]", "host:80")
-        ),
+        *((text, f"{text!r} is not an address and a port; {HINT}") for text in NO_ENDS),
         ("192.0.2.1:", "'' is not a number; write 0 to 65535"),
         ("[::1]:65536", "65536 is out of range; write 0 to 65535"),
     ],

@@ -122,6 +122,14 @@ def test_the_last_of_a_key_wins() -> None:
         "a condition on it has no effect",
     ]
     assert slot(rules_of(_start=[ONE, last])) == 1
+    assert rules.text().splitlines() == [
+        "rules._start",
+        "r:m",
+        "rules.m",
+        "match-lip:128",
+        "match-lport",
+        "ip:2001:db8::1 port:80 rport:7 o:2",
+    ]
 
 
 def test_hops() -> None:

@@ -15,19 +15,18 @@ _MAPPED = 0xFFFF << 32
 
 
 class Field:
-    """A part of the number: `bits` of it, with `shift` bits below.
+    """A part of the number: so many bits of it, with `shift` bits below.
 
     `name` is the token of a condition on it, `match` the one that makes it a part of a map's key.
     """
 
-    __slots__ = ("bits", "everything", "is_address", "match", "name", "shift", "words")
+    __slots__ = ("everything", "is_address", "match", "name", "shift", "words")
 
     def __init__(self, name: str, match: str, words: str, shift: int, bits: int) -> None:
         self.name = name
         self.match = match
         self.words = words
         self.shift = shift
-        self.bits = bits
         self.everything = (1 << bits) - 1  # a mask of the whole of it
         self.is_address = bits == 128
 
