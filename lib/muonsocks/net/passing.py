@@ -46,8 +46,10 @@ _ANY_DATA = 4096  # bytes that are read where they do not matter
 _ANY_CONTROL = 512
 
 
-def send(sock: socket, data: bytes, fds: Sequence[int] = ()) -> int:
+def send(sock: socket, data: bytes, fds: Sequence[int] = (), to: str | None = None) -> int:
     """Send at least a byte, and duplicates of `fds` with it; give how many bytes were taken.
+
+    A socket that is not connected sends a datagram `to` a path (with @ in front, an abstract name).
 
     Only a SOCK_STREAM takes a part, and that with all descriptors. BlockingIOError if there is no
     room now; OSError as sendmsg(2): ETOOMANYREFS if too many descriptors are on their way.
@@ -56,7 +58,10 @@ def send(sock: socket, data: bytes, fds: Sequence[int] = ()) -> int:
     if fds:
         numbers = b"".join(fd.to_bytes(_INT, byteorder) for fd in fds)
         control.append((SOL_SOCKET, SCM_RIGHTS, numbers))
-    return sock.sendmsg([data], control, MSG_DONTWAIT | MSG_NOSIGNAL)
+    flags = MSG_DONTWAIT | MSG_NOSIGNAL
+    if to is None:
+        return sock.sendmsg([data], control, flags)
+    return sock.sendmsg([data], control, flags, unix_address(to))
 
 
 def receive(sock: socket, limit: int, most_fds: int = 0) -> tuple[bytes, list[int]]:
