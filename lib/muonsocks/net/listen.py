@@ -13,7 +13,6 @@ from _socket import (
     IPV6_V6ONLY,
     SO_ACCEPTCONN,
     SO_REUSEADDR,
-    SO_TYPE,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
     SOCK_SEQPACKET,
@@ -130,10 +129,18 @@ def _is_stale(path: str) -> bool:
         probe.close()
 
 
-def inherited(kind: int = SOCK_STREAM) -> list[socket]:
-    """Take the listening sockets that systemd passes (sd_listen_fds(3)), usually none.
+_UNITS = {  # what makes systemd pass which kind of socket, systemd.socket(5)
+    SOCK_STREAM: "ListenStream=",
+    SOCK_SEQPACKET: "ListenSequentialPacket=",
+    SOCK_DGRAM: "ListenDatagram= with a path",
+}
 
-    UsageError if there is anything among them but listening sockets of this kind.
+
+def inherited(*kinds: int) -> list[socket]:
+    """Take the sockets that systemd passes (sd_listen_fds(3)), usually none.
+
+    UsageError if there is anything among them but sockets of these kinds: those that listen, by
+    default, and with SOCK_DGRAM those that receive at a path or an abstract name.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
@@ -142,26 +149,31 @@ def inherited(kind: int = SOCK_STREAM) -> list[socket]:
     except ImportError:
         hint = "install the package python3-systemd"
         raise UsageError("sockets of systemd need systemd-python", hint) from None
+    kinds = kinds or (SOCK_STREAM,)
     sockets = []
     for fd in listen_fds():
         os.set_inheritable(fd, False)
         try:
             sock = socket(fileno=fd)
-            listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+            fits = sock.type in kinds and clients_come_to(sock)
         except OSError:
-            listens = 0
-        if (
-            not listens
-            or sock.getsockopt(SOL_SOCKET, SO_TYPE) != kind
-            or sock.family not in (AF_INET, AF_INET6, AF_UNIX)
-        ):
-            unit = "ListenStream=" if kind == SOCK_STREAM else "ListenSequentialPacket="
-            raise UsageError(f"descriptor {fd} is no socket to accept from", f"use {unit}")
+            fits = False
+        if not fits:
+            units = " or ".join(_UNITS[kind] for kind in kinds)
+            raise UsageError(f"descriptor {fd} is no socket to accept from", f"use {units}")
         sock.setblocking(False)
         if is_tcp(sock):
             prepare_tcp(sock)
         sockets.append(sock)
     return sockets
+
+
+def clients_come_to(sock: socket) -> bool:
+    """Say whether clients can come to a socket: by connecting, or by being passed."""
+    if sock.type == SOCK_DGRAM:
+        return sock.family == AF_UNIX and bool(sock.getsockname())
+    listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+    return bool(listens) and sock.family in (AF_INET, AF_INET6, AF_UNIX)
 
 
 def name_of(listener: socket) -> str:

@@ -51,10 +51,10 @@ class Capacity:
 
     A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
     how many descriptors one takes. When no worker has descriptors for one more, clients wait, or
-    the doorman turns them away.
+    the doorman turns them away. `option` is where the user has the number from.
     """
 
-    __slots__ = ("connections", "doorman", "each", "per_source")
+    __slots__ = ("connections", "doorman", "each", "option", "per_source")
 
     def __init__(
         self,
@@ -62,11 +62,13 @@ class Capacity:
         per_source: int = 0,
         each: int = 2,
         doorman: Doorman | None = None,
+        option: str = "--max-connections",
     ) -> None:
         self.connections = connections
         self.per_source = per_source
         self.each = each
         self.doorman = doorman
+        self.option = option
 
 
 class Plan:

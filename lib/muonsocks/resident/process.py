@@ -83,12 +83,15 @@ class Process:
             loop = Loop()
             Signals(loop)
             capacity = self._plan.capacity
-            worker = Worker(loop, self._entrances, self._service, capacity, self._board, self._log)
-            self._service.settle(loop, self._retire)
+            service, retire = self._service, self._retire
+            worker = Worker(
+                loop, self._entrances, service, capacity, self._board, self._log, retire
+            )
+            service.settle(loop, retire)
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             stream = Stream(loop, channel)
             loop.run(self._work(stream, worker, beat))
-            self._service.finish()
+            service.finish()
             status = NOTHING_LEFT if self._for_good else 0
         except ConnectionError:
             pass  # the supervisor is gone already, and has said why

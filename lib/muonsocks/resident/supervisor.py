@@ -190,6 +190,9 @@ class Supervisor:
     def _stop(self) -> None:
         """Let the workers finish; when asked again, end them now."""
         again, self._stops = self._stops, True
+        if not again:
+            for entrance in self._entrances:
+                entrance.shut()  # before the workers are told: then who is in there is the last
         for child in self._children.values():
             child.orders.post(CUT_NOW if again else DRAIN)
         self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)

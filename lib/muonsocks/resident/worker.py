@@ -10,8 +10,10 @@ import errno
 import os
 from resource import RLIMIT_NOFILE, getrlimit
 
+from muonsocks.errors import RemoteProtocolError
 from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
+from muonsocks.net.entrance import NobodyComes
 from muonsocks.net.task import Task, Waitable
 from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 
@@ -25,13 +27,15 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.resident.plan import Capacity, Service
 
-_REFUSED = Form("refused", "client", "end")  # a line of the log, muonsocks(7)
+# Lines of the log, muonsocks(7)
+_REFUSED = Form("refused", "client", "end")
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
 _RESERVE = 16  # descriptors that are left for look-ups and second attempts, or for a doorman
 _TURNED_AWAY = 12  # clients at a time
 _BUSY = 6  # events in a round: there is more to do than can be done at once, for all workers
 _AT_ONCE = 16  # connections accepted in such a round, at most
+_LAST = 1024  # connections that are taken in at the end, at most
 _MORE = 4  # connections than the average of the workers: then it is the turn of another one
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
@@ -74,6 +78,7 @@ class Worker:
         "_loop",
         "_paused",
         "_recovery",
+        "_retire",
         "_served",
         "_service",
         "_short",
@@ -88,9 +93,12 @@ class Worker:
         capacity: Capacity,
         board: Board,
         log: Log,
+        retire: Callable[..., None] | None = None,
     ) -> None:
+        """`retire` is called, `for_good`, when no entrance is left."""
         self._loop = loop
-        self._entrances = entrances
+        self._entrances = list(entrances)
+        self._retire = retire
         self._service = service
         self._capacity = capacity
         self._board = board
@@ -120,6 +128,8 @@ class Worker:
         self._board.set(FULL, 1)
         self._stop_accepting()
         for entrance in self._entrances:
+            if entrance.waits_for_nobody_else:
+                self._take_the_last(entrance)
             entrance.close()
         if self._tasks:
             try:
@@ -127,6 +137,12 @@ class Worker:
                     await self._drained
             except TimeoutError:
                 self.cut()
+
+    def _take_the_last(self, entrance: Entrance) -> None:
+        """Take in who has come, whatever the limits are: it is a queue of a few."""
+        for _ in range(_LAST):
+            if not self._accept(entrance):
+                break
 
     def cut(self) -> None:
         """End all connections now."""
@@ -201,6 +217,8 @@ class Worker:
         those that last would else gather in the one that is woken first.
         """
         board = self._board
+        if entrance not in self._entrances:
+            return
         if (len(self._tasks) - _MORE) * board.workers > board.total(OPEN):
             try:
                 self._loop.queue_up_again(entrance.fileno())
@@ -213,13 +231,14 @@ class Worker:
 
     def _accept(self, entrance: Entrance) -> bool:
         """Take a connection. False if there is none, or no other one is to be taken now."""
-        if self._full and self._is_full():
+        if self._full and not self._draining and self._is_full():
             return False  # not all of them are full any more
-        board, limit = self._board, self._capacity.connections
+        board = self._board
+        limit = 0 if self._draining else self._capacity.connections
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if limit and board.total(OPEN) > limit:
             board.add(OPEN, -1)
-            self._run_short(f"all {limit} connections of --max-connections are in use")
+            self._run_short(f"all {limit} connections of {self._capacity.option} are in use")
             return False
         try:
             sock, peer = entrance.take()
@@ -228,6 +247,15 @@ class Worker:
             if isinstance(error, BlockingIOError) or error.errno in _PASSING:
                 return False  # another worker was faster, or the client has gone
             self._run_short(f"cannot accept: {error.strerror}")
+            return False
+        except RemoteProtocolError as error:
+            board.add(OPEN, -1)
+            board.add(REFUSED, 1)
+            self._log.fill_in(INFO, _REFUSED, ("-", "no-connection"), ("detail", str(error)))
+            return True
+        except NobodyComes as end:
+            board.add(OPEN, -1)
+            self._close(entrance, end)
             return False
         source = _source(peer) if self._capacity.per_source else b""
         if source and not self._admit(source, peer):
@@ -245,9 +273,20 @@ class Worker:
         task = Task(self._loop, work, *self._callbacks)
         self._tasks[task] = source
         task.step()
-        if self._full or len(self._tasks) >= self._fits:
+        if (self._full or len(self._tasks) >= self._fits) and not self._draining:
             self._is_full()
         return self._paused is None
+
+    def _close(self, entrance: Entrance, end: NobodyComes) -> None:
+        """Do without an entrance that nobody comes in at any more."""
+        if self._draining:
+            return
+        self._log.warning(str(end))
+        self._loop.unregister(entrance.fileno())
+        self._entrances.remove(entrance)
+        entrance.close()
+        if not self._entrances and self._retire is not None:
+            self._retire(for_good=True)
 
     def _admit(self, source: bytes, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""

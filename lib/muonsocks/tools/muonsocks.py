@@ -1,15 +1,18 @@
 """
 Serve SOCKS clients: a server that stays, with workers that share its listening sockets.
 
-It listens on the addresses of -i, on the sockets that systemd passes, or else everywhere
-if it is limited who may come in (users or -w), and on loopback alone if not.
+It listens on the addresses of -i, and on the sockets that systemd passes; clients may also
+be passed to it, accepted by another program (--receive). Without any of that it listens
+everywhere if it is limited who may come in (users or -w), and on loopback alone if not.
 
 Usage:
-  muonsocks [options] [-i ADDR]...
+  muonsocks [options] [-i ADDR]... [--receive=PATH]...
 
 Where it listens:
   -i, --listen=ADDR           on this address; may be repeated
   -p, --port=PORT             on this port instead of 1080
+  --receive=PATH              not at all, but take the clients that socketbox passes to
+                              this unix socket, which is made; may be repeated
 
 Who may come in:
   -U, --auth-user=NAME        the only user; needs -P
