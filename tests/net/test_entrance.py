@@ -1,17 +1,17 @@
-"""Where clients come in: what a worker gets of a socket that listens, or that they are passed to."""
+"""Where clients come in: a socket that listens, or one that they are passed to."""
 
 import errno
 import os
 import socket
 import struct
-from array import array
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from ends import descriptors, nothing_left_behind
 from places import descriptor_limit, in_child
+from senders import accepted, pass_on
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.entrance import Listener, NobodyComes, Receiver
@@ -88,23 +88,6 @@ def path(tmp_path: Path) -> str:
 def receiver(path: str) -> Iterator[Receiver]:
     with nothing_left_behind(), closing(receive_at(path)) as sock:
         yield Receiver(sock, True, SocketFile(path))
-
-
-def pass_on(path: str, *fds: int, word: bytes = b"\0") -> None:
-    """Send descriptors as the C program does."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        sender.sendmsg([word], rights, 0, path)
-
-
-@contextmanager
-def accepted(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client, and its connection as another program has accepted it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as front:
-        with socket.create_connection(front.getsockname()[:2]) as client, front.accept()[0] as conn:
-            yield client, conn
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -84,7 +84,7 @@ def failure(control: socket.socket, answer: Callable[[socket.socket], None]) -> 
 
 
 def test_a_server_that_does_not_agree(control: socket.socket) -> None:
-    number, reason = failure(control, lambda conn: None if conn.recv(100) else None)
+    number, reason = failure(control, lambda conn: conn.recv(100) and None)
     assert number == errno.EACCES
     assert reason == "the server does not take us as group 7: is it another user's, or taken?"
 
