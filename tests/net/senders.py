@@ -37,15 +37,21 @@ class Front:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._path = path
         self._listener = socket.create_server((host, 0), family=family, backlog=512)
+        self._listener.settimeout(20)
+        self.address = self._listener.getsockname()[:2]
 
     def client(self, source: str = "") -> socket.socket:
         """Come as a client, and be passed on."""
         here = (source, 0) if source else None
-        client = socket.create_connection(self._listener.getsockname()[:2], 20, here)
+        client = socket.create_connection(self.address, 20, here)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.pass_next()
+        return client
+
+    def pass_next(self) -> None:
+        """Accept the next client, and pass it on."""
         with self._listener.accept()[0] as conn:
             pass_on(self._path, conn.fileno())
-        return client
 
     def __enter__(self) -> "Front":
         return self

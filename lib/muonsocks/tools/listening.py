@@ -20,6 +20,7 @@ from muonsocks.net.listen import (
     name_of,
     receive_at,
 )
+from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.tools.command_line import unix_path
 from muonsocks.tools.environment import port_number
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 ANYWHERE = (bytes(4), bytes(16))
 THIS_HOST = (b"\x7f\0\0\1", bytes(15) + b"\1")
+_PATIENCE = 10.0  # s for a server to answer
 
 
 def notify_fd(given: Options) -> int | None:
@@ -91,6 +93,41 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
         elif not addresses:
             log.info("only for this host, as everybody may come in; see --users, -w and -i")
     return [*map(Listener, sockets), *receivers]
+
+
+def receivers_at(
+    place: str, what: str, log: Log, left_alone: bool = False, strictness: int = 2
+) -> list[Entrance]:
+    """Receive at a path, or at the sockets of systemd if the `place` is "systemd", and log where.
+
+    `what` is the name of this argument.
+    """
+    receivers: list[Entrance]
+    if place != "systemd":
+        receivers = [receiver_at(unix_path(place, what), left_alone, strictness)]
+        log.info(f"receiving at unix:{place}")
+        return receivers
+    sockets = inherited(SOCK_DGRAM)
+    if not sockets:
+        raise UsageError("systemd has passed no socket", "start it by its socket unit")
+    log.info(f"receiving at {', '.join(map(name_of, sockets))}")
+    return [
+        Receiver(sock, is_ours=False, left_alone=left_alone, strictness=strictness)
+        for sock in sockets
+    ]
+
+
+def registered(
+    control: str, group: str, log: Log, left_alone: bool = False, strictness: int = 2
+) -> Receiver:
+    """Register as a group with the server whose control socket is given. OSError that says why."""
+    unix_path(control, "--register")
+    number = int(group) if group.isascii() and group.isdecimal() and len(group) < 11 else -1
+    if not 0 <= number <= LARGEST_GROUP:
+        raise UsageError(f"{group!r} is no group", f"give a number, 0 to {LARGEST_GROUP}")
+    sock = register(control, number, _PATIENCE)
+    log.info(f"registered as group {number} at unix:{control}")
+    return Receiver(sock, True, None, left_alone, strictness)
 
 
 def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Receiver:
