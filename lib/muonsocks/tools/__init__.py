@@ -31,7 +31,8 @@ SYSTEM_FAILED = 111
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-_OWN_OUTPUT = ("send-receive-fd", "socket-query")  # their standard output is not the peer's
+# Their standard output is not the peer's.
+_OWN_OUTPUT = ("send-receive-fd", "socket-query", "socketbox-relay")
 
 
 class Terminated(BaseException):

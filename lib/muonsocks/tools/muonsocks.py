@@ -71,7 +71,7 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.privileges import Identity, give_up
 from muonsocks.net.resolver import Resolver
-from muonsocks.net.stream import Stream
+from muonsocks.net.stream import Stream, close_and_raise
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
@@ -166,11 +166,5 @@ class Socks:
         try:
             client = Stream(loop, sock)
         except OSError as error:
-            return _close_and_raise(sock, error)
+            return close_and_raise(sock, error)
         return Session(client, peer, self._policy, self._log).run()
-
-
-async def _close_and_raise(sock: socket, error: OSError) -> int:
-    """Do without a client that cannot be waited for: epoll(7) has a limit for each user."""
-    sock.close()
-    raise error
