@@ -90,6 +90,13 @@ HASHES = [shown("muonsocks.7", "getpass"), ADD_USER.partition("\n")[2].replace("
 TCPSERVERS = [shown("README.md", "tcpserver"), shown("muonsocks.7", "tcpserver")]
 SOCATS = [shown("README.md", "socat -t"), shown("muonsocks.7", "socat -t")]
 RESIDENT = shown("muonsocks.8", "muonsocks\n")
+RECEIVERS = [
+    shown("muonsocks.8", "--receive"),
+    shown("socketbox-inetd.1", "socks-inetd &"),
+]
+HELLO = shown("socketbox-inetd.1", "unshare")
+RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
+NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
 RESIDENTS_WITH_USERS = [
     shown("README.md", "muonsocks --users"),
     shown("muonsocks.8", "muonsocks --users"),
@@ -236,7 +243,7 @@ def needs(program: str) -> pytest.MarkDecorator:
 CLONE = "/srv/muonsocks"
 XINETD_PROGRAM = "/opt/xinetd"
 NETWORKS = ("10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")
-WWW, GATEWAY = "192.0.2.80:80", "198.51.100.10:8080"
+WWW, GATEWAY, PRIVATE = "192.0.2.80:80", "198.51.100.10:8080", "10.1.2.3:80"
 HOSTS = """\
 127.0.0.1 localhost
 192.0.2.80 www.example.com
@@ -265,7 +272,7 @@ for name in sys.argv[1:]:
         listener.listen()
     threading.Thread(target=serve, args=(listener, name)).start()
 """
-TARGET_NAMES = [WWW, GATEWAY, "192.0.2.80:25", "10.1.2.3:80", "203.0.113.1:80", "203.0.113.1:22"]
+TARGET_NAMES = [WWW, GATEWAY, PRIVATE, "192.0.2.80:25", "203.0.113.1:80", "203.0.113.1:22"]
 TARGET_NAMES += ["127.0.0.1:8888", "/run/web.sock"]
 
 
@@ -545,6 +552,35 @@ def test_clients_that_are_passed(machine: Machine) -> None:
         await_log(
             machine, r"client=127\.0\.0\.1:.* end=closed", "cat /run/example-clients.sock.log"
         )
+
+
+@pytest.mark.parametrize("text", RECEIVERS, ids=["muonsocks.8", "socketbox-inetd.1"])
+def test_clients_who_are_passed(machine: Machine, text: str) -> None:
+    [path] = set(re.findall(r"/run/\S+\.sock", text))
+    with serving(machine, text, "1080"):
+        machine.run(f"until test -S {path}; do sleep 0.02; done", timeout=20)
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, r"closed client=127\.0\.0\.1:.* end=closed")
+
+
+def test_a_program_without_a_network(machine: Machine) -> None:
+    with serving(machine, HELLO, "8023"):
+        machine.run("until test -S /run/hello.sock; do sleep 0.02; done", timeout=20)
+        assert fetch(machine, "telnet://127.0.0.1:8023/", "") == "you are 127.0.0.1"
+
+
+def test_relay_to_a_web_server(machine: Machine) -> None:
+    with serving(machine, RELAY_TO_WEB, "127.0.0.1:8080"):
+        assert fetch(machine, "http://127.0.0.1:8080/", "") == PRIVATE
+
+
+def test_nat64(machine: Machine) -> None:
+    relay, curl = NAT64.split(" &\n")
+    try:
+        with serving(machine, relay, "8064"):
+            assert paste(machine, curl).strip() == PRIVATE
+    finally:
+        machine.run("ip route del local 64:ff9b::/96 dev lo")
 
 
 @needs("tcpserver")

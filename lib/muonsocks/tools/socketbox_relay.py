@@ -15,7 +15,7 @@ Where they come from:
   -e                          to which they are passed, and which does not listen
 
 Where they go:
-  -c, --connect=ADDR          to this address [default: ::1]
+  -c, --connect=ADDR          to this address; by default ::1
   -p, --port=PORT             to this port; 0 is the one that they have come to
                               [default: 80]
   -I, --interface=NAME        a link-local address is on this network interface
@@ -26,7 +26,7 @@ Where they go:
 Where each goes by the address that it has come to (NAT64):
   -N, --nat64                 its last 32 bits replace those of -c, or follow the path
                               of -u as PATH-xxxxxxxx; others than those of -P are closed
-  -P, --prefix=ADDR           what it must begin with [default: 64:ff9b::]
+  -P, --prefix=ADDR           what it must begin with; by default 64:ff9b::
   -x, --last-64               the last 64 bits, not 32
   --allow-local               to this host's own side too: loopback, link-local
 
