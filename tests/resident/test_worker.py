@@ -835,7 +835,7 @@ def test_what_is_passed_and_is_no_connection(tmp_path: Path) -> None:
 @pytest.mark.parametrize("busy", [1, 100])
 def test_the_end_of_all_entrances(busy: int) -> None:
     """Who has come before is served to the end."""
-    loop, board, log = Loop(), Board(1), Lines()
+    loop, board, log = Loop(), Board(4), Lines()  # it has more than its share
     retired: list[bool] = []
     server, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     receiver = Receiver(ours, is_ours=True)
@@ -875,12 +875,15 @@ def test_an_entrance_that_ends_is_not_the_end_of_others() -> None:
     async def story(bench: Bench) -> None:
         bench.worker._stop_accepting()
         bench.worker._entrances.append(Receiver(ours, is_ours=True))
+        bench.worker._retire = lambda for_good: retired.append(for_good)
         bench.worker.start()
         server.close()
         await bench.until(lambda: bench.log.lines)
         assert await bench.is_served(bench.client())
 
+    retired: list[bool] = []
     assert run(story).log.lines == ["who passed connections on has gone"]
+    assert retired == []
 
 
 def test_the_last_are_taken_in(tmp_path: Path) -> None:

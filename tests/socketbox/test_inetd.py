@@ -70,6 +70,7 @@ def serve(starter: Starter, loop: Loop) -> bytes:
             loop.run(story())
         finally:
             assert taken.fileno() == -1
+            assert not loop.handlers
             said = client.recv(100)
         return said
 
