@@ -182,6 +182,7 @@ def test_a_client_who_has_gone(path: str) -> None:
             pass_on(path, conn.fileno())
         server.await_log("ended client=gone pid=- status=gone secs=0.000$")
         assert say(front.client()) == "you said hello\n"
+        server.await_log("ended client=127.0.0.1")
         assert server.count("started") == 1
 
 
@@ -241,7 +242,7 @@ def test_others_wait(path: str) -> None:
         assert server.count("started") == 2
         for client in clients:
             assert say(client) == "you said hello\n"
-        assert server.count("started") == 10
+        until("all have ended", lambda: server.count("ended") == 10)
         server.await_log("the shortage is over")
 
 
