@@ -167,6 +167,20 @@ def test_how_strict_a_receiver_is(path: str) -> None:
             Receiver(sock, True, strictness=1).take()
 
 
+def test_where_anything_may_be_passed(path: str) -> None:
+    with nothing_left_behind(), closing(receive_at(path)) as sock, open("/dev/null") as file:
+        pass_on(path, file.fileno())
+        taken, peer = Receiver(sock, True, left_alone=True, strictness=0).take()
+        assert os.readlink(f"/proc/self/fd/{taken.fileno()}") == "/dev/null"
+        assert (peer.text, peer.address) == ("unknown", None)
+        for _ in range(2):
+            taken.close()
+            assert taken.fileno() == -1
+        pass_on(path, file.fileno())
+        with pytest.raises(RemoteProtocolError, match="no socket"):
+            Receiver(sock, True, strictness=0).take()
+
+
 def test_none_is_lost_for_want_of_descriptors(receiver: Receiver, path: str) -> None:
     def check() -> None:
         with accepted() as (client, conn):

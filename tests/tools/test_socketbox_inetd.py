@@ -224,6 +224,10 @@ def test_how_strict_it_is(path: str) -> None:
             udp.connect(udp.getsockname())
             pass_on(path, udp.fileno())
         server.await_log("^here$")
+        with open("/dev/null") as file:
+            pass_on(path, file.fileno())
+        server.await_log("^here$", 2)
+        server.await_log("ended client=unknown .* status=0")
     line = "socketbox-inetd: SKBOX_STRICT_STREAM_MODE is 'x'; it must be 0, 1 or 2"
     environ = environment(SKBOX_STRICT_STREAM_MODE="x")
     assert ended(path, "true", program=(PROGRAM,), env=environ) == (100, [line])

@@ -11,7 +11,8 @@ has come until then and `waits_for_nobody_else` is then still to be taken in.
 from __future__ import annotations
 
 from _socket import AF_UNIX, SHUT_RD, SOCK_NONBLOCK, socket
-from os import set_blocking
+from os import close, fstat, set_blocking
+from stat import S_ISSOCK
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.inherit import Peer, peer_of
@@ -78,6 +79,27 @@ class Listener:
         """Leave it as it is: whoever starts next may go on with it."""
 
 
+class NoSocket:
+    """Anything else that was passed, where anything may be, as far as that is like a socket."""
+
+    __slots__ = ("_fd",)
+
+    family = -1
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Give its descriptor, -1 once it is closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it. Harmless when it has been done."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
+
+
 class Receiver:
     """A unix socket that connections come to which another program has accepted, and passes on:
     one for datagrams, or a connection of messages.
@@ -119,6 +141,8 @@ class Receiver:
         fd = receive_first(self._socket)
         if fd is None:
             raise NobodyComes("who passed connections on has gone")
+        if self._is_left_alone and not self._strictness and not S_ISSOCK(fstat(fd).st_mode):
+            return NoSocket(fd), Peer("unknown")  # type: ignore[return-value]
         sock = connection_of(fd, self._strictness)
         if not self._is_left_alone:
             try:
