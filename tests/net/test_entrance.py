@@ -17,6 +17,7 @@ from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.entrance import Listener, NobodyComes, Receiver
 from muonsocks.net.listen import SocketFile, listen_on, receive_at
 
+DATAGRAM = socket.SOCK_DGRAM
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -209,6 +210,20 @@ def test_a_receiver_that_is_shut(receiver: Receiver, path: str) -> None:
         receiver.take()[0].close()
         with pytest.raises(BlockingIOError):
             receiver.take()
+
+
+def test_a_file_that_cannot_be_removed(path: str) -> None:
+    """That is no reason not to end."""
+
+    class Kept(SocketFile):
+        def remove(self) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with closing(receive_at(path)) as sock, socket.socket(socket.AF_UNIX, DATAGRAM) as sender:
+        sender.connect(path)
+        Receiver(sock, True, Kept(path)).shut()
+        with pytest.raises(BrokenPipeError):
+            sender.send(b"\0")
 
 
 def test_a_receiver_of_systemd_is_not_shut(path: str) -> None:

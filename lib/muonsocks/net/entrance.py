@@ -159,8 +159,11 @@ class Receiver:
     def shut(self) -> None:
         """Have nobody find it any more, and who has found it told that it is over."""
         if self.waits_for_nobody_else:
-            if self._file is not None:
-                self._file.remove()
+            try:
+                if self._file is not None:
+                    self._file.remove()
+            except OSError:
+                pass  # its directory is not ours any more; whoever comes next replaces a dead file
             try:
                 self._socket.shutdown(SHUT_RD)
             except OSError:
