@@ -23,7 +23,7 @@ from muonsocks.net.stream import is_tcp, prepare_tcp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from muonsocks.net.listen import SocketFile
 
@@ -54,26 +54,33 @@ class NobodyComes(Exception):
 
 
 class Listener:
-    """A socket that listens: its clients have connected to it, and will not block."""
+    """A socket that listens: its clients have connected to it."""
 
-    __slots__ = ("_accept", "_family", "_kind", "_protocol", "close", "fileno")
+    __slots__ = ("_accept", "_blocks", "_family", "_kind", "_protocol", "close", "fileno")
 
     waits_for_nobody_else = False  # they are told by a reset, and can come again
 
-    def __init__(self, sock: socket) -> None:
+    def __init__(self, sock: socket, blocks: bool = False) -> None:
+        """Take over a socket that does not block; with `blocks` its clients' sockets do."""
         self._accept = sock._accept  # type: ignore[attr-defined]  # one call less than accept
         self._family = sock.family
-        self._kind = sock.type | SOCK_NONBLOCK
+        self._blocks = blocks
+        self._kind = sock.type & ~SOCK_NONBLOCK if blocks else sock.type | SOCK_NONBLOCK
         self._protocol = sock.proto
         self.fileno = sock.fileno
         self.close = sock.close
 
     def take(self) -> tuple[socket, Peer]:
         """Accept a connection."""
-        fd, address = self._accept()
-        set_blocking(fd, False)
-        sock = socket(self._family, self._kind, self._protocol, fd)
+        sock, address = self.accept()
         return sock, Peer("unix") if self._family == AF_UNIX else Peer.of_socket(address)
+
+    def accept(self) -> tuple[socket, Any]:
+        """Accept a connection, and give its address as accept(2) does."""
+        fd, address = self._accept()
+        if not self._blocks:  # as it is, whatever the listener is
+            set_blocking(fd, False)
+        return socket(self._family, self._kind, self._protocol, fd), address
 
     def shut(self) -> None:
         """Leave it as it is: whoever starts next may go on with it."""

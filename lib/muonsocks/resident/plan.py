@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from muonsocks.resident.board import Board
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
@@ -73,10 +75,11 @@ class Capacity:
 
 class Plan:
     """How many workers there are, what they may have open, how long (s) they may drain; and, in a
-    few words for the status line, the `state` of what else the service needs.
+    few words for the status line, the `state` of what else the service needs. They all have the
+    `board` in common.
     """
 
-    __slots__ = ("capacity", "drain", "state", "workers")
+    __slots__ = ("board", "capacity", "drain", "state", "workers")
 
     def __init__(
         self,
@@ -89,3 +92,4 @@ class Plan:
         self.capacity = capacity
         self.drain = drain
         self.state = state
+        self.board = Board(workers)

@@ -29,7 +29,7 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
-from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
+from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.process import (
     CUT_NOW,
@@ -114,7 +114,7 @@ class Supervisor:
         self._plan = plan
         self._notifier = notifier
         self._log = log
-        self._board = Board(plan.workers)
+        self._board = plan.board
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
         self._failed = False  # a worker could not even start

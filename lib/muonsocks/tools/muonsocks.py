@@ -122,7 +122,9 @@ class Socks:
         self._identity = None if user is None else Identity.of(user)
         owner = None
         if self._identity is not None and not self._identity.is_ours:
-            owner = self._identity.uid, self._identity.gid
+            uid, gid = self._identity.uid, self._identity.gid
+            assert uid is not None and gid is not None  # a user that is known has both
+            owner = uid, gid
         self._policy = options.policy(given, owner)
         if self._policy.dialler.mark and self._identity is not None:
             raise UsageError("-m takes a privilege that -u gives up", "leave one of them out")
