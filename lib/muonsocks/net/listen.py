@@ -52,18 +52,27 @@ def listen_on(address: bytes, port: int) -> socket:
     return sock
 
 
-def listen_at(path: str) -> socket:
-    """Listen for connections of messages at `path`; a socket file that nobody serves is replaced.
+def listen_at(
+    path: str, kind: int = SOCK_SEQPACKET, backlog: int = _BACKLOG, mode: int | None = None
+) -> socket:
+    """Listen for connections at `path`, of messages unless they are of another kind; a socket file
+    that nobody serves is replaced. Its mode is as the umask has it, or this one.
 
     OSError as bind(2): EADDRINUSE if somebody does listen there.
     """
-    sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
+    sock = socket(AF_UNIX, kind | SOCK_NONBLOCK)
+    before = None if mode is None else os.umask(0o777)  # nobody comes before the mode is right
     try:
         _bind(sock, path)
-        sock.listen(_BACKLOG)
+        if mode is not None and not path.startswith("@"):
+            os.chmod(path, mode)
+        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
+    finally:
+        if before is not None:
+            os.umask(before)
     return sock
 
 
@@ -136,8 +145,9 @@ _UNITS = {  # what makes systemd pass which kind of socket, systemd.socket(5)
 }
 
 
-def inherited(*kinds: int) -> list[socket]:
-    """Take the sockets that systemd passes (sd_listen_fds(3)), usually none.
+def inherited(*kinds: int, prepares: bool = True) -> list[socket]:
+    """Take the sockets that systemd passes (sd_listen_fds(3)), usually none. Where their clients
+    are not ours to serve, nothing `prepares` them for that.
 
     UsageError if there is anything among them but sockets of these kinds: those that listen, by
     default, and with SOCK_DGRAM those that receive at a path or an abstract name.
@@ -162,7 +172,7 @@ def inherited(*kinds: int) -> list[socket]:
             units = " or ".join(_UNITS[kind] for kind in kinds)
             raise UsageError(f"descriptor {fd} is no socket to accept from", f"use {units}")
         sock.setblocking(False)
-        if is_tcp(sock):
+        if prepares and is_tcp(sock):
             prepare_tcp(sock)
         sockets.append(sock)
     return sockets

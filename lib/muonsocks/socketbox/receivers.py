@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import errno
 from _collections import deque
-from _socket import AF_UNIX, SOCK_DGRAM, SOCK_NONBLOCK, socket
+from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
-from muonsocks.net.loop import WRITABLE
+from muonsocks.net.loop import READABLE, WRITABLE
 from muonsocks.net.passing import send
 from muonsocks.net.stream import unix_address
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muonsocks.net.loop import Loop, Timer
 
 WORD = b"\0"  # what comes with a descriptor in a datagram: something has to
+FRAME = b"\3\0\0\0"  # and what comes with it to a receiver that has registered
+_GONE = "it has gone"
 _AGAIN = 0.05  # s until it is looked again whether a receiver is there
 _MOVED = 1.0  # s until it is looked whether another one has taken the place of one that is full
 _SENT, _IS_FULL, _IS_AWAY = range(3)
@@ -35,15 +39,18 @@ class Refused(Exception):
 
 class Limits:
     """How long (s) a connection may wait for its receiver, and how many may wait for all of them;
-    `waiting` is how many do.
+    `waiting` is how many do, and `elsewhere()` how many wait in other processes.
     """
 
-    __slots__ = ("most_waiting", "patience", "waiting")
+    __slots__ = ("elsewhere", "most_waiting", "patience", "waiting")
 
-    def __init__(self, patience: float, most_waiting: int) -> None:
+    def __init__(
+        self, patience: float, most_waiting: int, elsewhere: Callable[[], int] = lambda: 0
+    ) -> None:
         self.patience = patience
         self.most_waiting = most_waiting
         self.waiting = 0
+        self.elsewhere = elsewhere
 
 
 class _Waiting(Waitable):
@@ -73,16 +80,15 @@ class Receiver:
         if not self._queue and self._try(fd) == _SENT:
             return
         limits = self._limits
-        if limits.waiting >= limits.most_waiting:
-            raise Refused(
-                f"it is full, or not there, and {limits.waiting} connections wait already"
-            )
+        waiting = limits.waiting + limits.elsewhere()
+        if waiting >= limits.most_waiting:
+            raise Refused(f"it is full, or not there, and {waiting} connections wait already")
         one = _Waiting(fd)
         self._queue.append(one)
         limits.waiting += 1
-        if len(self._queue) == 1:
-            self._watch()
         try:
+            if len(self._queue) == 1:
+                self._watch()
             with self._loop.deadline(limits.patience) as deadline:
                 while not (one.is_taken or one.reason):
                     await one
@@ -128,6 +134,11 @@ class Receiver:
             one.wake()
         return _SENT
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no connection waits: then nothing is open for it, and it can be made anew."""
+        return not self._queue
+
     def refuse_all(self, reason: str) -> None:
         """Let nobody wait any more."""
         while self._queue:
@@ -171,12 +182,14 @@ class AtPath(Receiver):
             send(self._connected, WORD, (fd,))
 
     def _watch(self) -> None:
-        sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
+        sock = None
         try:
+            sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
             sock.connect(unix_address(self._path))
             self._loop.register(sock.fileno(), self._on_event, room=True)
-        except OSError:
-            sock.close()
+        except OSError:  # nobody is there, or there is no descriptor for it now
+            if sock is not None:
+                sock.close()
             self._timer = self._loop.call_later(_AGAIN, self._watch_again)
         else:
             self._connected = sock
@@ -204,17 +217,20 @@ class AtPath(Receiver):
 class OverSocket(Receiver):
     """A receiver at the other end of a connected unix socket; each connection comes with `word`.
 
-    When it has gone nothing more can be sent, and those that wait are refused.
+    When it `has_gone` nothing more can be sent, and those that wait are refused.
     """
 
-    __slots__ = ("_sock", "_word")
+    __slots__ = ("_sock", "_word", "has_gone")
 
     def __init__(self, loop: Loop, limits: Limits, sock: socket, word: bytes = WORD) -> None:
         super().__init__(loop, limits)
         self._sock = sock
         self._word = word
+        self.has_gone = False
 
     def _send(self, fd: int) -> None:
+        if self.has_gone:
+            raise Refused(_GONE)
         send(self._sock, self._word, (fd,))
 
     def _watch(self) -> None:
@@ -225,4 +241,63 @@ class OverSocket(Receiver):
 
     def _on_event(self, events: int) -> None:
         if events & WRITABLE and self._go_on() == _IS_AWAY:
-            self.refuse_all("it has gone")
+            self._leave()
+
+    def _leave(self) -> None:
+        """Note that it has gone."""
+        self.has_gone = True
+        self.refuse_all(_GONE)
+
+
+class Registered(OverSocket):
+    """A receiver that has registered, over the connection by which it did; who has registered
+    says no more, and when it closes that, `on_end` is called.
+
+    The connection stays in the loop, which tells both that it ends and that there is room.
+    """
+
+    __slots__ = ("_on_end",)
+
+    def __init__(
+        self,
+        loop: Loop,
+        limits: Limits,
+        sock: socket,
+        on_end: Callable[[Registered], None],
+    ) -> None:
+        super().__init__(loop, limits, sock, FRAME)
+        self._on_end = on_end
+        loop.register(sock.fileno(), self._on_event, room=True)
+
+    def _watch(self) -> None:
+        """The loop has it."""
+
+    def _unwatch(self) -> None:
+        """It stays there."""
+
+    def _on_event(self, events: int) -> None:
+        if self.has_gone:
+            return
+        if events & READABLE and self._has_ended():
+            self.leave()
+            return
+        super()._on_event(events)
+        if self.has_gone:
+            self.leave()
+
+    def _has_ended(self) -> bool:
+        """Say whether it has closed, or says what it has no business to."""
+        try:
+            self._sock.recv(1, MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # a reset
+        return True
+
+    def leave(self) -> None:
+        """Send it no more, and let go of it."""
+        self._leave()
+        self._loop.unregister(self._sock.fileno())
+        self._sock.close()
+        self._on_end(self)
