@@ -14,6 +14,7 @@ MOST_EXPOSED = {
     "muonsocks-relay.service": 3,
     "muonsocks-resident.service": 12,
     "socketbox-inetd@.service": 2,
+    "socketbox.service": 2,
     "virtio-mux-guest.service": 2,
     "virtio-mux-host@.service": 11,
 }  # tenths

@@ -152,11 +152,17 @@ def _check(given: Options, log: Log) -> int:
     rules = book.read()
     for warning in rules.warnings:
         os.write(1, f"{warning}\n".encode("utf-8", "backslashreplace"))
-    count = sum(len(one.entries) for one in rules.sets.values())
     if not given.flag("--quiet"):
-        odd = f"{len(rules.warnings) or 'no'} warning{'s' * (len(rules.warnings) != 1)}"
-        os.write(1, f"good: {len(rules.sets)} sets, {count} entries, {odd}\n".encode())
+        entries = sum(len(one.entries) for one in rules.sets.values())
+        counts = ((len(rules.sets), "set"), (entries, "entry"), (len(rules.warnings), "warning"))
+        os.write(1, f"good: {', '.join(_count(*one) for one in counts)}\n".encode())
     return DONE
+
+
+def _count(number: int, what: str) -> str:
+    if number != 1:
+        what = "entries" if what == "entry" else f"{what}s"
+    return f"{number:,} {what}"
 
 
 def _explain(given: Options, log: Log) -> int:
