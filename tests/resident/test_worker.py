@@ -21,7 +21,7 @@ from muonsocks.net.listen import SocketFile, listen_on, receive_at
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
-from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import _FIELDS, CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.plan import Capacity
 from muonsocks.resident.worker import Worker
 
@@ -417,10 +417,10 @@ def test_a_doorman_looks_for_others_that_have_got_room() -> None:
 
     async def story(bench: Bench) -> None:
         bench.worker._fits = 1
-        bench.board._counters[8 + FULL] = 1
+        bench.board._counters[_FIELDS + FULL] = 1
         await bench.served()
         assert await says_no(bench)
-        bench.board._counters[8 + FULL] = 0
+        bench.board._counters[_FIELDS + FULL] = 0
         client = bench.client()
         with pytest.raises(TimeoutError), bench.loop.deadline(0.05):
             await client.receive(100)

@@ -599,8 +599,8 @@ WRONG = {
     "give IPv4 or IPv6 in full, a path or @NAME",
     ("-S", "x", "-p", "80x"): "-p is '80x'; it must be a port, 0 to 65535",
     ("-S", "x", "-b", "x"): "--backlog: 'x' is not a number; give 0 to 2147483647",
-    ("-S", "x", "-s", "0", "-p", "1"): "there are sockets already; "
-    "leave -l and -p out, and -s under systemd",
+    ("-S", "x", "-s", "0", "-p", "1"): "connections come from somewhere already; "
+    "leave -l and -p out, and under systemd -s and -P",
     ("-S", "x", "-s", "0"): "-s: descriptor 0: Socket operation on non-socket; "
     "leave a socket open for this program, as 0",
     (

@@ -1,11 +1,14 @@
-"""Where connections come in that are to be passed on: sockets that listen; and who has come."""
+"""Where connections come in that are to be passed on: sockets that listen, or another socketbox;
+and who has come.
+"""
 
 from __future__ import annotations
 
-from _socket import AF_UNIX
+from _socket import AF_INET, AF_INET6, AF_UNIX
 
 from muonsocks.address import parse_address
-from muonsocks.net.entrance import Listener
+from muonsocks.errors import RemoteProtocolError
+from muonsocks.net.entrance import Listener, Receiver
 from muonsocks.net.inherit import Peer
 from muonsocks.socketbox.connection import Connection
 
@@ -59,3 +62,26 @@ class Front(Listener):
         """Accept a connection."""
         sock, name = self.accept()
         return sock, Arrival(None if self._is_unix else name, self._number)
+
+
+class Handed(Receiver):
+    """A connection to another socketbox, where we have registered: what comes is passed on as it
+    is.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, sock: socket) -> None:
+        super().__init__(sock, is_ours=True, left_alone=True)
+
+    def take(self) -> tuple[socket, Arrival]:
+        """Receive a connection."""
+        sock, _ = super().take()
+        name = None
+        if sock.family in (AF_INET, AF_INET6):
+            try:
+                name = sock.getpeername()
+            except OSError:
+                sock.close()
+                raise RemoteProtocolError("a socket that is passed is not connected") from None
+        return sock, Arrival(name, 0)

@@ -18,7 +18,8 @@ from muonsocks.net.front import Manner, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
 from muonsocks.net.privileges import Identity, give_up
-from muonsocks.socketbox.entrances import Front
+from muonsocks.net.registration import LARGEST_GROUP, register
+from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
 from muonsocks.tools.command_line import Options, descriptor, unix_path
 from muonsocks.tools.environment import port_number
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from muonsocks.net.entrance import Entrance
 
 _ANY = bytes(16)
+_PATIENCE = 10.0  # s for another socketbox to answer
 
 
 class Sources:
@@ -40,7 +42,7 @@ class Sources:
         self.sockets: list[socket] = []
         self._backlogs: list[int | None] = []  # None: it listens already
         self.control: list[socket] = []
-        self.registration: str | None = None
+        self.registration: Handed | None = None
         self._files: list[SocketFile] = []
 
     def add(self, sock: socket, backlog: int | None) -> None:
@@ -59,6 +61,8 @@ class Sources:
 
     def entrances(self, log: Log) -> list[Entrance]:
         """Let all sockets listen, and say where."""
+        if self.registration is not None:
+            return [self.registration]
         found: list[Entrance] = []
         for number, (sock, backlog) in enumerate(zip(self.sockets, self._backlogs, strict=True)):
             if backlog is not None:
@@ -81,10 +85,15 @@ def from_options(given: Options) -> Sources:
     addresses, ports = given.texts("--listen"), given.texts("--port")
     fd = given.text("--socket")
     backlog = given.number("--backlog", (1 << 31) - 1, 4096)
+    group = given.text("--register")
     passed = inherited(prepares=False)
-    ways = [bool(passed), fd is not None, bool(addresses or ports)]
+    ways = [bool(passed), fd is not None, group is not None, bool(addresses or ports)]
     if sum(ways) > 1:
-        raise UsageError("there are sockets already", "leave -l and -p out, and -s under systemd")
+        hint = "leave -l and -p out, and under systemd -s and -P"
+        raise UsageError("connections come from somewhere already", hint)
+    if group is not None:
+        sources.registration = Handed(_registration(group))
+        return sources
     if fd is not None:
         sources.add(adopt(descriptor(fd, "-s"), "-s"), backlog)
     for sock in passed:
@@ -112,6 +121,16 @@ def from_options(given: Options) -> Sources:
             both = is_alone or address != _ANY
             sources.add(bind_front(address, number, manner, both_families=both), backlog)
     return sources
+
+
+def _registration(text: str) -> socket:
+    """Register as -P says, NUMBER:PATH."""
+    number, _, path = text.partition(":")
+    if not (number.isascii() and number.isdecimal()) or len(number) > 10:
+        raise UsageError(f"-P: {text[:60]!r} has no number of a group", "give NUMBER:PATH")
+    if int(number) > LARGEST_GROUP:
+        raise UsageError(f"-P: there is no group {number}", f"give 0 to {LARGEST_GROUP}")
+    return register(unix_path(path, "-P"), int(number), _PATIENCE)
 
 
 def _address(text: str) -> bytes:
