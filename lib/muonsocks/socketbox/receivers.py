@@ -190,7 +190,9 @@ class AtPath(Receiver):
         except OSError:  # nobody is there, or there is no descriptor for it now
             if sock is not None:
                 sock.close()
-            self._timer = self._loop.call_later(_AGAIN, self._watch_again)
+            self._go_on()  # or this is no receiver, and they need not wait
+            if self._queue and self._connected is None and self._timer is None:
+                self._timer = self._loop.call_later(_AGAIN, self._watch_again)
         else:
             self._connected = sock
             self._timer = self._loop.call_later(_MOVED, self._watch_again)
