@@ -150,6 +150,11 @@ FILE_RECEIVED = shown("send-receive-fd.1", "cat <&")
 FILE_SENT = shown("send-receive-fd.1", "/etc/hosts")
 CLIENTS_SENT = shown("send-receive-fd.1", "--inetd")
 CLIENT_RECEIVED = shown("send-receive-fd.1", "exec socks-inetd")
+CHECK_BOX = shown("socketbox.8", "--check")
+EXPLAIN_BOX = shown("socketbox.8", "--explain")
+BOX_WITHOUT_RULES = shown("socketbox.8", "-u nobody")
+BOX_WITH_RULES = shown("socketbox.8", "-p 443")
+ENABLE_BOX = shown("socketbox.8", "enable --now socketbox.socket")
 TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
 ALLOW_LIST = shown("muonsocks.rules.5", "allow 10.1.2.3 22")
 DENY_LIST = shown("muonsocks.rules.5", "deny .example.net  ")
@@ -746,6 +751,66 @@ def test_unit_with_a_policy(machine: Machine) -> None:
         assert fetch(machine, "http://www.example.com/") == WWW
         assert fetch(machine, "http://expyuzz4.onion/", "-x socks5h://127.0.0.1") == GATEWAY
         assert "(2)" in fetch(machine, "telnet://www.example.com:25/")
+
+
+RECEIVER = """
+import os, socket
+there = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+if os.path.exists("/run/receiver.sock"):
+    os.unlink("/run/receiver.sock")
+there.bind("/run/receiver.sock")
+os.chmod("/run/receiver.sock", 0o666)
+while True:
+    _, [fd], _, _ = socket.recv_fds(there, 1, 1)
+    with socket.socket(fileno=fd) as conn:
+        conn.recv(4096)
+        text = "{} of {}".format(conn.getpeername()[0], conn.getsockname()[1]).encode()
+        conn.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(text) + text)
+        conn.recv(1)
+"""
+BOX_RULES = """
+rule-set:0
+ip:192.0.2.1 port:80 jump-unix:/run/receiver.sock
+port:443 jump-unix:/run/receiver.sock
+"""
+
+
+def test_socketbox(machine: Machine) -> None:
+    """Checked, explained, and passing on, by options, by rules and as a unit."""
+    machine.put("/srv/receiver.py", RECEIVER)
+    machine.put("/etc/socketbox.conf", BOX_RULES)
+    assert paste(machine, CHECK_BOX) == "good: 1 set, 2 entries, 0 warnings\n"
+    decision = "decision: jump-unix:/run/receiver.sock (/etc/socketbox.conf:3)"
+    assert decision in paste(machine, EXPLAIN_BOX)
+    machine.run(f"systemd-run --quiet --unit=receiver unshare --net {PYTHON} /srv/receiver.py")
+    machine.run("until test -S /run/receiver.sock; do sleep 0.02; done", timeout=20)
+    try:
+        with serving(machine, BOX_WITHOUT_RULES, "8443"):
+            assert fetch(machine, "http://192.0.2.1:8443/", "") == "::ffff:192.0.2.1 of 8443"
+            assert machine.run("pgrep --count --euid nobody socketbox || true").stdout != "0\n"
+        with serving(machine, BOX_WITH_RULES, "443"):
+            for port in (80, 443):
+                answer = fetch(machine, f"http://192.0.2.1:{port}/", "--interface 192.0.2.5")
+                assert answer == f"192.0.2.5 of {port}"
+        drop_in = "[Socket]\nListenStream=\nListenStream=[::]:8443\n"
+        machine.put("/etc/systemd/system/socketbox.socket.d/override.conf", drop_in)
+        paste(machine, ENABLE_BOX)
+        try:
+            assert "curl: (5" in fetch(machine, "http://[::1]:8443/", "")  # an end, or a reset
+            machine.put("/etc/socketbox.conf", BOX_RULES + "jump-unix:/run/receiver.sock\n")
+            machine.run("systemctl reload socketbox.service")
+            await_log(machine, "^reloaded", "journalctl -u socketbox.service -o cat")
+            assert fetch(machine, "http://[::1]:8443/", "") == "::1 of 8443"
+            assert fetch(machine, "http://192.0.2.1:8443/", "") == "::ffff:192.0.2.1 of 8443"
+            show = "systemctl show --property=StatusText socketbox.service"
+            await_log(machine, "passed on: 2, after a wait: 0, not passed on: 1", show)
+            await_log(machine, "client=.*::1", "journalctl SOCKS_TO=/run/receiver.sock -o cat")
+            main = machine.run("systemctl show --property=MainPID --value socketbox").stdout.strip()
+            machine.run(f"! nsenter --net --target {main} ip -6 route get 2001:db8::1")
+        finally:
+            machine.run("systemctl disable --now socketbox.socket; systemctl stop socketbox")
+    finally:
+        machine.run("systemctl stop receiver")
 
 
 def test_removal(machine: Machine) -> None:
