@@ -37,6 +37,20 @@ def test_a_client_over_tcp() -> None:
                     taken.recv(1)
 
 
+def test_a_client_that_is_for_somebody_else() -> None:
+    """Its socket blocks, though the listener does not."""
+    with (
+        closing(listen_on(socket.inet_aton("127.0.0.1"), 0)) as sock,
+        socket.create_connection(sock.getsockname()) as client,
+    ):
+        taken, address = Listener(sock, blocks=True).accept()
+        with closing(taken):
+            assert address == client.getsockname()
+            assert os.get_blocking(taken.fileno())
+            assert taken.gettimeout() is None
+            assert not os.get_inheritable(taken.fileno())
+
+
 def test_a_client_over_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
