@@ -381,3 +381,24 @@ def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"word", receiver.getsockname())
     assert Path(name).exists()
+
+
+def test_a_socket_file_with_a_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has that, nobody can connect."""
+    modes = []
+    change = os.chmod
+
+    def chmod(path: str, mode: int) -> None:
+        modes.append(os.stat(path).st_mode & 0o7777)
+        change(path, mode)
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    before = os.umask(0)
+    try:
+        with closing(listen_at(str(tmp_path / "s"), socket.SOCK_STREAM, 7, 0o640)) as sock:
+            assert modes == [0]
+            assert (tmp_path / "s").stat().st_mode & 0o7777 == 0o640
+            assert sock.type == socket.SOCK_STREAM
+            assert os.umask(0) == 0
+    finally:
+        os.umask(before)
