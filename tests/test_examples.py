@@ -150,6 +150,8 @@ FILE_RECEIVED = shown("send-receive-fd.1", "cat <&")
 FILE_SENT = shown("send-receive-fd.1", "/etc/hosts")
 CLIENTS_SENT = shown("send-receive-fd.1", "--inetd")
 CLIENT_RECEIVED = shown("send-receive-fd.1", "exec socks-inetd")
+SITE = shown("README.md", "site.sock")
+ADDRESSES = shown("README.md", "two.sock")
 CHECK_BOX = shown("socketbox.8", "--check")
 EXPLAIN_BOX = shown("socketbox.8", "--explain")
 BOX_WITHOUT_RULES = shown("socketbox.8", "-u nobody")
@@ -773,6 +775,30 @@ rule-set:0
 ip:192.0.2.1 port:80 jump-unix:/run/receiver.sock
 port:443 jump-unix:/run/receiver.sock
 """
+
+
+def test_a_service_without_a_network(machine: Machine) -> None:
+    with serving(machine, SITE, "8090"):
+        machine.run("until test -S /run/site.sock; do sleep 0.02; done", timeout=20)
+        listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1:8090/"
+        assert "Directory listing" in machine.run(listing, timeout=60).stdout
+
+
+def test_a_service_for_every_address(machine: Machine) -> None:
+    receivers = ("one", "spare")
+    for name in receivers:
+        command = f"socketbox-inetd /run/{name}.sock echo {name}"
+        path = "--setenv=PATH=/usr/local/bin:/usr/bin"
+        machine.run(f"systemd-run --quiet --unit={name} {path} {command}")
+        machine.run(f"until test -S /run/{name}.sock; do sleep 0.02; done", timeout=20)
+    try:
+        with serving(machine, f"{ADDRESSES.rstrip()} --queue-timeout=0.1", "8090"):
+            for number, name in ((1, "one"), (2, "spare")):
+                url = f"telnet://[2001:db8:1::{number}]:8090/"
+                assert fetch(machine, url, "").endswith(name)
+    finally:
+        machine.run(f"systemctl stop {' '.join(receivers)}")
+        machine.run("ip -6 route del local 2001:db8:1::/64 dev lo")
 
 
 def test_socketbox(machine: Machine) -> None:

@@ -188,6 +188,13 @@ def test_parts_that_are_not_to_be_had(text: str) -> None:
 
 
 @root_only()
+def test_the_group_of_root() -> None:
+    assert Identity(4321, None, None, implied=False).leaves_root_its_group
+    assert not Identity(4321, 1234, None, implied=False).leaves_root_its_group
+    assert not Identity(None, None, (), implied=False).leaves_root_its_group
+
+
+@root_only()
 def test_parts_that_are_taken_on() -> None:
     def prepare() -> None:
         os.setgroups([1, 2])

@@ -7,12 +7,14 @@ with receiver(path) as there, boxed("-S", path) as box:
 
 import contextlib
 import os
+import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from programs import SECONDS
+from programs import SECONDS, environment
 from real_server import Server, running
 
 SOCKETBOX = str(Path(__file__).resolve().parents[2] / "bin" / "socketbox")
@@ -21,6 +23,40 @@ SOCKETBOX = str(Path(__file__).resolve().parents[2] / "bin" / "socketbox")
 def boxed(*options: str, **how: Any) -> contextlib.AbstractContextManager[Server]:
     """Run a socketbox, as `running` does."""
     return running(*options, program=(SOCKETBOX,), **how)
+
+
+@contextlib.contextmanager
+def served_by(
+    *options: str, program: tuple[str, ...] = (SOCKETBOX,), **popen: Any
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run it as the options say, without any of ours but one; give the process."""
+    ready, tell = os.pipe()
+    fds = (tell, *popen.pop("pass_fds", ()))
+    popen.setdefault("env", environment())
+    popen.setdefault("stderr", subprocess.PIPE)
+    process = subprocess.Popen(
+        [*program, f"--notify-fd={tell}", *options],
+        stdin=subprocess.DEVNULL,
+        pass_fds=fds,
+        **popen,
+    )
+    os.close(tell)
+    try:
+        with open(ready, "rb") as told:
+            assert told.readline() == b"\n"
+        yield process
+    finally:
+        process.terminate()
+        log = (process.communicate(timeout=SECONDS)[1] or b"").decode()
+        print(log)  # pytest shows it with a failure
+    assert process.returncode in (0, 11)  # 11: what -i leads to has gone
+    assert "Traceback" not in log and "this is a bug" not in log
+
+
+def status_of(pid: int, *names: str) -> list[str]:
+    """Fields of /proc/PID/status."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return [" ".join(re.findall(rf"^{name}:(.*)", text, re.M)[0].split()) for name in names]
 
 
 class Received:

@@ -59,6 +59,21 @@ def test_backlog() -> None:
     close(sources)
 
 
+def test_somebody_else_listens_first() -> None:
+    """Two can be bound, and one can listen."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        sources = from_json(configuration(incoming=[{"address": "127.0.0.1", "port": port}]))
+        other.listen()
+        with pytest.raises(OSError) as caught:
+            sources.entrances(Lines())
+        problem = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        assert caught.value.strerror == problem
+        close(sources)
+
+
 @pytest.mark.parametrize(
     ("daemon", "expected"),
     [

@@ -10,16 +10,24 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from box import SOCKETBOX, Receiver, boxed, is_served, new_receiver, queue_length, receiver
+from box import (
+    SOCKETBOX,
+    Receiver,
+    boxed,
+    is_served,
+    new_receiver,
+    queue_length,
+    receiver,
+    served_by,
+    status_of,
+)
 from ends import descriptors
 from places import in_own_network, root_only, sh
 from programs import SECONDS, environment
-from real_server import ADDRESS, Server, ended, free_port, until
+from real_server import ADDRESS, Server, ended, free_port, resident_memory, until
 
 # The wire, byte for byte
 
@@ -71,31 +79,6 @@ def test_everything_on_one_socket() -> None:
         for host, family in (("127.0.0.1", socket.AF_INET6), ("::1", socket.AF_INET6)):
             with socket.create_connection((host, port), SECONDS), there.take() as served:
                 assert served.family == family
-
-
-@contextlib.contextmanager
-def served_by(
-    *options: str, program: tuple[str, ...] = (SOCKETBOX,), **popen: Any
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run it as the options say, without any of ours but one; give the process."""
-    ready, tell = os.pipe()
-    fds = (tell, *popen.pop("pass_fds", ()))
-    popen.setdefault("env", environment())
-    popen.setdefault("stderr", subprocess.PIPE)
-    process = subprocess.Popen(
-        [*program, f"--notify-fd={tell}", *options],
-        stdin=subprocess.DEVNULL,
-        pass_fds=fds,
-        **popen,
-    )
-    os.close(tell)
-    try:
-        with open(ready, "rb") as told:
-            assert told.readline() == b"\n"
-        yield process
-    finally:
-        process.terminate()
-        process.communicate(timeout=SECONDS)
 
 
 def test_ipv4_and_ipv6_apart(tmp_path: Path) -> None:
@@ -612,6 +595,7 @@ WRONG = {
     ("-S", "x" * 108): f"-S: '{'x' * 60}' is no path of a socket; 1 to 107 bytes fit",
     ("-i", "99"): "-i: descriptor 99 is not open; leave it open for this program, "
     "as a shell does with 99<&0",
+    ("-i", "0"): "-i: descriptor 0 is no unix socket; give one end of a unix socket",
     ("-S", "x", "-i", "0"): "--send-to and --send-over exclude each other; leave one of them out",
     ("-S", "x", "-f", "y"): "--rules and --send-to exclude each other; leave one of them out",
     ("-S", "x", "-l", "localhost"): "-l: 'localhost' is not an address; "
@@ -662,11 +646,6 @@ def test_wrong_usage(options: tuple[str, ...]) -> None:
 # As whom
 
 
-def status_of(pid: int, *names: str) -> list[str]:
-    text = Path(f"/proc/{pid}/status").read_text()
-    return [" ".join(re.findall(rf"^{name}:(.*)", text, re.M)[0].split()) for name in names]
-
-
 @root_only()
 @pytest.mark.parametrize(
     ("options", "uid", "gid", "groups"),
@@ -694,6 +673,7 @@ def test_privileges(
             sets = status_of(pid, "CapInh", "CapPrm", "CapEff", "CapAmb")
             assert {int(one, 16) for one in sets} == {0}
         assert status_of(box.pid, "Uid", "NoNewPrivs") == ["0 0 0 0", "0"]
+        assert box.count("the group is root's still; -g names another one") == (gid == 0)
         with box.connect(), there.take():
             pass
 
@@ -864,7 +844,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
             with boxed("-f", str(rules), "-q", "--queue-timeout=0.01", workers=2) as box:
                 come("127.0.0.1", 20)
                 before = [len(descriptors(pid)) for pid in [box.pid, *box.worker_pids()]]
-                memory = [resident(pid) for pid in box.worker_pids()]
+                memory = [resident_memory(pid) for pid in box.worker_pids()]
                 crowd = [
                     threading.Thread(target=come, args=("127.0.0.1", count // 4)) for _ in range(4)
                 ]
@@ -881,15 +861,8 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
                     ),
                 )
                 for pid, there_before in zip(box.worker_pids(), memory, strict=True):
-                    assert resident(pid) < there_before + 1500
+                    assert resident_memory(pid) < there_before + 1500
         finally:
             ends.set()
             thread.join()
     assert len(served) >= count
-
-
-def resident(pid: int) -> int:
-    """KB of memory."""
-    found = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1])

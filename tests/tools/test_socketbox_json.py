@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box import SOCKETBOX, Receiver, receiver
+from box import SOCKETBOX, Receiver, receiver, served_by, status_of
 from ends import descriptors
 from places import in_own_network, root_only, sh
 from programs import SECONDS
-from real_server import ended, free_port, until
-from test_socketbox import served_by, status_of
+from real_server import children, ended, free_port, until
 
 ACCEPTED, FRAME = b"\x80\0\0\0", b"\3\0\0\0"
 TO_SLOT_0 = {"_start": {"type": "rule", "rules": [{"jump": "o:0"}]}}
@@ -131,7 +130,7 @@ def test_a_slot_that_is_taken(document: Document) -> None:
                 assert sock.recv(100) == b""
             with document.connect(), there.take():
                 pass
-        worker = workers_of(process.pid)[0]
+        worker = children(process.pid)[0]
         until("it is free", lambda: is_free(document.control))
         with registered(document.control) as there, document.connect(), there.take():
             pass
@@ -139,10 +138,6 @@ def test_a_slot_that_is_taken(document: Document) -> None:
         for _ in range(20):
             until("it is free", lambda: is_free(document.control))
         until("nothing is left open", lambda: len(descriptors(worker)) <= before)
-
-
-def workers_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_free(path: Path) -> bool:
@@ -184,7 +179,7 @@ def test_a_receiver_that_is_full(document: Document) -> None:
         contextlib.ExitStack() as stack,
     ):
         clients = [stack.enter_context(document.connect()) for _ in range(count)]
-        until("some wait", lambda: len(descriptors(workers_of(process.pid)[0])) > 100)
+        until("some wait", lambda: len(descriptors(children(process.pid)[0])) > 100)
         for client in clients:
             with there.take() as served:
                 assert served.getpeername() == client.getsockname()
@@ -195,7 +190,7 @@ def test_a_receiver_that_goes_while_others_wait(document: Document) -> None:
     with document.served() as process, contextlib.ExitStack() as stack:
         with registered(document.control):
             clients = [stack.enter_context(document.connect()) for _ in range(count)]
-            worker = workers_of(process.pid)[0]
+            worker = children(process.pid)[0]
             until("they wait", lambda: len(descriptors(worker)) > 100)
         for client in clients:
             with contextlib.suppress(ConnectionResetError):
@@ -232,7 +227,7 @@ def test_who_registers_is_who_it_says(document: Document) -> None:
 def test_the_daemon(document: Document, tmp_path: Path) -> None:
     daemon = {"uid": 4321, "gid": 1234, "groups": [5, 6], "chroot": str(tmp_path)}
     with document.served(daemon=daemon) as process:
-        [worker] = workers_of(process.pid)
+        [worker] = children(process.pid)
         assert status_of(worker, "Uid", "Gid", "Groups") == [
             "4321 4321 4321 4321",
             "1234 1234 1234 1234",
@@ -267,7 +262,7 @@ def test_networks(document: Document) -> None:
         }
         with document.served(**networks) as process, registered(document.control) as there:
             last = os.stat("/run/netns/last")
-            for pid in (process.pid, *workers_of(process.pid)):
+            for pid in (process.pid, *children(process.pid)):
                 here = os.stat(f"/proc/{pid}/ns/net")
                 assert (here.st_dev, here.st_ino) == (last.st_dev, last.st_ino)
             for name, where, is_passed in (

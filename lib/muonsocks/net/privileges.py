@@ -112,6 +112,11 @@ class Identity:
         return self.implied or self._groups_are_ours
 
     @property
+    def leaves_root_its_group(self) -> bool:
+        """Whether who becomes this is no longer root, and still has the group of root."""
+        return self.uid is not None and self.gid is None and 0 in os.getresgid()
+
+    @property
     def _groups_are_ours(self) -> bool:
         return (self.gid is None or os.getresgid() == (self.gid,) * 3) and (
             self.groups is None or set(os.getgroups()) - {self.gid} == {*self.groups} - {self.gid}

@@ -98,7 +98,7 @@ class Receiver:
             raise Refused(f"it was full, or not there, for {limits.patience:g} s") from None
         finally:
             limits.waiting -= 1
-            if one in self._queue:
+            if not (one.is_taken or one.reason):
                 self._queue.remove(one)
             if not self._queue:
                 self._unwatch()

@@ -6,6 +6,7 @@ import os
 from _socket import (
     AF_INET,
     AF_INET6,
+    AF_UNIX,
     SO_ACCEPTCONN,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -66,7 +67,7 @@ class Sources:
         found: list[Entrance] = []
         for number, (sock, backlog) in enumerate(zip(self.sockets, self._backlogs, strict=True)):
             if backlog is not None:
-                sock.listen(backlog)
+                _listen(sock, backlog)
             sock.setblocking(False)
             found.append(Front(sock, number))
         names = ", ".join(map(name_of, self.sockets))
@@ -121,6 +122,14 @@ def from_options(given: Options) -> Sources:
             both = is_alone or address != _ANY
             sources.add(bind_front(address, number, manner, both_families=both), backlog)
     return sources
+
+
+def _listen(sock: socket, backlog: int) -> None:
+    try:
+        sock.listen(backlog)
+    except OSError as error:  # somebody else was bound there, too, and was faster
+        where = f"cannot listen on {name_of(sock)}: {error.strerror}"
+        raise OSError(error.errno, where) from None
 
 
 def _registration(text: str) -> socket:
@@ -178,6 +187,22 @@ def identity(daemon: Daemon) -> Identity | None:
         raise UsageError("daemon.uid is root's", "name a user with less power")
     groups = None if daemon.groups is None else tuple(daemon.groups)
     return Identity(daemon.uid, daemon.gid, groups, implied=False)
+
+
+def receiving_socket(text: str) -> int:
+    """Give the descriptor of -i, which has to be a unix socket. UsageError."""
+    fd = descriptor(text, "-i")
+    try:
+        sock = socket(fileno=fd)
+    except OSError:
+        family = -1
+    else:
+        family = sock.family
+        sock.detach()
+    if family != AF_UNIX:
+        hint = "give one end of a unix socket"
+        raise UsageError(f"-i: descriptor {fd} is no unix socket", hint)
+    return fd
 
 
 # As whom

@@ -80,8 +80,9 @@ from muonsocks.tools.boxing import (
     from_options,
     identity,
     privileges,
+    receiving_socket,
 )
-from muonsocks.tools.command_line import Options, descriptor, parse, unix_path
+from muonsocks.tools.command_line import Options, parse, unix_path
 from muonsocks.tools.listening import notify_fd
 
 TYPE_CHECKING = False
@@ -107,9 +108,9 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     _expect_sense(given)
     if given.flag("--check"):
-        return _check(given, log)
+        return _check(given)
     if given.flag("--explain"):
-        return _explain(given, log)
+        return _explain(given)
     if given.flag("--exec"):
         return _execute(given, log)
     site.main()  # the programs start without it: systemd's modules are to be found there
@@ -141,7 +142,7 @@ def _expect_sense(given: Options) -> None:
 # Instead of serving
 
 
-def _check(given: Options, log: Log) -> int:
+def _check(given: Options) -> int:
     """Say what is wrong or odd in a file."""
     if given.arguments and (given.text("--rules") or given.text("--json")):
         raise UsageError("there are two files to check", "name one")
@@ -165,7 +166,7 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}"
 
 
-def _explain(given: Options, log: Log) -> int:
+def _explain(given: Options) -> int:
     """Say how the rules decide on a connection."""
     local, remote = given.arguments
     connection = read_connection(local, remote)
@@ -200,7 +201,7 @@ def _rulebook(given: Options) -> Rulebook:
         return OneAction(ToPath(unix_path(path, "-S")), "-S")
     fd = given.text("--send-over")
     if fd is not None:
-        return OneAction(ToDescriptor(descriptor(fd, "-i")), "-i")
+        return OneAction(ToDescriptor(receiving_socket(fd)), "-i")
     json = given.text("--json")
     if json is not None:
         return Document(os.path.abspath(json))
@@ -228,8 +229,10 @@ def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
         box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
     else:
         manner.identity, manner.root = privileges(given)
+        box = Box(rulebook, manner, log)  # first: with wrong rules nobody is to come
         sources = from_options(given)
-        box = Box(rulebook, manner, log)
+    if manner.identity is not None and manner.identity.leaves_root_its_group:
+        log.warning("the group is root's still; -g names another one")
     workers = given.number("--workers", 1024)
     if sources.is_for_one_worker:
         if workers > 1:
