@@ -90,6 +90,13 @@ HASHES = [shown("muonsocks.7", "getpass"), ADD_USER.partition("\n")[2].replace("
 TCPSERVERS = [shown("README.md", "tcpserver"), shown("muonsocks.7", "tcpserver")]
 SOCATS = [shown("README.md", "socat -t"), shown("muonsocks.7", "socat -t")]
 RESIDENT = shown("muonsocks.8", "muonsocks\n")
+RECEIVERS = [
+    shown("muonsocks.8", "--receive"),
+    shown("socketbox-inetd.1", "socks-inetd &"),
+]
+HELLO = shown("socketbox-inetd.1", "unshare")
+RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
+NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
 RESIDENTS_WITH_USERS = [
     shown("README.md", "muonsocks --users"),
     shown("muonsocks.8", "muonsocks --users"),
@@ -137,6 +144,19 @@ ENABLE_MUX_HOST = [
     shown("README.md", "virtio-mux-host.socket"),
     shown("virtio-mux.1", "virtio-mux-host.socket"),
 ]
+OWN_ADDRESS = shown("socket-query.1", "socket-query -r")
+BY_LOCAL_ADDRESS = shown("socket-query.1", "socket-query -la")
+FILE_RECEIVED = shown("send-receive-fd.1", "cat <&")
+FILE_SENT = shown("send-receive-fd.1", "/etc/hosts")
+CLIENTS_SENT = shown("send-receive-fd.1", "--inetd")
+CLIENT_RECEIVED = shown("send-receive-fd.1", "exec socks-inetd")
+SITE = shown("README.md", "site.sock")
+ADDRESSES = shown("README.md", "two.sock")
+CHECK_BOX = shown("socketbox.8", "--check")
+EXPLAIN_BOX = shown("socketbox.8", "--explain")
+BOX_WITHOUT_RULES = shown("socketbox.8", "-u nobody")
+BOX_WITH_RULES = shown("socketbox.8", "-p 443")
+ENABLE_BOX = shown("socketbox.8", "enable --now socketbox.socket")
 TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
 ALLOW_LIST = shown("muonsocks.rules.5", "allow 10.1.2.3 22")
 DENY_LIST = shown("muonsocks.rules.5", "deny .example.net  ")
@@ -230,7 +250,7 @@ def needs(program: str) -> pytest.MarkDecorator:
 CLONE = "/srv/muonsocks"
 XINETD_PROGRAM = "/opt/xinetd"
 NETWORKS = ("10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")
-WWW, GATEWAY = "192.0.2.80:80", "198.51.100.10:8080"
+WWW, GATEWAY, PRIVATE = "192.0.2.80:80", "198.51.100.10:8080", "10.1.2.3:80"
 HOSTS = """\
 127.0.0.1 localhost
 192.0.2.80 www.example.com
@@ -259,7 +279,7 @@ for name in sys.argv[1:]:
         listener.listen()
     threading.Thread(target=serve, args=(listener, name)).start()
 """
-TARGET_NAMES = [WWW, GATEWAY, "192.0.2.80:25", "10.1.2.3:80", "203.0.113.1:80", "203.0.113.1:22"]
+TARGET_NAMES = [WWW, GATEWAY, PRIVATE, "192.0.2.80:25", "203.0.113.1:80", "203.0.113.1:22"]
 TARGET_NAMES += ["127.0.0.1:8888", "/run/web.sock"]
 
 
@@ -511,6 +531,65 @@ def test_socket_of_a_mux_host(machine: Machine, which: int) -> None:
         machine.run("systemctl disable --now virtio-mux-host.socket")
 
 
+def test_clients_told_where_they_come_from(machine: Machine) -> None:
+    with serving(machine, OWN_ADDRESS, "8000"):
+        answer = machine.run("bash -c 'cat </dev/tcp/127.0.0.1/8000'", timeout=20).stdout
+        assert re.fullmatch(r"127\.0\.0\.1:\d+\n", answer)
+
+
+def test_serving_by_the_local_address(machine: Machine) -> None:
+    with serving(machine, BY_LOCAL_ADDRESS, "1080"):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        other = "--socks5-hostname 192.0.2.1:1080"
+        assert "(97)" in fetch(machine, "http://www.example.com/", other)
+
+
+def test_a_file_that_is_passed(machine: Machine) -> None:
+    with serving(machine, FILE_RECEIVED, "passed.sock"):
+        assert paste(machine, FILE_SENT) == ""
+        await_log(machine, "www.example.com", "cat /run/example-passed.sock.log")
+
+
+def test_clients_that_are_passed(machine: Machine) -> None:
+    with (
+        serving(machine, CLIENT_RECEIVED, "clients.sock"),
+        serving(machine, CLIENTS_SENT, "1080"),
+    ):
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(
+            machine, r"client=127\.0\.0\.1:.* end=closed", "cat /run/example-clients.sock.log"
+        )
+
+
+@pytest.mark.parametrize("text", RECEIVERS, ids=["muonsocks.8", "socketbox-inetd.1"])
+def test_clients_who_are_passed(machine: Machine, text: str) -> None:
+    [path] = set(re.findall(r"/run/\S+\.sock", text))
+    with serving(machine, text, "1080"):
+        machine.run(f"until test -S {path}; do sleep 0.02; done", timeout=20)
+        assert fetch(machine, "http://www.example.com/") == WWW
+        await_log(machine, r"closed client=127\.0\.0\.1:.* end=closed")
+
+
+def test_a_program_without_a_network(machine: Machine) -> None:
+    with serving(machine, HELLO, "8023"):
+        machine.run("until test -S /run/hello.sock; do sleep 0.02; done", timeout=20)
+        assert fetch(machine, "telnet://127.0.0.1:8023/", "") == "you are 127.0.0.1"
+
+
+def test_relay_to_a_web_server(machine: Machine) -> None:
+    with serving(machine, RELAY_TO_WEB, "127.0.0.1:8080"):
+        assert fetch(machine, "http://127.0.0.1:8080/", "") == PRIVATE
+
+
+def test_nat64(machine: Machine) -> None:
+    relay, curl = NAT64.split(" &\n")
+    try:
+        with serving(machine, relay, "8064"):
+            assert paste(machine, curl).strip() == PRIVATE
+    finally:
+        machine.run("ip route del local 64:ff9b::/96 dev lo")
+
+
 @needs("tcpserver")
 @pytest.mark.parametrize("text", TCPSERVERS, ids=["README.md", "muonsocks.7"])
 def test_tcpserver(machine: Machine, text: str) -> None:
@@ -674,6 +753,90 @@ def test_unit_with_a_policy(machine: Machine) -> None:
         assert fetch(machine, "http://www.example.com/") == WWW
         assert fetch(machine, "http://expyuzz4.onion/", "-x socks5h://127.0.0.1") == GATEWAY
         assert "(2)" in fetch(machine, "telnet://www.example.com:25/")
+
+
+RECEIVER = """
+import os, socket
+there = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+if os.path.exists("/run/receiver.sock"):
+    os.unlink("/run/receiver.sock")
+there.bind("/run/receiver.sock")
+os.chmod("/run/receiver.sock", 0o666)
+while True:
+    _, [fd], _, _ = socket.recv_fds(there, 1, 1)
+    with socket.socket(fileno=fd) as conn:
+        conn.recv(4096)
+        text = "{} of {}".format(conn.getpeername()[0], conn.getsockname()[1]).encode()
+        conn.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(text) + text)
+        conn.recv(1)
+"""
+BOX_RULES = """
+rule-set:0
+ip:192.0.2.1 port:80 jump-unix:/run/receiver.sock
+port:443 jump-unix:/run/receiver.sock
+"""
+
+
+def test_a_service_without_a_network(machine: Machine) -> None:
+    with serving(machine, SITE, "8090"):
+        machine.run("until test -S /run/site.sock; do sleep 0.02; done", timeout=20)
+        listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1:8090/"
+        assert "Directory listing" in machine.run(listing, timeout=60).stdout
+
+
+def test_a_service_for_every_address(machine: Machine) -> None:
+    receivers = ("one", "spare")
+    for name in receivers:
+        command = f"socketbox-inetd /run/{name}.sock echo {name}"
+        path = "--setenv=PATH=/usr/local/bin:/usr/bin"
+        machine.run(f"systemd-run --quiet --unit={name} {path} {command}")
+        machine.run(f"until test -S /run/{name}.sock; do sleep 0.02; done", timeout=20)
+    try:
+        with serving(machine, f"{ADDRESSES.rstrip()} --queue-timeout=0.1", "8090"):
+            for number, name in ((1, "one"), (2, "spare")):
+                url = f"telnet://[2001:db8:1::{number}]:8090/"
+                assert fetch(machine, url, "").endswith(name)
+    finally:
+        machine.run(f"systemctl stop {' '.join(receivers)}")
+        machine.run("ip -6 route del local 2001:db8:1::/64 dev lo")
+
+
+def test_socketbox(machine: Machine) -> None:
+    """Checked, explained, and passing on, by options, by rules and as a unit."""
+    machine.put("/srv/receiver.py", RECEIVER)
+    machine.put("/etc/socketbox.conf", BOX_RULES)
+    assert paste(machine, CHECK_BOX) == "good: 1 set, 2 entries, 0 warnings\n"
+    decision = "decision: jump-unix:/run/receiver.sock (/etc/socketbox.conf:3)"
+    assert decision in paste(machine, EXPLAIN_BOX)
+    machine.run(f"systemd-run --quiet --unit=receiver unshare --net {PYTHON} /srv/receiver.py")
+    machine.run("until test -S /run/receiver.sock; do sleep 0.02; done", timeout=20)
+    try:
+        with serving(machine, BOX_WITHOUT_RULES, "8443"):
+            assert fetch(machine, "http://192.0.2.1:8443/", "") == "::ffff:192.0.2.1 of 8443"
+            assert machine.run("pgrep --count --euid nobody socketbox || true").stdout != "0\n"
+        with serving(machine, BOX_WITH_RULES, "443"):
+            for port in (80, 443):
+                answer = fetch(machine, f"http://192.0.2.1:{port}/", "--interface 192.0.2.5")
+                assert answer == f"192.0.2.5 of {port}"
+        drop_in = "[Socket]\nListenStream=\nListenStream=[::]:8443\n"
+        machine.put("/etc/systemd/system/socketbox.socket.d/override.conf", drop_in)
+        paste(machine, ENABLE_BOX)
+        try:
+            assert "curl: (5" in fetch(machine, "http://[::1]:8443/", "")  # an end, or a reset
+            machine.put("/etc/socketbox.conf", BOX_RULES + "jump-unix:/run/receiver.sock\n")
+            machine.run("systemctl reload socketbox.service")
+            await_log(machine, "^reloaded", "journalctl -u socketbox.service -o cat")
+            assert fetch(machine, "http://[::1]:8443/", "") == "::1 of 8443"
+            assert fetch(machine, "http://192.0.2.1:8443/", "") == "::ffff:192.0.2.1 of 8443"
+            show = "systemctl show --property=StatusText socketbox.service"
+            await_log(machine, "passed on: 2, after a wait: 0, not passed on: 1", show)
+            await_log(machine, "client=.*::1", "journalctl SOCKS_TO=/run/receiver.sock -o cat")
+            main = machine.run("systemctl show --property=MainPID --value socketbox").stdout.strip()
+            machine.run(f"! nsenter --net --target {main} ip -6 route get 2001:db8::1")
+        finally:
+            machine.run("systemctl disable --now socketbox.socket; systemctl stop socketbox")
+    finally:
+        machine.run("systemctl stop receiver")
 
 
 def test_removal(machine: Machine) -> None:

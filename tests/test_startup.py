@@ -264,3 +264,55 @@ def test_a_connection_that_is_handed_over(tmp_path: Path) -> None:
 def test_an_import_is_seen() -> None:
     log = subprocess.run([*PYTHON, "-c", "import re"], capture_output=True, text=True).stderr
     assert {"re", "enum", "functools"} <= imported(log) - imported_by_nothing()
+
+
+def run_and_listed(command: list[str], *fds: int) -> tuple[str, set[str]]:
+    """Run a program that needs no network; give what it prints, and what it imported."""
+    environ = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        command, pass_fds=fds, env=environ, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, imported(done.stderr) - imported_by_nothing()
+
+
+@pytest.mark.parametrize("options", [[], ["-r"], ["-l", "-p"], ["-Rra"]])
+def test_socket_query(options: list[str]) -> None:
+    """With the options that scripts give too."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        fd = client.fileno()
+        command = [*program("socket-query"), *options, "-f", str(fd)]
+        output, modules = run_and_listed(command, fd)
+    assert output
+    held_to_the_list(modules)
+    assert "muonsocks.tools.socket_query" in modules
+    assert "muonsocks.socks" not in modules
+
+
+def test_send_receive_fd() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        fds = [near.fileno(), far.fileno()]
+        for words in ("-s 0 {}", "-r {} -- /usr/bin/true"):
+            command = [*program("send-receive-fd"), *words.format(fds.pop(0)).split()]
+            _, modules = run_and_listed(command, near.fileno(), far.fileno())
+            held_to_the_list(modules)
+            assert "muonsocks.tools.send_receive_fd" in modules
+            assert "muonsocks.socks" not in modules
+
+
+def test_send_receive_fd_at_a_path(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    command = [*program("send-receive-fd"), "-r", path, "/usr/bin/true"]
+    log = tmp_path / "log"
+    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            while probe.connect_ex(path):
+                assert process.poll() is None
+        _, modules = run_and_listed([*program("send-receive-fd"), "-s", "0", path])
+        held_to_the_list(modules)
+        assert process.wait(SECONDS) == 0
+    held_to_the_list(imported(log.read_text()) - imported_by_nothing())

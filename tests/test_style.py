@@ -21,7 +21,11 @@ sys.path += (home + "/lib", python + "site-packages", python + "dist-packages")
 from muonsocks.tools import run
 run("{module}"{more})
 """
-SERVERS = {"muonsocks"}  # their standard input and output are nobody's
+SERVERS = {
+    "muonsocks",
+    "socketbox",
+    "socketbox-inetd",
+}  # their standard input and output are nobody's
 
 
 def lint(program: str, *arguments: str) -> None:

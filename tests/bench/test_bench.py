@@ -257,6 +257,19 @@ def test_a_goal_can_be_a_figure() -> None:
     assert "| 1,500 | 1,500 |   1,600 | 1,400-1,700 |   aim |" in results.goals_table()
 
 
+def test_a_run_of_the_box() -> None:
+    """Also beside another one, which here is the same."""
+    box = HERE.parents[1] / "bin" / "socketbox"
+    command = [str(HERE / "box.py"), "--connections=400", "--rounds=2", f"--other={box}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    rows = re.findall(r"^(\S.*\S) {2,}(\d+\.\d) +(\d+\.\d) +(\d+\.\d)$", done.stdout, re.M)
+    names = ["accept and close", "socketbox -q", "socketbox", "socketbox -q, a map of 10,000"]
+    assert [row[0] for row in rows] == [*names, "the other one"]
+    for _, middle, least, most in rows:
+        assert float(least) <= float(middle) <= float(most)
+
+
 @pytest.mark.parametrize(("value", "verdict"), [(19.9, "aim"), (20.0, "aim"), (20.1, "short")])
 def test_less_can_be_better(value: float, verdict: str) -> None:
     found: dict[str, object] = {"metric": "guest memory", "n": 1000, "server": "ours", "round": 0}

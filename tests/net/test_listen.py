@@ -12,7 +12,15 @@ from ends import nothing_left_behind
 from places import in_child, in_own_network, root_only, sh
 
 from muonsocks.errors import UsageError
-from muonsocks.net.listen import inherited, is_for_this_host, listen_at, listen_on, name_of
+from muonsocks.net.listen import (
+    SocketFile,
+    inherited,
+    is_for_this_host,
+    listen_at,
+    listen_on,
+    name_of,
+    receive_at,
+)
 
 LOOPBACK, LOOPBACK_6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
 OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.SOL_SOCKET, socket.SO_OOBINLINE)]
@@ -293,3 +301,104 @@ def test_any_other_file_is_left(tmp_path: Path) -> None:
         listen_at(str(path))
     assert raised.value.errno == errno.EADDRINUSE
     assert path.read_text() == "precious"
+
+
+# Unix sockets of datagrams
+
+
+@pytest.mark.parametrize("mask", [0, 0o22, 0o777])
+def test_datagrams_come_from_owner_and_group(tmp_path: Path, mask: int) -> None:
+    path = str(tmp_path / "socket")
+    before = os.umask(mask)
+    try:
+        receive_at(path).close()
+        with (
+            closing(receive_at(path)) as receiver,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        ):
+            assert os.lstat(path).st_mode & 0o7777 == 0o660
+            sender.sendto(b"word", path)
+            assert receiver.recv(10) == b"word"
+            assert not os.get_inheritable(receiver.fileno())
+            with pytest.raises(BlockingIOError):
+                receiver.recv(10)
+    finally:
+        assert os.umask(before) == mask
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
+def test_one_that_somebody_serves_takes_no_datagrams(tmp_path: Path, kind: int) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(path)
+        if kind != socket.SOCK_DGRAM:
+            other.listen()
+        before, mask = os.lstat(path).st_ino, os.umask(0o22)
+        with pytest.raises(OSError) as raised:
+            receive_at(path)
+        assert (raised.value.errno, raised.value.filename) == (errno.EADDRINUSE, path)
+        assert (os.lstat(path).st_ino, os.umask(mask)) == (before, 0o22)
+
+
+# The file of a unix socket
+
+
+def test_a_socket_file_is_removed_once(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with closing(receive_at(str(path))):
+        file = SocketFile(str(path))
+        file.remove()
+        assert not path.exists()
+    with closing(receive_at(str(path))):  # which may well have the same number
+        file.remove()
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize("what", ["nothing", "a socket", "a file", "no directory"])
+def test_what_is_in_its_place_is_left(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "place" / "socket"
+    path.parent.mkdir()
+    with closing(receive_at(str(path))):
+        file = SocketFile(str(path))
+        path.unlink()
+        if what == "a socket":
+            receive_at(str(path)).close()
+        elif what == "a file":
+            path.write_text("precious")
+        elif what == "no directory":
+            path.parent.rmdir()
+        file.remove()
+        assert path.exists() == (what in ("a socket", "a file"))
+
+
+def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"@muonsocks-test-{os.getpid()}"
+    Path(name).touch()
+    with closing(receive_at(name)) as receiver:
+        SocketFile(name).remove()
+        assert receiver.getsockname() == name.replace("@", "\0").encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"word", receiver.getsockname())
+    assert Path(name).exists()
+
+
+def test_a_socket_file_with_a_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has that, nobody can connect."""
+    modes = []
+    change = os.chmod
+
+    def chmod(path: str, mode: int) -> None:
+        modes.append(os.stat(path).st_mode & 0o7777)
+        change(path, mode)
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    before = os.umask(0)
+    try:
+        with closing(listen_at(str(tmp_path / "s"), socket.SOCK_STREAM, 7, 0o640)) as sock:
+            assert modes == [0]
+            assert (tmp_path / "s").stat().st_mode & 0o7777 == 0o640
+            assert sock.type == socket.SOCK_STREAM
+            assert os.umask(0) == 0
+    finally:
+        os.umask(before)

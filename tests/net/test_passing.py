@@ -3,15 +3,14 @@
 import errno
 import fcntl
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ends import PATIENCE, nothing_left_behind, tcp_pair
+from ends import PATIENCE, nothing_left_behind
 from places import descriptor_limit
 
 from muonsocks.errors import RemoteProtocolError
@@ -161,78 +160,169 @@ def test_over_datagrams() -> None:
         passing.close_all(fds)
 
 
-# What is passed
+# The first descriptor of a message
+
+KINDS = [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM]
+SO_TIMESTAMP, SO_PASSPIDFD = 29, 76
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
-def test_connections_are_made_sockets() -> None:
-    with ExitStack() as stack:
-        kept = [stack.enter_context(sock) for sock in (*tcp_pair(), *socket.socketpair())]
-        made = passing.stream_sockets([os.dup(sock.fileno()) for sock in kept])
-        assert [sock.getsockname() for sock in made] == [sock.getsockname() for sock in kept]
-        assert all(os.get_blocking(sock.fileno()) for sock in kept)
-        for sock in made:
-            sock.close()
+@contextmanager
+def joined(kind: socket.SocketKind) -> Iterator[Ways]:
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    with one, other:
+        yield one, other
 
 
-def test_multipath_tcp_is_a_connection() -> None:
-    try:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, passing._IPPROTO_MPTCP)
-    except OSError as error:
-        pytest.skip(f"no MPTCP here: {error.strerror}")
-    with listener:
-        assert not passing.is_connection(made_listening(listener))
-        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
-            assert accepted.proto == passing._IPPROTO_MPTCP
-            assert passing.is_connection(accepted)
+def same_file(fd: int, other: int) -> bool:
+    return os.path.samestat(os.fstat(fd), os.fstat(other))
 
 
-def made_listening(sock: socket.socket) -> socket.socket:
-    sock.bind(("127.0.0.1", 0))
-    sock.listen()
-    return sock
+@each_kind
+@pytest.mark.parametrize("count", [1, 2, 100, MOST])
+@pytest.mark.parametrize("data", [b"\0", b"\3\0\0\0", bytes(1000), bytes(4096)], ids=len)
+def test_the_first_descriptor(kind: socket.SocketKind, count: int, data: bytes) -> None:
+    """And all others are closed, which the fixture sees."""
+    reader, writer = os.pipe()
+    with joined(kind) as (one, other):
+        for _ in range(2):
+            passing.send(one, data, (writer, *[reader] * (count - 1)))
+        for _ in range(2):
+            fd = passing.receive_first(other)
+            assert fd is not None
+            assert same_file(fd, writer) and fd != writer
+            assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+            assert fcntl.fcntl(fd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
+            os.close(fd)
+        with pytest.raises(BlockingIOError):
+            passing.receive_first(other)
+    os.close(reader)
+    os.close(writer)
 
 
-def detached(sock: socket.socket, *others: socket.socket) -> int:
-    for other in others:
-        other.close()
-    return sock.detach()
+@pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("data", [b"", bytes(5000)], ids=len)
+def test_the_first_descriptor_with_nothing_and_with_much(
+    kind: socket.SocketKind, data: bytes
+) -> None:
+    with joined(kind) as (one, other):
+        for _ in range(2):
+            send_fds(one, data, 0)
+        for _ in range(2):
+            fd = passing.receive_first(other)
+            assert fd is not None
+            os.close(fd)
 
 
-def an_epoll() -> int:
-    made = select.epoll()
-    try:
-        return os.dup(made.fileno())
-    finally:
-        made.close()
+@each_kind
+def test_a_message_without_a_descriptor_is_not_the_end(kind: socket.SocketKind) -> None:
+    words = [b"word"] if kind == socket.SOCK_STREAM else [b"", b"word"]
+    with joined(kind) as (one, other):
+        for data in words:
+            one.send(data)
+            with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+                passing.receive_first(other)
+        one.send(b"last")
+        one.close()
+        with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+            passing.receive_first(other)
 
 
-UNFIT: dict[str, Callable[[], int]] = {
-    "a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
-    "a path": lambda: os.open("/etc/passwd", os.O_PATH),
-    "a directory": lambda: os.open("/", os.O_RDONLY),
-    "a terminal": lambda: os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY),
-    "a counter": lambda: os.eventfd(0),
-    "an epoll": an_epoll,
-    "a TCP listener": lambda: detached(made_listening(socket.socket())),
-    "a UDP socket": lambda: detached(socket.socket(type=socket.SOCK_DGRAM)),
-    "a unix datagram socket": lambda: detached(
-        *socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    ),
-    "a connection of messages": lambda: detached(
-        *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ),
-    "a netlink socket": lambda: detached(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
-}
+@pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("data", [b"word", b""], ids=len)
+def test_a_descriptor_after_a_message_without_one(kind: socket.SocketKind, data: bytes) -> None:
+    with joined(kind) as (one, other):
+        one.send(data)
+        passing.send(one, b".", (0,))
+        if data:
+            one.close()
+        with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+            passing.receive_first(other)
+        fd = passing.receive_first(other)
+        assert fd is not None
+        os.close(fd)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("what", UNFIT)
-def test_anything_else_is_refused(what: str, place: int) -> None:
-    """And the good ones beside it are closed with it."""
-    fds = [detached(*socket.socketpair()) for _ in range(2)]
-    fds.insert(place, UNFIT[what]())
-    with pytest.raises(RemoteProtocolError, match=r"no (socket|connection)"):
-        passing.stream_sockets(fds)
+def test_a_descriptor_that_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a security module, say, or as a thread was faster: that is no end."""
+    monkeypatch.setattr(passing, "_ANY_CONTROL", 1)
+    with joined(socket.SOCK_SEQPACKET) as (one, other):
+        passing.send(one, b".", (0,))
+        with pytest.raises(RemoteProtocolError, match="the system does not let in"):
+            passing.receive_first(other)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("how", ["closed", "reset", "shut", "shut here"])
+def test_the_end_of_descriptors(kind: socket.SocketKind, how: str) -> None:
+    """After all that came before it."""
+    with joined(kind) as (one, other):
+        passing.send(one, b".", (0,))
+        if how == "reset":
+            other.send(b"unread")
+        if how.startswith("shut"):
+            (other if how.endswith("here") else one).shutdown(socket.SHUT_RDWR)
+        else:
+            one.close()
+        fd = passing.receive_first(other)
+        assert fd is not None
+        os.close(fd)
+        assert passing.receive_first(other) is None
+
+
+def test_datagrams_have_no_end() -> None:
+    """Who has left, or connected to another, says nothing of the rest."""
+    with (
+        joined(socket.SOCK_DGRAM) as (one, other),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as third,
+    ):
+        third.bind(f"\0muonsocks-test-{os.getpid()}")
+        passing.send(one, b".", (0,))
+        other.send(b"unread")
+        one.connect(third.getsockname())
+        fd = passing.receive_first(other)
+        assert fd is not None
+        os.close(fd)
+        one.close()
+        with pytest.raises(BlockingIOError):
+            passing.receive_first(other)
+
+
+@each_kind
+def test_a_descriptor_waits_for_room(kind: socket.SocketKind) -> None:
+    """The kernel would take the message off, and drop what there is no room for."""
+    reader, writer = os.pipe()
+    with joined(kind) as (one, other):
+        passing.send(one, b".", (writer, reader, reader))
+        with descriptor_limit(0):
+            for _ in range(3):
+                with pytest.raises(OSError) as raised:
+                    passing.receive_first(other)
+                assert raised.value.errno == errno.EMFILE
+        with descriptor_limit(1):  # the others are dropped
+            fd = passing.receive_first(other)
+        assert fd is not None and same_file(fd, writer)
+        os.close(fd)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_what_else_comes_with_a_message() -> None:
+    """By options of the socket, which somebody else may have made. A pidfd is a descriptor too."""
+    with joined(socket.SOCK_DGRAM) as (one, other):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        other.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+        try:
+            other.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+        except OSError:
+            pass  # before Linux 6.5: the others are worth it
+        passing.send(one, b".", [0] * MOST)
+        fd = passing.receive_first(other)
+        assert fd is not None and same_file(fd, 0)
+        os.close(fd)
+        passing.send(one, b".")
+        with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+            passing.receive_first(other)
 
 
 # In a loop
@@ -391,5 +481,47 @@ def test_the_last_message() -> None:
                 await one.send_message(b"go")
             one.close()
             other.close()
+
+    run(story)
+
+
+@each_kind
+def test_waits_for_a_descriptor(kind: socket.SocketKind) -> None:
+    """On sockets that are not ours to make non-blocking."""
+
+    async def story(loop: Loop) -> None:
+        one, other = socket.socketpair(socket.AF_UNIX, kind)
+        passage = Passage(loop, other)
+        for _ in range(2):
+            loop.call_later(0.005, lambda: passing.send(one, b".", (0,)))
+            fd = await passage.receive_first()
+            assert fd is not None
+            os.close(fd)
+        assert os.get_blocking(other.fileno())
+        loop.call_later(0.005, lambda: one.send(b"word"))
+        with pytest.raises(RemoteProtocolError):
+            await passage.receive_first()
+        loop.call_later(0.005, one.close)
+        if kind != socket.SOCK_DGRAM:
+            assert await passage.receive_first() is None
+        else:
+            with pytest.raises(TimeoutError), loop.deadline(0.05):
+                await passage.receive_first()
+        passage.close()
+
+    run(story)
+
+
+def test_a_descriptor_that_waits_for_room_in_a_loop() -> None:
+    async def story(loop: Loop) -> None:
+        one, other = pair(loop)
+        await one.send_message(b".", (0,))
+        with descriptor_limit(0), pytest.raises(OSError):
+            await other.receive_first()
+        fd = await other.receive_first()
+        assert fd is not None
+        os.close(fd)
+        one.close()
+        other.close()
 
     run(story)

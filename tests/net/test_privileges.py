@@ -155,6 +155,115 @@ def test_name_goes_before_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Identity.of("1").uid == 42
 
 
+# A user, a group and groups, each by itself
+
+
+def parts(identity: Identity | None) -> tuple[object, ...]:
+    assert identity is not None
+    return identity.uid, identity.gid, identity.groups
+
+
+def test_parts_of_an_identity() -> None:
+    nobody = pwd.getpwnam("nobody")
+    of_parts = Identity.of_parts
+    assert of_parts(None, None, None, False) is None
+    assert of_parts(None, None, None, True) is None
+    assert parts(of_parts("nobody", None, None, False)) == (nobody.pw_uid, nobody.pw_gid, ())
+    assert parts(of_parts("nobody", "tty", None, False)) == (nobody.pw_uid, 5, ())
+    assert parts(of_parts("nobody", "7", None, True)) == (nobody.pw_uid, 7, None)
+    assert parts(of_parts("4321", None, None, False)) == (4321, None, None)
+    assert parts(of_parts("4321", "7", None, False)) == (4321, 7, ())
+    assert parts(of_parts(None, "7", None, False)) == (None, 7, ())
+    assert parts(of_parts(None, None, "5,tty,7", False)) == (None, None, (5, 5, 7))
+    assert parts(of_parts(None, "7", "", True)) == (None, 7, ())
+
+
+@pytest.mark.parametrize("text", ["root", "0", "00", "", "no-such", "-1", "4294967295", "\u0661"])
+def test_parts_that_are_not_to_be_had(text: str) -> None:
+    with pytest.raises(UsageError, match="to become"):
+        Identity.of_parts(text, None, None, False)
+    if text not in ("root", "0", "00"):
+        with pytest.raises(UsageError, match="there is no group"):
+            Identity.of_parts(None, text, None, False)
+
+
+@root_only()
+def test_the_group_of_root() -> None:
+    assert Identity(4321, None, None, implied=False).leaves_root_its_group
+    assert not Identity(4321, 1234, None, implied=False).leaves_root_its_group
+    assert not Identity(None, None, (), implied=False).leaves_root_its_group
+
+
+@root_only()
+def test_parts_that_are_taken_on() -> None:
+    def prepare() -> None:
+        os.setgroups([1, 2])
+
+    for identity, uid, gid, groups in (
+        (Identity(4321, None, None, implied=False), "4321", "0", "1 2"),
+        (Identity(4321, 1234, (), implied=False), "4321", "1234", ""),
+        (Identity(4321, 1234, (5, 6), implied=False), "4321", "1234", "5 6"),
+        (Identity(4321, None, (5,), implied=False), "4321", "0", "5"),
+        (Identity(4321, 1234, None, implied=False), "4321", "1234", "1 2"),
+    ):
+        with Child(identity, prepare=prepare) as child:
+            assert child.said == "done"
+            assert child.status["Uid"].split() == [uid] * 4
+            assert child.status["Gid"].split() == [gid] * 4
+            assert child.status["Groups"] == groups
+            child.is_powerless()
+
+
+@root_only()
+def test_a_group_alone_leaves_root_its_capabilities() -> None:
+    """Root without any could not do what it is kept for."""
+    with Child(Identity(None, 1234, (5,), implied=False)) as child:
+        assert child.said == "done"
+        assert child.status["Uid"].split() == ["0"] * 4
+        assert child.status["Gid"].split() == ["1234"] * 4
+        assert child.status["Groups"] == "5"
+        assert int(child.status["CapEff"], 16)
+        assert child.status["NoNewPrivs"] == "1"
+
+
+@root_only()
+def test_a_group_alone_does_not_hold_root_in_a_directory(tmp_path: Path) -> None:
+    with Child(Identity(None, 1234, (), implied=False), str(tmp_path)) as child:
+        assert child.said.startswith("UsageError: -C alone does not hold root")
+
+
+@root_only()
+def test_groups_that_one_is_not_in_are_not_to_be_had() -> None:
+    for identity in (
+        Identity(None, 1234, None, implied=False),
+        Identity(65534, None, (5,), implied=False),
+    ):
+        with Child(identity, prepare=become_nobody) as child:
+            assert child.said.startswith("UsageError: -u takes root's privileges")
+    with Child(Identity(65534, 65534, (4242,), implied=False), prepare=become_nobody) as child:
+        assert child.said == "done"
+
+
+@root_only()
+@pytest.mark.parametrize("step", ["setgroups", "setresgid", "setresuid"])
+def test_a_part_that_is_left_out_is_noticed(step: str) -> None:
+    identity = Identity(4321, 1234, (5, 6), implied=False)
+    with Child(identity, prepare=lambda: leave_out(step)) as child:
+        assert child.said == f"OSError: privileges cannot be given up: {LEFT_OUT[step]}"
+
+
+@root_only()
+def test_a_program_that_is_executed_may_get_privileges() -> None:
+    def prepare() -> None:
+        give_up(NOBODY, None, for_program=True)
+
+    with Child(None, prepare=prepare) as child:
+        assert child.said == "done"
+        assert child.status["NoNewPrivs"] == "0"
+        assert child.status["Uid"].split() == ["65534"] * 4
+        assert {child.status[name].strip("0") for name in CAPABILITIES} == {""}
+
+
 # As root
 
 

@@ -13,6 +13,8 @@ MOST_EXPOSED = {
     "muonsocks@.service": 20,
     "muonsocks-relay.service": 3,
     "muonsocks-resident.service": 12,
+    "socketbox-inetd@.service": 2,
+    "socketbox.service": 2,
     "virtio-mux-guest.service": 2,
     "virtio-mux-host@.service": 11,
 }  # tenths

@@ -23,6 +23,7 @@ from muonsocks import tools
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
+from muonsocks.net.entrance import Listener
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
@@ -82,9 +83,9 @@ def main(arguments: list[str], log: Log) -> int:
     address = parse_address(given["listen"])
     assert address
     plan = Plan(int(given["workers"]), Capacity(0), float(given["drain-timeout"]))
-    listeners = [listen_on(address, int(given["port"]))]
+    entrances = [Listener(listen_on(address, int(given["port"])))]
     notifier = Notifier(int(given["notify-fd"]))
-    return 0 if Supervisor(Echo(log), listeners, plan, notifier, log).run() else 111
+    return 0 if Supervisor(Echo(log), entrances, plan, notifier, log).run() else 111
 
 
 tool = types.ModuleType("muonsocks.tools.echo_server")

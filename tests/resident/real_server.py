@@ -194,10 +194,10 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def kill_server(pid: int, port: int) -> None:
-    """Kill a process if it is (still) a server of ours."""
+def kill_server(pid: int, mark: str) -> None:
+    """Kill a process if it is (still) one of ours, with this among its arguments."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        if f"--port={port}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+        if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -216,12 +216,31 @@ def running(
 
     `keep` has more descriptors that it is to have.
     """
-    ready, tell = os.pipe()
     port = free_port(host)
-    where = (f"--listen={host}", f"--port={port}", f"--workers={workers}", f"--notify-fd={tell}")
+    where = (f"--listen={host}", f"--port={port}", f"--workers={workers}")
+    command = (*before, *program, *where, f"--drain-timeout={drain}")
+    with started(command, options, workers, bool(before), environ, keep) as server:
+        server.address = (host, port)
+        yield server
+
+
+@contextlib.contextmanager
+def started(
+    command: tuple[str, ...],
+    arguments: tuple[str, ...] = (),
+    workers: int = 1,
+    is_started_by_another: bool = False,
+    environ: dict[bytes, bytes] | None = None,
+    keep: tuple[int, ...] = (),
+) -> Iterator[Server]:
+    """Run a resident program until the end of the block; -d goes between the command and the
+    arguments. Its workers are to end with it.
+    """
+    ready, tell = os.pipe()
+    mark = f"--notify-fd={tell}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*before, *program, *where, f"--drain-timeout={drain}", *options],
+            [*command, mark, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -229,13 +248,13 @@ def running(
             pass_fds=(tell, *keep),
         )
         os.close(tell)
-        server = Server(process, log.fileno(), (host, port))
+        server = Server(process, log.fileno(), ("", 0))
         server.workers = workers
         processes = set[int]()
         try:
             with open(ready, "rb") as told:
                 assert told.readline() == b"\n", f"it does not get ready:\n{server.log}"
-                assert before or told.read() == b"", "it is not closed"
+                assert is_started_by_another or told.read() == b"", "it is not closed"
             processes.update(children(process.pid))
             yield server
             processes.update(children(process.pid))
@@ -248,7 +267,7 @@ def running(
             process.kill()
             process.wait()
             for pid in processes:
-                kill_server(pid, port)
+                kill_server(pid, mark)
             server.log_is_complete()
             print(server.log)  # pytest shows it with a failure
         assert "Traceback" not in server.log

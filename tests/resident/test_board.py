@@ -6,7 +6,18 @@ from time import monotonic
 import pytest
 from places import in_child
 
-from muonsocks.resident.board import CUT, FULL, HEARTBEAT, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import (
+    CUT,
+    FIRST_OWN,
+    FULL,
+    HEARTBEAT,
+    OPEN,
+    REFUSED,
+    SECOND_OWN,
+    SERVED,
+    SHORT,
+    Board,
+)
 
 
 def in_column(board: Board, worker: int) -> Board:
@@ -40,6 +51,20 @@ def test_what_workers_write_is_seen_by_all() -> None:
     assert board.total(OPEN) == 7
     assert board.connections_of(b"\x0a\0\0\1") == 3
     assert board.clear(1) == 7
+
+
+def test_what_a_service_counts() -> None:
+    """It is nobody else's, and a worker that is no more has done it."""
+    board = Board(2)
+    for worker in range(2):
+        board.take_column(worker)
+        board.add(FIRST_OWN, 3)
+        board.add(SECOND_OWN, 4)
+    fields = (OPEN, SERVED, REFUSED, CUT, SHORT, FULL)
+    assert [board.total(field) for field in fields] == [0] * 6
+    assert board.connections_of(b"\x0a\0\0\1") == 0
+    board.clear(0)
+    assert (board.total(FIRST_OWN), board.total(SECOND_OWN)) == (6, 8)
 
 
 def test_a_worker_that_is_no_more() -> None:

@@ -15,6 +15,7 @@ from programs import SECONDS
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
+from muonsocks.net.entrance import Listener
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
@@ -87,7 +88,9 @@ def running(service: Told, drain: float = SECONDS) -> Iterator[Running]:
     pid = os.fork()
     if not pid:
         ours.close()
-        process = Process(service, [listener], Plan(1, Capacity(0), drain), board, Lines())
+        process = Process(
+            service, [Listener(listener)], Plan(1, Capacity(0), drain), board, Lines()
+        )
         theirs.setblocking(False)
         process.run(theirs, 0)
     listener.close()

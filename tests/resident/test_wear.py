@@ -23,6 +23,7 @@ from real_server import (
     works,
 )
 
+from muonsocks.net.entrance import Listener
 from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Mailbox
@@ -119,7 +120,7 @@ def test_a_crowd_leaves_no_garbage() -> None:
     log, port, board, loop = Lines(), free_port(), Board(1), Loop()
     socks = Socks(Options({"--allow-local": True, **LIMITS}, []), log)
     listener = listen_on(socket.inet_aton(ADDRESS), port)
-    worker = Worker(loop, [listener], socks, Capacity(0, per_source=COUNT), board, log)
+    worker = Worker(loop, [Listener(listener)], socks, Capacity(0, per_source=COUNT), board, log)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
 

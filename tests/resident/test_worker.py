@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from ends import PATIENCE, CountedRounds, Lines, no_garbage, nothing_left_behind
 from places import in_child
+from senders import Front, pass_on
 
 from muonsocks.net import pipes
+from muonsocks.net.entrance import Listener, Receiver
 from muonsocks.net.inherit import Peer
-from muonsocks.net.listen import listen_on
+from muonsocks.net.listen import SocketFile, listen_on, receive_at
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
-from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import _FIELDS, CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.plan import Capacity
 from muonsocks.resident.worker import Worker
 
@@ -52,17 +54,17 @@ class Echo:
 class FaultyListener:
     """A listener at which accept(2) fails so many times, in this way."""
 
-    def __init__(self, listener: _socket.socket, number: int, times: int) -> None:
+    def __init__(self, listener: Listener, number: int, times: int) -> None:
         self._listener = listener
         self._number = number
         self.times = times
         self.calls = 0
 
-    def _accept(self) -> tuple[int, Any]:
+    def take(self) -> tuple[_socket.socket, Peer]:
         self.calls += 1
         if self.calls <= self.times:
             raise OSError(self._number, os.strerror(self._number))
-        return self._listener._accept()  # type: ignore[attr-defined,no-any-return]
+        return self._listener.take()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
@@ -79,7 +81,8 @@ class Bench:
         self.echo = Echo()
         listener = listen_on(LOOPBACK, 0)
         self.address = listener.getsockname()
-        self.listener: Any = FaultyListener(listener, *fault) if fault else listener
+        entrance = Listener(listener)
+        self.listener: Any = FaultyListener(entrance, *fault) if fault else entrance
         self.worker = Worker(self.loop, [self.listener], self.echo, capacity, self.board, self.log)
         self.clients: list[Stream] = []
 
@@ -414,10 +417,10 @@ def test_a_doorman_looks_for_others_that_have_got_room() -> None:
 
     async def story(bench: Bench) -> None:
         bench.worker._fits = 1
-        bench.board._counters[8 + FULL] = 1
+        bench.board._counters[_FIELDS + FULL] = 1
         await bench.served()
         assert await says_no(bench)
-        bench.board._counters[8 + FULL] = 0
+        bench.board._counters[_FIELDS + FULL] = 0
         client = bench.client()
         with pytest.raises(TimeoutError), bench.loop.deadline(0.05):
             await client.receive(100)
@@ -516,7 +519,7 @@ def test_clients_of_a_unix_socket_have_no_source(tmp_path: Path) -> None:
 
     async def with_unix(bench: Bench) -> None:
         bench.worker._stop_accepting()
-        bench.worker._listeners.append(listener)
+        bench.worker._entrances.append(Listener(listener))
         bench.worker.start()
         await story(bench)
 
@@ -769,3 +772,158 @@ def test_sockets_are_as_they_should_be() -> None:
 
     run(story)
     assert seen == [(socket.AF_INET, False, False)]
+
+
+# Clients who are passed
+
+
+def run_receiver(
+    path: str, story: Callable[[Worker, Front, list[bool]], Awaitable[None]], capacity: Capacity
+) -> tuple[Board, list[str]]:
+    """The same for a worker to which clients are passed; `retired` is what it has asked for."""
+    loop, board, log = Loop(), Board(1), Lines()
+    retired: list[bool] = []
+    sock = receive_at(path)
+    receiver = Receiver(sock, True, SocketFile(path))
+    worker = Worker(
+        loop, [receiver], Echo(), capacity, board, log, lambda for_good: retired.append(for_good)
+    )
+
+    async def main() -> None:
+        with loop.deadline(PATIENCE), Front(path) as front:
+            worker.start()
+            await story(worker, front, retired)
+            receiver.shut()
+            await worker.drain(PATIENCE)
+        assert sock.fileno() == -1 and not os.path.exists(path)
+        assert not loop.handlers
+
+    loop.run(main())
+    loop.close()
+    return board, log.lines
+
+
+async def echoed(loop: Loop, client: socket.socket) -> bool:
+    """Say hello, be answered, and leave."""
+    client.setblocking(False)
+    stream = Stream(loop, client)
+    try:
+        await stream.send(b"hello")
+        return await stream.receive(100) == b"hello"
+    finally:
+        stream.close()
+
+
+def test_what_is_passed_and_is_no_connection(tmp_path: Path) -> None:
+    """It is logged, and who comes after it is served."""
+    path = str(tmp_path / "receiver")
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        pass_on(path)
+        with open("/dev/null") as file:
+            pass_on(path, file.fileno())
+        assert await echoed(worker._loop, front.client())
+
+    board, lines = run_receiver(path, story, Capacity(0))
+    assert (board.total(SERVED), board.total(REFUSED), board.total(OPEN)) == (1, 2, 0)
+    assert [line.replace('"', "") for line in lines] == [
+        "refused client=- end=no-connection detail=a message without a descriptor",
+        "refused client=- end=no-connection detail=a descriptor that is passed is no socket",
+    ]
+
+
+@pytest.mark.parametrize("busy", [1, 100])
+def test_the_end_of_all_entrances(busy: int) -> None:
+    """Who has come before is served to the end."""
+    loop, board, log = Loop(), Board(4), Lines()  # it has more than its share
+    retired: list[bool] = []
+    server, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    receiver = Receiver(ours, is_ours=True)
+    worker = Worker(
+        loop, [receiver], Echo(), Capacity(0), board, log, lambda for_good: retired.append(for_good)
+    )
+    clients = []
+
+    async def main() -> None:
+        with loop.deadline(PATIENCE):
+            worker.start()
+            for _ in range(6):
+                client, conn = socket.socketpair()
+                with conn:
+                    socket.send_fds(server, [bytes.fromhex("03000000")], [conn.fileno()])
+                clients.append(client)
+            server.close()
+            while not retired:
+                loop.busy = busy
+                await loop.sleep(0.002)
+            for client in clients:
+                assert await echoed(loop, client)
+            await worker.drain(PATIENCE)
+
+    loop.run(main())
+    assert not loop.handlers
+    loop.close()
+    assert retired == [True]
+    assert log.lines == ["who passed connections on has gone"]
+    assert (board.total(SERVED), board.total(OPEN)) == (6, 0)
+    assert ours.fileno() == -1
+
+
+def test_an_entrance_that_ends_is_not_the_end_of_others() -> None:
+    server, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def story(bench: Bench) -> None:
+        bench.worker._stop_accepting()
+        bench.worker._entrances.append(Receiver(ours, is_ours=True))
+        bench.worker._retire = lambda for_good: retired.append(for_good)
+        bench.worker.start()
+        server.close()
+        await bench.until(lambda: bench.log.lines)
+        assert await bench.is_served(bench.client())
+
+    retired: list[bool] = []
+    assert run(story).log.lines == ["who passed connections on has gone"]
+    assert retired == []
+
+
+def test_the_last_are_taken_in(tmp_path: Path) -> None:
+    """Who has been passed before the end is served, however many there may be else."""
+    path, clients = str(tmp_path / "receiver"), list[socket.socket]()
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        for _ in range(6):
+            clients.append(front.client())
+        while worker._board.total(OPEN) < 2:
+            await worker._loop.sleep(0.002)
+
+        async def leave() -> None:
+            while clients:
+                assert await echoed(worker._loop, clients.pop())
+
+        worker._loop.spawn(leave(), failures.append)
+
+    failures: list[BaseException] = []
+    board, lines = run_receiver(path, story, Capacity(2, option="--max"))
+    assert (failures, clients) == ([], [])
+    assert (board.total(SERVED), board.total(REFUSED)) == (6, 0)
+    assert lines in ([], ["all 2 connections of --max are in use"])
+
+
+def test_the_last_are_taken_in_by_a_worker_that_is_full(tmp_path: Path) -> None:
+    path, clients = str(tmp_path / "receiver"), list[socket.socket]()
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        worker._fits = 1
+        clients.extend(front.client() for _ in range(4))
+        while worker._board.total(OPEN) < 1:
+            await worker._loop.sleep(0.002)
+        worker._loop.spawn(leave(worker._loop), failures.append)
+
+    async def leave(loop: Loop) -> None:
+        while clients:
+            assert await echoed(loop, clients.pop())
+
+    failures: list[BaseException] = []
+    board, _ = run_receiver(path, story, Capacity(0))
+    assert (failures, clients) == ([], [])
+    assert board.total(SERVED) == 4

@@ -260,14 +260,13 @@ def test_sockets_of_systemd_and_options(options: tuple[str, ...]) -> None:
 
 
 def test_sockets_of_systemd_that_are_none_to_accept_from() -> None:
-    """Accept=yes by mistake, or ListenDatagram=."""
+    """Accept=yes by mistake, or ListenDatagram= with a port."""
     one, other = socket.socketpair()
     with one, other, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         for sock in (one, datagram):
-            assert with_sockets(sock) == (
-                100,
-                ["muonsocks: descriptor 3 is no socket to accept from; use ListenStream="],
-            )
+            problem = "descriptor 3 is no socket to accept from"
+            hint = "use ListenStream= or ListenDatagram= with a path"
+            assert with_sockets(sock) == (100, [f"muonsocks: {problem}; {hint}"])
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])

@@ -26,9 +26,6 @@ from programs import (
     socks5,
 )
 
-from muonsocks.log import Log
-from muonsocks.tools import muonsocks, options
-
 LOCAL = [INETD, "--allow-local"]
 
 # Where a client may go
@@ -450,30 +447,3 @@ def test_help_and_version(option: str) -> None:
     assert (ended.status, ended.log) == (0, "")
     first = {"--help": b"Serve one SOCKS client", "--version": b"socks-inetd "}[option]
     assert ended.output.startswith(first)
-
-
-# What a command line gives
-
-
-def test_an_option_that_may_be_repeated() -> None:
-    """In every spelling, in its order; and no argument of it is one of the program's."""
-    arguments = ["-i", "::1", "--listen=127.0.0.1", "-q", "-i::", "--listen", "0.0.0.0"]
-    given = options.parse(muonsocks.__doc__ or "", arguments, Log("test"))
-    assert given is not None
-    assert given.texts("--listen") == ["::1", "127.0.0.1", "::", "0.0.0.0"]
-    assert given.arguments == []
-    assert given.text("--users") is None
-    given = options.parse(muonsocks.__doc__ or "", [], Log("test"))
-    assert given is not None
-    assert given.texts("--listen") == []
-
-
-def test_a_default_is_the_one_that_the_text_says() -> None:
-    """With an option or without any, when docopt is not even loaded."""
-    for arguments in ([], ["-q"]):
-        given = options.parse(muonsocks.__doc__ or "", arguments, Log("test"))
-        assert given is not None
-        assert given.number("--max-connections", 1 << 24, 16384) == 16384
-        assert given.seconds("--drain-timeout", 30) == 30
-        assert given.number("--max-per-source", 1 << 24) == 0
-        assert given.number("--workers", 1024) == 0

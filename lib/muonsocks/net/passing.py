@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import errno
 from _socket import (
-    AF_INET,
-    AF_INET6,
     AF_UNIX,
     CMSG_LEN,
-    IPPROTO_TCP,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_DONTWAIT,
@@ -21,15 +18,13 @@ from _socket import (
     MSG_TRUNC,
     SCM_RIGHTS,
     SHUT_RD,
-    SO_ACCEPTCONN,
-    SO_PROTOCOL,
     SOCK_NONBLOCK,
     SOCK_SEQPACKET,
-    SOCK_STREAM,
     SOL_SOCKET,
     socket,
 )
-from os import close, strerror
+from os import close, dup, strerror
+from select import POLLRDHUP, poll
 from sys import byteorder
 
 from muonsocks.errors import RemoteProtocolError
@@ -38,16 +33,23 @@ from muonsocks.net.stream import Stream, unix_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _INT = 4  # bytes of a descriptor in a control message
-_IPPROTO_MPTCP = 262  # mptcp(7)
-_TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
-_STREAM_PROTOCOLS = {AF_UNIX: (0,), AF_INET: _TCP, AF_INET6: _TCP}
+_SCM_PIDFD = 4  # unix(7): the sender, as a descriptor, where SO_PASSPIDFD is set
+_ANY_DATA = 4096  # bytes that are read where they do not matter
+# What whoever made a socket may have asked to be told with each message: credentials, a security
+# label, a time. In what that leaves, descriptors fit that are closed at once; the first is kept.
+_ANY_CONTROL = 512
 
 
-def send(sock: socket, data: bytes, fds: Sequence[int] = ()) -> int:
+def send(sock: socket, data: bytes, fds: Sequence[int] = (), to: str | None = None) -> int:
     """Send at least a byte, and duplicates of `fds` with it; give how many bytes were taken.
+
+    A socket that is not connected sends a datagram `to` a path (with @ in front, an abstract name).
 
     Only a SOCK_STREAM takes a part, and that with all descriptors. BlockingIOError if there is no
     room now; OSError as sendmsg(2): ETOOMANYREFS if too many descriptors are on their way.
@@ -56,7 +58,10 @@ def send(sock: socket, data: bytes, fds: Sequence[int] = ()) -> int:
     if fds:
         numbers = b"".join(fd.to_bytes(_INT, byteorder) for fd in fds)
         control.append((SOL_SOCKET, SCM_RIGHTS, numbers))
-    return sock.sendmsg([data], control, MSG_DONTWAIT | MSG_NOSIGNAL)
+    flags = MSG_DONTWAIT | MSG_NOSIGNAL
+    if to is None:
+        return sock.sendmsg([data], control, flags)
+    return sock.sendmsg([data], control, flags, unix_address(to))
 
 
 def receive(sock: socket, limit: int, most_fds: int = 0) -> tuple[bytes, list[int]]:
@@ -67,13 +72,7 @@ def receive(sock: socket, limit: int, most_fds: int = 0) -> tuple[bytes, list[in
     for the descriptors. Nothing is left open then. BlockingIOError if nothing is there yet.
     """
     # Not CMSG_SPACE: in what that adds for alignment the kernel finds room for one more.
-    room = CMSG_LEN(_INT * most_fds) if most_fds else 0
-    data, control, flags, _ = sock.recvmsg(limit, room, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-    fds: list[int] = []
-    for level, kind, value in control:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            whole = len(value) // _INT * _INT
-            fds += memoryview(value)[:whole].cast("i").tolist()
+    data, fds, flags = _take(sock, limit, CMSG_LEN(_INT * most_fds) if most_fds else 0)
     try:
         if flags & MSG_TRUNC:
             raise RemoteProtocolError(f"a message is longer than {limit} bytes")
@@ -89,44 +88,60 @@ def receive(sock: socket, limit: int, most_fds: int = 0) -> tuple[bytes, list[in
     return data, fds
 
 
+def receive_first(sock: socket) -> int | None:
+    """Receive a message, whatever its data, and give the first of its descriptors; None at the end.
+
+    This is how connections come to a receiver of socketbox. Further descriptors are closed.
+    RemoteProtocolError if the message has none: it is gone, and the next one may be better.
+    BlockingIOError if nothing is there yet; OSError EMFILE if this process has no room for a
+    descriptor, and then the message stays where it is. There is no end to datagrams.
+    """
+    close(dup(sock.fileno()))  # or EMFILE: the kernel would drop what has no room, and say nothing
+    while True:
+        try:
+            data, fds, flags = _take(sock, _ANY_DATA, _ANY_CONTROL)
+            break
+        except ConnectionResetError:
+            continue  # the peer has not read what we sent, or was told to connect elsewhere: it is
+            # said once, and before all that has come from it and from others
+    if fds:
+        close_all(fds[1:])
+        return fds[0]
+    if flags & MSG_CTRUNC:
+        raise RemoteProtocolError("a descriptor is passed that the system does not let in")
+    if data or not _has_hung_up(sock):
+        raise RemoteProtocolError("a message without a descriptor")
+    return None
+
+
+def _take(sock: socket, limit: int, room: int) -> tuple[bytes, list[int], int]:
+    """Receive a message: its data, descriptors, which are closed on exec, and flags."""
+    data, control, flags, _ = sock.recvmsg(limit, room, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, value in control:
+        if level == SOL_SOCKET and kind in (SCM_RIGHTS, _SCM_PIDFD):
+            whole = len(value) // _INT * _INT
+            numbers = memoryview(value)[:whole].cast("i").tolist()
+            if kind == SCM_RIGHTS:
+                fds += numbers
+            else:
+                close_all(number for number in numbers if number >= 0)  # or -errno
+    return data, fds, flags
+
+
+def _has_hung_up(sock: socket) -> bool:
+    """Say whether the peer sends no more, as a message may look like the end: empty. Who sends
+    datagrams never hangs up.
+    """
+    looks = poll()
+    looks.register(sock, POLLRDHUP)
+    return any(events & POLLRDHUP for _, events in looks.poll(0))
+
+
 def close_all(fds: Iterable[int]) -> None:
     """Close descriptors that were received and are not wanted."""
     for fd in fds:
         close(fd)
-
-
-def stream_sockets(fds: list[int]) -> list[socket]:
-    """Make sockets of descriptors that were received, which must be connections: TCP or unix.
-
-    Blocking or not, they are left as they are, since others have them too. RemoteProtocolError if
-    one is anything else (a listener, a file), and all are closed.
-    """
-    made: list[socket] = []
-    waiting = fds[::-1]
-    try:
-        while waiting:
-            try:
-                sock = socket(fileno=waiting[-1])
-            except OSError:
-                raise RemoteProtocolError("a descriptor that is passed is no socket") from None
-            waiting.pop()
-            made.append(sock)
-            if not is_connection(sock):
-                raise RemoteProtocolError("a socket that is passed is no connection")
-    except BaseException:
-        for sock in made:
-            sock.close()
-        close_all(waiting)
-        raise
-    return made
-
-
-def is_connection(sock: socket) -> bool:
-    """Say whether this is one end of a stream, TCP (or MPTCP) or unix, and no listener."""
-    if sock.type != SOCK_STREAM or sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
-        return False
-    protocol = sock.getsockopt(SOL_SOCKET, SO_PROTOCOL)  # sock.proto is what it was made with
-    return protocol in _STREAM_PROTOCOLS.get(sock.family, ())
 
 
 class Passage(Stream):
@@ -175,12 +190,21 @@ class Passage(Stream):
 
     async def receive_message(self, limit: int, most_fds: int = 0) -> tuple[bytes, list[int]]:
         """Receive one message, as `receive` does, when there is one."""
+        return await self._when_readable(lambda: receive(self.socket, limit, most_fds))
+
+    async def receive_first(self) -> int | None:
+        """Receive one descriptor, as `receive_first` does, when there is a message. Any unix socket
+        that can be read will do, and if it is shared, it need not be non-blocking.
+        """
+        return await self._when_readable(lambda: receive_first(self.socket))
+
+    async def _when_readable(self, take: Callable[[], T]) -> T:
         while True:
             if not self.ready & READABLE:
                 self._wanted = READABLE
                 await self
             try:
-                return receive(self.socket, limit, most_fds)
+                return take()
             except BlockingIOError:
                 self.ready &= ~READABLE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import pwd
 from ctypes import CDLL, c_ulong, get_errno
@@ -30,13 +31,25 @@ _library = CDLL(None, use_errno=True)  # here, since there may be no libraries i
 
 
 class Identity:
-    """A user, by the numbers of the user and of its primary group."""
+    """A user, by numbers: of the user, of its primary group, and of its other groups.
 
-    __slots__ = ("gid", "uid")
+    None is what stays as it is. What is `implied` comes with the user: who is that user already
+    keeps the groups that it has.
+    """
 
-    def __init__(self, uid: int, gid: int) -> None:
+    __slots__ = ("gid", "groups", "implied", "uid")
+
+    def __init__(
+        self,
+        uid: int | None,
+        gid: int | None,
+        groups: tuple[int, ...] | None = (),
+        implied: bool = True,
+    ) -> None:
         self.uid = uid
         self.gid = gid
+        self.groups = groups
+        self.implied = implied
 
     @classmethod
     def of(cls, text: str) -> Identity:
@@ -47,9 +60,8 @@ class Identity:
         try:
             user = pwd.getpwnam(text)
         except (KeyError, ValueError):  # ValueError: nothing that could be a name
-            is_number = text.isascii() and text.isdecimal() and len(text) <= 10
             try:
-                user = pwd.getpwuid(int(text) if is_number else _UNCHANGED)
+                user = pwd.getpwuid(_number(text, _UNCHANGED))
             except KeyError:
                 raise UsageError(f"there is no user {text!r}") from None
         if user.pw_uid in (0, _UNCHANGED) or user.pw_gid in (0, _UNCHANGED):
@@ -58,26 +70,101 @@ class Identity:
             )
         return cls(user.pw_uid, user.pw_gid)
 
+    @classmethod
+    def of_parts(
+        cls, user: str | None, group: str | None, groups: str | None, keeps_groups: bool
+    ) -> Identity | None:
+        """Put one together: a user by its name, with the group of that unless another one is named,
+        or by its number alone, which nobody need know; a group; other groups, with commas between.
+
+        The other groups are given up with the group, unless some are named or `keeps_groups`. None
+        if nothing is asked for. UsageError if something is not to be had.
+        """
+        if user is None and group is None and groups is None:
+            return None
+        uid = gid = None
+        if user is not None:
+            try:
+                entry = pwd.getpwnam(user)
+                uid, gid = entry.pw_uid, entry.pw_gid
+            except (KeyError, ValueError):
+                uid = _number(user, -1)
+            if uid in (0, -1):
+                raise UsageError(
+                    f"there is no user {user!r} to become", "name one that is not root"
+                )
+            if os.getresuid() == (uid,) * 3:
+                gid = None  # what comes with the user has come
+        if group is not None:
+            gid = _group(group)
+        others: tuple[int, ...] | None = None
+        if groups is not None:
+            others = tuple(_group(name) for name in groups.split(",") if name)
+        elif gid is not None and not keeps_groups:
+            others = ()
+        return cls(uid, gid, others, implied=False)
+
     @property
     def is_ours(self) -> bool:
-        """Whether this process is that user already, and nobody else."""
-        return os.getresuid() == (self.uid,) * 3
+        """Whether this process is that already, and nobody else."""
+        if self.uid is not None and os.getresuid() != (self.uid,) * 3:
+            return False
+        return self.implied or self._groups_are_ours
+
+    @property
+    def leaves_root_its_group(self) -> bool:
+        """Whether who becomes this is no longer root, and still has the group of root."""
+        return self.uid is not None and self.gid is None and 0 in os.getresgid()
+
+    @property
+    def _groups_are_ours(self) -> bool:
+        return (self.gid is None or os.getresgid() == (self.gid,) * 3) and (
+            self.groups is None or set(os.getgroups()) - {self.gid} == {*self.groups} - {self.gid}
+        )
+
+    def verify_groups(self) -> None:
+        """Hold that the groups are these. OSError if they are not."""
+        if not self._groups_are_ours:
+            raise _way_back("the groups are still others")
 
 
-def give_up(identity: Identity | None, root: str | None, kept_directory: int | None = None) -> None:
+def _number(text: str, otherwise: int) -> int:
+    is_number = text.isascii() and text.isdecimal() and len(text) <= 10
+    return int(text) if is_number and int(text) < _UNCHANGED else otherwise
+
+
+def _group(text: str) -> int:
+    try:
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
+        number = _number(text, -1)
+        if number < 0:
+            raise UsageError(f"there is no group {text!r}") from None
+        return number
+
+
+def give_up(
+    identity: Identity | None,
+    root: str | None,
+    kept_directory: int | None = None,
+    for_program: bool = False,
+) -> None:
     """Become a user, inside the directory `root`, and make sure that there is no way back.
 
     None leaves the one or the other as it is; with both, nothing happens. To become who one is
-    changes neither user nor groups, but any capabilities are given up. It is done for the calling
+    changes neither user nor groups, but any capabilities are given up. They are kept where the user
+    is to stay the same, which is said by an identity without one. It is done for the calling
     thread, which must be the only one. What was to be imported, opened or read outside of `root`
     must have been. `kept_directory` is a descriptor that is to stay open though it leads out of it.
+    A process that goes on as another program, `for_program`, may get privileges by that.
 
     Raises UsageError if this process has not the right, or would keep too many; OSError if the
     system does not let it, or a way back is left: then the process must end.
     """
     if identity is None and root is None:
         return
-    if identity is None and 0 in os.getresuid():
+    stays_root = (identity is None or identity.uid is None) and 0 in os.getresuid()
+    if stays_root and root is not None:
         raise UsageError("-C alone does not hold root, who can leave any directory", "add -u USER")
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -88,12 +175,26 @@ def give_up(identity: Identity | None, root: str | None, kept_directory: int | N
         becomes = identity is not None and not identity.is_ours
         if identity is not None and becomes:
             _become(identity)
-        if _capabilities(status):
+        is_powerless = not stays_root
+        if is_powerless and _capabilities(status):
             _call("capset", _CAPABILITY_HEADER, _NO_CAPABILITIES)
-        _call("prctl", *map(c_ulong, (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
-        _verify(identity, becomes, status)
+        if not for_program:
+            gain_no_privileges()
+        if identity is not None:
+            _verify_user(identity, becomes)
+        if is_powerless:
+            _must_fail("the user could be root again", os.setuid, 0)
+            if _capabilities(status):
+                raise _way_back("capabilities are left")
+        if not for_program and _status(status, "NoNewPrivs") != 1:
+            raise _way_back("a program that is executed could get privileges")
     finally:
         os.close(status)
+
+
+def gain_no_privileges() -> None:
+    """Let no program that is executed have more privileges than this process, prctl(2)."""
+    _call("prctl", *map(c_ulong, (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
 
 
 def _enter(root: str, kept_directory: int | None) -> None:
@@ -119,11 +220,14 @@ def _enter(root: str, kept_directory: int | None) -> None:
 
 
 def _become(identity: Identity) -> None:
-    uid, gid = identity.uid, identity.gid
+    uid, gid, groups = identity.uid, identity.gid, identity.groups
     try:
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        if groups is not None:
+            os.setgroups(groups)
+        if gid is not None:
+            os.setresgid(gid, gid, gid)
+        if uid is not None:
+            os.setresuid(uid, uid, uid)
     except OSError as error:
         if error.errno != errno.EPERM:  # EINVAL: the user is not in this user namespace
             problem = f"the user cannot be changed to {uid}:{gid}: {error.strerror}"
@@ -133,20 +237,16 @@ def _become(identity: Identity) -> None:
         ) from None
 
 
-def _verify(identity: Identity | None, became: bool, status: int) -> None:
+def _verify_user(identity: Identity, became: bool) -> None:
     """See, and try, whether all is as it should be. OSError if it is not."""
-    if identity is not None and not identity.is_ours:
+    if identity.uid is not None and os.getresuid() != (identity.uid,) * 3:
         raise _way_back("the user is still another one")
-    if identity is not None and became:
-        if os.getresgid() != (identity.gid,) * 3 or os.getgroups():
-            raise _way_back("the groups are still others")
-        _must_fail("the group could be root's again", os.setgid, 0)
+    if became:
+        identity.verify_groups()
+    if became and identity.uid is not None:
+        if identity.gid:
+            _must_fail("the group could be root's again", os.setgid, 0)
         _must_fail("groups could be had again", os.setgroups, [0])
-    _must_fail("the user could be root again", os.setuid, 0)
-    if _capabilities(status):
-        raise _way_back("capabilities are left")
-    if _status(status, "NoNewPrivs") != 1:
-        raise _way_back("a program that is executed could get privileges")
 
 
 def _must_fail(otherwise: str, call: Callable[[T], None], argument: T) -> None:

@@ -244,6 +244,12 @@ class Stream(Waitable):
         self.close()
 
 
+async def close_and_raise(sock: socket, error: OSError) -> int:
+    """Do without a socket that cannot be waited for: epoll(7) has a limit for each user."""
+    sock.close()
+    raise error
+
+
 def is_hang_up(fd: int, error: OSError) -> bool:
     """Say whether a read has failed because nobody has the other side of a terminal open.
 

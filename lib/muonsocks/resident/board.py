@@ -9,8 +9,8 @@ from __future__ import annotations
 from mmap import mmap
 from time import monotonic_ns
 
-OPEN, SERVED, REFUSED, CUT, SHORT, HEARTBEAT, FULL, _COUNTS = range(8)
-_FIELDS = 8  # 64-bit numbers a worker
+OPEN, SERVED, REFUSED, CUT, SHORT, HEARTBEAT, FULL, _COUNTS, FIRST_OWN, SECOND_OWN = range(10)
+_FIELDS = 10  # 64-bit numbers a worker
 _ROWS, _BITS = 4, 16
 _CELLS = 1 << _BITS  # of each row of the sketch that counts connections by source
 
@@ -20,7 +20,7 @@ class Board:
 
     The fields: connections that are OPEN, have been SERVED, were REFUSED for a limit, were CUT at
     the end of a drain; whether the worker is SHORT of something; when it was last alive; whether it
-    is FULL, as one is that is not there.
+    is FULL, as one is that is not there. A service may count what it likes in two of its OWN.
 
     The sources are counted in a count-min sketch, so that no peer can make it grow: a source may be
     taken for more than it is when in each of four rows others share its cell. With a hash that

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from muonsocks.resident.board import Board
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
         def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
             """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
             called later, for another worker to take the place of this one; or, if it is
-            `for_good`, for the whole program to end, as there is nothing to serve any more:
-            connections are not given the time of a drain, and if it has `failed`, which is in the
-            log, so has the program.
+            `for_good`, for the whole program to end, as there is nothing to serve any more. If it
+            has `failed`, which is in the log, so has the program; if it `cuts`, connections are
+            not given the time of a drain.
             """
 
         def finish(self) -> None:
@@ -53,10 +55,10 @@ class Capacity:
 
     A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
     how many descriptors one takes. When no worker has descriptors for one more, clients wait, or
-    the doorman turns them away.
+    the doorman turns them away. `option` is where the user has the number from.
     """
 
-    __slots__ = ("connections", "doorman", "each", "per_source")
+    __slots__ = ("connections", "doorman", "each", "option", "per_source")
 
     def __init__(
         self,
@@ -64,19 +66,22 @@ class Capacity:
         per_source: int = 0,
         each: int = 2,
         doorman: Doorman | None = None,
+        option: str = "--max-connections",
     ) -> None:
         self.connections = connections
         self.per_source = per_source
         self.each = each
         self.doorman = doorman
+        self.option = option
 
 
 class Plan:
     """How many workers there are, what they may have open, how long (s) they may drain; and, in a
-    few words for the status line, the `state` of what else the service needs.
+    few words for the status line, the `state` of what else the service needs. They all have the
+    `board` in common.
     """
 
-    __slots__ = ("capacity", "drain", "state", "workers")
+    __slots__ = ("board", "capacity", "drain", "state", "workers")
 
     def __init__(
         self,
@@ -89,3 +94,4 @@ class Plan:
         self.capacity = capacity
         self.drain = drain
         self.state = state
+        self.board = Board(workers)

@@ -35,9 +35,11 @@ from muonsocks.resident.worker import Worker
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
     from muonsocks.resident.board import Board
     from muonsocks.resident.plan import Plan, Service
 
@@ -61,7 +63,7 @@ class Process:
     __slots__ = (
         "_board",
         "_drain",
-        "_listeners",
+        "_entrances",
         "_log",
         "_loop",
         "_plan",
@@ -74,10 +76,10 @@ class Process:
     _worker: Worker
 
     def __init__(
-        self, service: Service, listeners: list[socket], plan: Plan, board: Board, log: Log
+        self, service: Service, entrances: Sequence[Entrance], plan: Plan, board: Board, log: Log
     ) -> None:
         self._service = service
-        self._listeners = listeners
+        self._entrances = entrances
         self._plan = plan
         self._board = board
         self._log = log
@@ -96,14 +98,15 @@ class Process:
             self._loop = loop = Loop()
             Signals(loop)
             capacity = self._plan.capacity
+            service, retire = self._service, self._retire
             self._worker = worker = Worker(
-                loop, self._listeners, self._service, capacity, self._board, self._log
+                loop, self._entrances, service, capacity, self._board, self._log, retire
             )
-            self._service.settle(loop, self._retire)
+            service.settle(loop, retire)
             gc.disable()  # sessions leave no cycles, and looking for them costs more than they do
             stream = Stream(loop, channel)
             loop.run(self._work(stream, worker, beat))
-            self._service.finish()
+            service.finish()
             status = self._status
         except ConnectionError:
             pass  # the supervisor is gone already, and has said why
@@ -113,9 +116,10 @@ class Process:
             self._log.error(f"this is a bug, please report it: {type(error).__name__}: {error}")
         os._exit(status)
 
-    def _retire(self, for_good: bool = False, failed: bool = False) -> None:
+    def _retire(self, for_good: bool = False, failed: bool = False, cuts: bool = False) -> None:
         if for_good:
             self._status = GIVEN_UP if failed else NOTHING_LEFT
+        if cuts:
             self._loop.call_later(_FAREWELL, self._worker.cut)
         self._drain.post(DRAIN)
 

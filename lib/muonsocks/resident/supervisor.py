@@ -29,7 +29,7 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
-from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED, Board
+from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED
 from muonsocks.resident.notify import STATUS_PERIOD, Notifier
 from muonsocks.resident.process import (
     CUT_NOW,
@@ -45,7 +45,10 @@ from muonsocks.resident.process import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
     from muonsocks.net.task import Task
     from muonsocks.resident.plan import Plan, Service
 
@@ -85,10 +88,10 @@ class Supervisor:
         "_checked",
         "_children",
         "_delays",
+        "_entrances",
         "_failed",
         "_happened",
         "_is_up",
-        "_listeners",
         "_log",
         "_loop",
         "_notifier",
@@ -99,14 +102,19 @@ class Supervisor:
     )
 
     def __init__(
-        self, service: Service, listeners: list[socket], plan: Plan, notifier: Notifier, log: Log
+        self,
+        service: Service,
+        entrances: Sequence[Entrance],
+        plan: Plan,
+        notifier: Notifier,
+        log: Log,
     ) -> None:
         self._service = service
-        self._listeners = listeners
+        self._entrances = entrances
         self._plan = plan
         self._notifier = notifier
         self._log = log
-        self._board = Board(plan.workers)
+        self._board = plan.board
         self._children: dict[int, _Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
         self._failed = False  # a worker could not even start, or has given up
@@ -184,13 +192,16 @@ class Supervisor:
     def _stop(self) -> None:
         """Let the workers finish; when asked again, end them now."""
         again, self._stops = self._stops, True
+        if not again:
+            for entrance in self._entrances:
+                entrance.shut()  # before the workers are told: then who is in there is the last
         for child in self._children.values():
             child.orders.post(CUT_NOW if again else DRAIN)
         self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
             self._notifier.stopping(self._plan.drain + 2 * _GRACE)
-            for listener in self._listeners:
-                listener.close()
+            for entrance in self._entrances:
+                entrance.close()
 
     def _kill_children(self) -> None:
         for child in self._children.values():
@@ -304,7 +315,7 @@ class Supervisor:
                 ours.close()
                 self._let_go()
                 self._board.take_column(number)
-                Process(self._service, self._listeners, self._plan, self._board, self._log).run(
+                Process(self._service, self._entrances, self._plan, self._board, self._log).run(
                     theirs, self._interval
                 )
         finally:

@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_UNIX, SOCK_NONBLOCK, socket
 from resource import RLIMIT_NOFILE, getrlimit
 
+from muonsocks.errors import RemoteProtocolError
 from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
-from muonsocks.net.inherit import Peer
+from muonsocks.net.entrance import NobodyComes
 from muonsocks.net.task import Task, Waitable
 from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
+    from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop, Timer
     from muonsocks.resident.plan import Capacity, Service
 
-_REFUSED = Form("refused", "client", "end")  # a line of the log, muonsocks(7)
+# Lines of the log, muonsocks(7)
+_REFUSED = Form("refused", "client", "end")
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
 _QUIET = 1.0  # s without another shortage after which it may be over
 _RESERVE = 16  # descriptors that are left for look-ups and second attempts, or for a doorman
 _TURNED_AWAY = 12  # clients at a time
 _BUSY = 6  # events in a round: there is more to do than can be done at once, for all workers
 _AT_ONCE = 16  # connections accepted in such a round, at most
+_LAST = 1024  # connections that are taken in at the end, at most
 _MORE = 4  # connections than the average of the workers: then it is the turn of another one
 
 # What accept(2) says of the connection that it was about to give, not of the listener: Linux
@@ -59,7 +63,7 @@ class Cut(BaseException):
 
 
 class Worker:
-    """Accepts from listeners that it shares with the other workers."""
+    """Takes clients in at entrances that it shares with the other workers."""
 
     __slots__ = (
         "_board",
@@ -67,13 +71,14 @@ class Worker:
         "_capacity",
         "_drained",
         "_draining",
+        "_entrances",
         "_fits",
         "_full",
-        "_listeners",
         "_log",
         "_loop",
         "_paused",
         "_recovery",
+        "_retire",
         "_served",
         "_service",
         "_short",
@@ -83,14 +88,17 @@ class Worker:
     def __init__(
         self,
         loop: Loop,
-        listeners: list[socket],
+        entrances: Sequence[Entrance],
         service: Service,
         capacity: Capacity,
         board: Board,
         log: Log,
+        retire: Callable[..., None] | None = None,
     ) -> None:
+        """`retire` is called, `for_good`, when no entrance is left."""
         self._loop = loop
-        self._listeners = listeners
+        self._entrances = list(entrances)
+        self._retire = retire
         self._service = service
         self._capacity = capacity
         self._board = board
@@ -119,14 +127,22 @@ class Worker:
         self._draining = True
         self._board.set(FULL, 1)
         self._stop_accepting()
-        for listener in self._listeners:
-            listener.close()
+        for entrance in self._entrances:
+            if entrance.waits_for_nobody_else:
+                self._take_the_last(entrance)
+            entrance.close()
         if self._tasks:
             try:
                 with self._loop.deadline(seconds):
                     await self._drained
             except TimeoutError:
                 self.cut()
+
+    def _take_the_last(self, entrance: Entrance) -> None:
+        """Take in who has come, whatever the limits are: it is a queue of a few."""
+        for _ in range(_LAST):
+            if not self._accept(entrance):
+                break
 
     def cut(self) -> None:
         """End all connections now."""
@@ -142,20 +158,20 @@ class Worker:
         if self._is_full():
             return
         try:
-            for listener in self._listeners:
-                self._loop.register_listener(listener.fileno(), self._acceptor(listener))
+            for entrance in self._entrances:
+                self._loop.register_listener(entrance.fileno(), self._acceptor(entrance))
         except OSError as error:
             self._cannot_watch(error)
 
-    def _acceptor(self, listener: socket) -> Callable[[int], None]:
-        return lambda _: self._accept_some(listener)
+    def _acceptor(self, entrance: Entrance) -> Callable[[int], None]:
+        return lambda _: self._accept_some(entrance)
 
     def _stop_accepting(self) -> None:
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
-        for listener in self._listeners:
-            self._loop.unregister(listener.fileno())
+        for entrance in self._entrances:
+            self._loop.unregister(entrance.fileno())
 
     def _is_full(self) -> bool:
         """Pause if no other connection fits, before one comes: the kernel would wake this worker
@@ -184,26 +200,28 @@ class Worker:
             self._stop_accepting()
             self._paused = self._loop.call_later(_PATIENCE, self._resume)
 
-    def _accept_some(self, listener: socket) -> None:
+    def _accept_some(self, entrance: Entrance) -> None:
         """Take one connection, as the other workers may well be idle. If they are not, take what
         there is: few long rounds are cheaper than many short ones.
         """
         count, limit = 1, self._capacity.connections
         if self._loop.busy >= _BUSY:
             count = min(_AT_ONCE, limit - self._board.total(OPEN)) if limit else _AT_ONCE
-        while self._accept(listener) and count > 1:
+        while self._accept(entrance) and count > 1:
             count -= 1
         if count == 1 and len(self._tasks) > _MORE and not self._paused and not self._draining:
-            self._let_others_come(listener)
+            self._let_others_come(entrance)
 
-    def _let_others_come(self, listener: socket) -> None:
+    def _let_others_come(self, entrance: Entrance) -> None:
         """Have another worker woken for the next connection if this one has more than its share:
         those that last would else gather in the one that is woken first.
         """
         board = self._board
+        if entrance not in self._entrances:
+            return
         if (len(self._tasks) - _MORE) * board.workers > board.total(OPEN):
             try:
-                self._loop.queue_up_again(listener.fileno())
+                self._loop.queue_up_again(entrance.fileno())
             except OSError as error:
                 self._cannot_watch(error)
 
@@ -211,28 +229,34 @@ class Worker:
         """Look for connections later: epoll(7) has a limit for all that a user watches."""
         self._run_short(f"cannot watch for connections: {error.strerror}")
 
-    def _accept(self, listener: socket) -> bool:
+    def _accept(self, entrance: Entrance) -> bool:
         """Take a connection. False if there is none, or no other one is to be taken now."""
-        if self._full and self._is_full():
+        if self._full and not self._draining and self._is_full():
             return False  # not all of them are full any more
-        board, limit = self._board, self._capacity.connections
+        board = self._board
+        limit = 0 if self._draining else self._capacity.connections
         board.add(OPEN, 1)  # first: two workers may look at the same moment
         if limit and board.total(OPEN) > limit:
             board.add(OPEN, -1)
-            self._run_short(f"all {limit} connections of --max-connections are in use")
+            self._run_short(f"all {limit} connections of {self._capacity.option} are in use")
             return False
         try:
-            fd, address = listener._accept()  # type: ignore[attr-defined]
+            sock, peer = entrance.take()
         except OSError as error:
             board.add(OPEN, -1)
             if isinstance(error, BlockingIOError) or error.errno in _PASSING:
                 return False  # another worker was faster, or the client has gone
             self._run_short(f"cannot accept: {error.strerror}")
             return False
-        os.set_blocking(fd, False)
-        kind = listener.type | SOCK_NONBLOCK
-        sock = socket(listener.family, kind, listener.proto, fd)
-        peer = Peer("unix") if listener.family == AF_UNIX else Peer.of_socket(address)
+        except RemoteProtocolError as error:
+            board.add(OPEN, -1)
+            board.add(REFUSED, 1)
+            self._log.fill_in(INFO, _REFUSED, ("-", "no-connection"), ("detail", str(error)))
+            return True
+        except NobodyComes as end:
+            board.add(OPEN, -1)
+            self._close(entrance, end)
+            return False
         source = _source(peer) if self._capacity.per_source else b""
         if source and not self._admit(source, peer):
             board.add(OPEN, -1)
@@ -249,9 +273,20 @@ class Worker:
         task = Task(self._loop, work, *self._callbacks)
         self._tasks[task] = source
         task.step()
-        if self._full or len(self._tasks) >= self._fits:
+        if (self._full or len(self._tasks) >= self._fits) and not self._draining:
             self._is_full()
         return self._paused is None
+
+    def _close(self, entrance: Entrance, end: NobodyComes) -> None:
+        """Do without an entrance that nobody comes in at any more."""
+        if self._draining:
+            return
+        self._log.warning(str(end))
+        self._loop.unregister(entrance.fileno())
+        self._entrances.remove(entrance)
+        entrance.close()
+        if not self._entrances and self._retire is not None:
+            self._retire(for_good=True)
 
     def _admit(self, source: bytes, peer: Peer) -> bool:
         """Count a client's connection, if it may have another one."""

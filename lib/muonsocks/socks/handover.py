@@ -24,7 +24,8 @@ from muonsocks.log import DEBUG, Form, Log
 from muonsocks.net.borrowed import Pair
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
-from muonsocks.net.passing import Passage, is_connection, send, stream_sockets
+from muonsocks.net.passed import is_connection, stream_sockets
+from muonsocks.net.passing import Passage, send
 from muonsocks.net.stream import Stream, is_tcp, prepare_tcp
 from muonsocks.socks.offer import FULL, GO, LARGEST, LONGEST_WORD, TAKEN, Offer
 from muonsocks.socks.policy import Access, Limits, Policy

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
+from _signal import (
+    SIG_DFL,
+    SIG_IGN,
+    SIGHUP,
+    SIGINT,
+    SIGPIPE,
+    SIGTERM,
+    SIGXFSZ,
+    getsignal,
+    signal,
+)
 
 from muonsocks.errors import UsageError, in_one_line
 
@@ -20,6 +30,9 @@ WRONG_USAGE = 100
 SYSTEM_FAILED = 111
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+
+# Their standard output is not the peer's.
+_OWN_OUTPUT = ("send-receive-fd", "socket-query", "socketbox-relay")
 
 
 class Terminated(BaseException):
@@ -60,10 +73,12 @@ def _log(program: str, has_peer: bool) -> Log:
 
     peer: tuple[int, ...] = (0, 1) if has_peer else ()
     words = sys.argv[1:]
-    if (program == "socks-relay" and any(map(_is_listen, words))) or (
-        program == "virtio-mux" and _has_port(words)
+    if (
+        program in _OWN_OUTPUT
+        or (program == "socks-relay" and any(map(_is_listen, words)))
+        or (program == "virtio-mux" and _has_port(words))
     ):
-        peer = (0,)  # its standard output may well be its log
+        peer = (0,)  # standard output may well be where the log is
     stderr_is_peer = keep_stderr_from_peer(peer)
     return Log(program, stderr_is_peer or os.environ.get("SOCKS_LOG") == "syslog")
 
@@ -123,6 +138,21 @@ def _end_by_exception() -> None:
 
     for number in wanted:
         signal(number, terminate)
+
+
+def execute(program: list[str], environ: dict[bytes, bytes], log: Log) -> int:
+    """Become another program. If that cannot be, log why, and give the exit status that says so."""
+    ours = (SIGPIPE, SIGXFSZ)  # what Python ignores for itself, PROG would have to ignore as well
+    for number in ours:
+        signal(number, SIG_DFL)
+    try:
+        os.execvpe(program[0], program, environ)
+    except (OSError, ValueError) as error:  # ValueError: what no system call can take
+        for number in ours:
+            signal(number, SIG_IGN)
+        problem = error.strerror if isinstance(error, OSError) else str(error)
+        log.error(f"{program[0]} cannot be executed: {problem}")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
 
 def _described(error: Exception) -> str:

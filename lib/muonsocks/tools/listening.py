@@ -1,14 +1,27 @@
-"""Where a program that stays listens, and whom it tells that it does: -i, -p, -d, or systemd."""
+"""Where clients come to a program that stays, and whom it tells that they can: -i, -p, --receive,
+-d, or systemd.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from _socket import SOCK_DGRAM, SOCK_STREAM
 from fcntl import F_GETFL, fcntl
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
-from muonsocks.net.listen import inherited, is_for_this_host, listen_on, name_of
+from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.listen import (
+    SocketFile,
+    inherited,
+    is_for_this_host,
+    listen_on,
+    name_of,
+    receive_at,
+)
+from muonsocks.net.registration import LARGEST_GROUP, register
+from muonsocks.tools.command_line import unix_path
 from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
@@ -16,10 +29,12 @@ if TYPE_CHECKING:
     from _socket import socket
 
     from muonsocks.log import Log
+    from muonsocks.net.entrance import Entrance
     from muonsocks.tools.options import Options
 
 ANYWHERE = (bytes(4), bytes(16))
 THIS_HOST = (b"\x7f\0\0\1", bytes(15) + b"\1")
+_PATIENCE = 10.0  # s for a server to answer
 
 
 def notify_fd(given: Options) -> int | None:
@@ -39,28 +54,89 @@ def notify_fd(given: Options) -> int | None:
     return fd
 
 
-def listeners(given: Options, is_limited: bool, log: Log) -> list[socket]:
-    """Listen where systemd has, or where the options say, and tell what that means.
+def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
+    """Listen and receive where systemd does, or where the options say, and tell what that means.
 
-    Without either, everywhere if it `is_limited` who may come in, and on loopback alone if not.
+    Without any of it listen everywhere if it `is_limited` who may come in, and on loopback alone if
+    not.
     """
     addresses, port = given.texts("--listen"), given.text("--port")
-    sockets = inherited()
-    if sockets and (addresses or port is not None):
+    paths = [unix_path(path, "--receive") for path in given.texts("--receive")]
+    passed = inherited(SOCK_STREAM, SOCK_DGRAM)
+    if passed and (addresses or port is not None):
         raise UsageError("systemd has the sockets", "leave -i and -p out")
-    if not sockets:
+    if port is not None and paths and not addresses:
+        raise UsageError("-p is for -i, where there is --receive", "give -i too, or leave it out")
+    sockets = [sock for sock in passed if sock.type == SOCK_STREAM]
+    receivers: list[Entrance] = [
+        Receiver(sock, is_ours=False) for sock in passed if sock.type == SOCK_DGRAM
+    ]
+    names = [f"{name_of(sock)} (passed on)" for sock in passed if sock.type == SOCK_DGRAM]
+    if not passed:
         number = 1080 if port is None else port_number(port, "-p")
         sockets = [listen_on(_address(text), number) for text in addresses]
-    if not sockets:
-        sockets = _listen_on_any(ANYWHERE if is_limited else THIS_HOST, number)
-    names = ", ".join(map(name_of, sockets))
-    log.info(f"listening on {names}", {"listen": names})
+        if not sockets and not paths:
+            sockets = _listen_on_any(ANYWHERE if is_limited else THIS_HOST, number)
+    try:
+        for path in paths:
+            receivers.append(receiver_at(path))
+            names.append(f"unix:{path} (passed on)")
+    except BaseException:
+        for receiver in receivers:
+            receiver.shut()
+        raise
+    text = ", ".join([*map(name_of, sockets), *names])
+    log.info(f"listening on {text}", {"listen": text})
     if not is_limited:
-        if not all(map(is_for_this_host, sockets)):
+        if receivers or not all(map(is_for_this_host, sockets)):
             log.warning("an open proxy: whoever can reach it may use it; see --users and -w")
         elif not addresses:
             log.info("only for this host, as everybody may come in; see --users, -w and -i")
-    return sockets
+    return [*map(Listener, sockets), *receivers]
+
+
+def receivers_at(
+    place: str, what: str, log: Log, left_alone: bool = False, strictness: int = 2
+) -> list[Entrance]:
+    """Receive at a path, or at the sockets of systemd if the `place` is "systemd", and log where.
+
+    `what` is the name of this argument.
+    """
+    receivers: list[Entrance]
+    if place != "systemd":
+        receivers = [receiver_at(unix_path(place, what), left_alone, strictness)]
+        log.info(f"receiving at unix:{place}")
+        return receivers
+    sockets = inherited(SOCK_DGRAM)
+    if not sockets:
+        raise UsageError("systemd has passed no socket", "start it by its socket unit")
+    log.info(f"receiving at {', '.join(map(name_of, sockets))}")
+    return [
+        Receiver(sock, is_ours=False, left_alone=left_alone, strictness=strictness)
+        for sock in sockets
+    ]
+
+
+def registered(
+    control: str, group: str, log: Log, left_alone: bool = False, strictness: int = 2
+) -> Receiver:
+    """Register as a group with the server whose control socket is given. OSError that says why."""
+    unix_path(control, "--register")
+    number = int(group) if group.isascii() and group.isdecimal() and len(group) < 11 else -1
+    if not 0 <= number <= LARGEST_GROUP:
+        raise UsageError(f"{group!r} is no group", f"give a number, 0 to {LARGEST_GROUP}")
+    sock = register(control, number, _PATIENCE)
+    log.info(f"registered as group {number} at unix:{control}")
+    return Receiver(sock, True, None, left_alone, strictness)
+
+
+def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Receiver:
+    """Receive at a path, as `net.listen.receive_at` and `Receiver` do. OSError that says where."""
+    try:
+        sock = receive_at(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot receive at {path}: {error.strerror}") from None
+    return Receiver(sock, True, SocketFile(path), left_alone, strictness)
 
 
 def _address(text: str) -> bytes:

@@ -1,15 +1,18 @@
 """
 Serve SOCKS clients: a server that stays, with workers that share its listening sockets.
 
-It listens on the addresses of -i, on the sockets that systemd passes, or else everywhere
-if it is limited who may come in (users or -w), and on loopback alone if not.
+It listens on the addresses of -i, and on the sockets that systemd passes; clients may also
+be passed to it, accepted by another program (--receive). Without any of that it listens
+everywhere if it is limited who may come in (users or -w), and on loopback alone if not.
 
 Usage:
-  muonsocks [options] [-i ADDR]...
+  muonsocks [options] [-i ADDR]... [--receive=PATH]...
 
 Where it listens:
   -i, --listen=ADDR           on this address; may be repeated
   -p, --port=PORT             on this port instead of 1080
+  --receive=PATH              not at all, but take the clients that socketbox passes to
+                              this unix socket, which is made; may be repeated
 
 Who may come in:
   -U, --auth-user=NAME        the only user; needs -P
@@ -68,7 +71,7 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.privileges import Identity, give_up
 from muonsocks.net.resolver import Resolver
-from muonsocks.net.stream import Stream
+from muonsocks.net.stream import Stream, close_and_raise
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
@@ -103,8 +106,8 @@ def main(arguments: list[str], log: Log) -> int:
         given.seconds("--drain-timeout", 30),
     )
     notifier = Notifier(notify_fd(given))
-    sockets = listeners(given, service.is_limited, log)
-    return DONE if Supervisor(service, sockets, plan, notifier, log).run() else SYSTEM_FAILED
+    entrances = listeners(given, service.is_limited, log)
+    return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
 
 class Socks:
@@ -119,7 +122,9 @@ class Socks:
         self._identity = None if user is None else Identity.of(user)
         owner = None
         if self._identity is not None and not self._identity.is_ours:
-            owner = self._identity.uid, self._identity.gid
+            uid, gid = self._identity.uid, self._identity.gid
+            assert uid is not None and gid is not None  # a user that is known has both
+            owner = uid, gid
         self._policy = options.policy(given, owner)
         if self._policy.dialler.mark and self._identity is not None:
             raise UsageError("-m takes a privilege that -u gives up", "leave one of them out")
@@ -163,11 +168,5 @@ class Socks:
         try:
             client = Stream(loop, sock)
         except OSError as error:
-            return _close_and_raise(sock, error)
+            return close_and_raise(sock, error)
         return Session(client, peer, self._policy, self._log).run()
-
-
-async def _close_and_raise(sock: socket, error: OSError) -> int:
-    """Do without a client that cannot be waited for: epoll(7) has a limit for each user."""
-    sock.close()
-    raise error

@@ -1,156 +1,25 @@
-"""The options that the tools share: one vocabulary, and what each option makes.
-
-docopt is imported only where there is an option to parse: it costs every connection 8 ms.
-"""
+"""The options that the SOCKS tools share: one vocabulary, and what each option makes."""
 
 from __future__ import annotations
 
 import os
 
-from muonsocks import __version__
 from muonsocks.address import parse_address, parse_networks
 from muonsocks.errors import UsageError
-from muonsocks.log import DEBUG, WARNING, Log
 from muonsocks.net.dial import Dialler
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rule, Rules, parse_rules
 from muonsocks.socks.users import Users, parse_users, single_user
+from muonsocks.tools.command_line import Options as Options
+from muonsocks.tools.command_line import expect_no_arguments as expect_no_arguments
+from muonsocks.tools.command_line import parse as parse
+from muonsocks.tools.command_line import unix_path as unix_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from muonsocks.socks.auth_once import AuthOnce
 
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
-
-
-class Options:
-    """What a command line says: `arguments`, and the value of every option the tool has."""
-
-    __slots__ = ("_values", "arguments")
-
-    def __init__(self, values: dict[str, Any], arguments: list[str]) -> None:
-        self._values = values
-        self.arguments = arguments
-
-    def flag(self, name: str) -> bool:
-        """Say whether a flag is given."""
-        return bool(self._values.get(name))
-
-    def text(self, name: str) -> str | None:
-        """Give an option's argument, None without it."""
-        value: str | None = self._values.get(name)
-        return value
-
-    def seconds(self, name: str, default: float) -> float:
-        """Give a time in seconds."""
-        text = self.text(name)
-        if text is None:
-            return default
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0
-        if not 0 < value <= 1e9:
-            raise UsageError(f"{name}: {text!r} is not a time", "give seconds, more than 0")
-        return value
-
-    def texts(self, name: str) -> list[str]:
-        """Give the arguments of an option that may be repeated."""
-        values: list[str] = self._values.get(name) or []
-        return values
-
-    def number(self, name: str, largest: int, default: int = 0, smallest: int = 0) -> int:
-        """Give a whole number from `smallest` to `largest`; 0x is understood."""
-        text = self.text(name)
-        if text is None:
-            return default
-        hint = f"give {smallest} to {largest}"
-        try:
-            value = int(text, 0)
-        except ValueError:
-            raise UsageError(f"{name}: {text!r} is not a number", hint) from None
-        if not smallest <= value <= largest:
-            problem = "too large" if value > largest else "too small"
-            raise UsageError(f"{name}: {text!r} is {problem}", hint)
-        return value
-
-
-def parse(
-    doc: str, arguments: list[str], log: Log, program_follows: bool = False
-) -> Options | None:
-    """Read a command line by the docopt text `doc`; None if it asked for help or the version.
-
-    With `program_follows` the options end at the first argument that is none. UsageError if the
-    command line does not fit.
-    """
-    ours = arguments
-    if program_follows:
-        ours = arguments[: next((i for i, a in enumerate(arguments) if a[:1] != "-"), None)]
-    if not any(argument.startswith("-") for argument in ours):
-        return Options({}, arguments)
-    import site
-
-    site.main()  # the programs start without it: only docopt is to be found there
-    try:
-        from docopt import DocoptExit, docopt
-    except ImportError:
-        raise UsageError("options need docopt", "install the package python3-docopt") from None
-
-    doc = doc.strip() + "\n"
-    try:
-        values = docopt(doc, arguments, False, None, program_follows)
-    except DocoptExit as error:
-        raise UsageError(_usage_problem(str(error), doc, ours), "see --help") from None
-    if values["--help"]:
-        os.write(1, doc.encode())
-        return None
-    if values["--version"]:
-        program = doc.split("Usage:", 1)[1].split(None, 1)[0]
-        os.write(1, f"{program} {__version__}\n".encode())
-        return None
-    if values["--verbose"]:
-        log.level = DEBUG
-    elif values["--quiet"]:
-        log.level = WARNING
-    words = {name: value for name, value in values.items() if not name.startswith("-")}
-    positional = [name for name, value in words.items() if value is True]  # a command
-    for value in words.values():
-        if isinstance(value, list):
-            positional += value
-        elif isinstance(value, str):
-            positional.append(value)
-    if positional[:1] == ["--"]:
-        del positional[0]
-    return Options(values, positional)
-
-
-def expect_no_arguments(options: Options) -> None:
-    """Refuse arguments where only options are expected. UsageError."""
-    if options.arguments:
-        raise UsageError(f"{options.arguments[0]!r} is not an option", "see --help")
-
-
-def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
-    """Say in a few words why docopt, which only shows the usage, refuses a command line."""
-    first = message.split("\n", 1)[0]
-    if first and not first.lower().startswith("usage"):
-        return first
-    known = doc.replace("=", " ").replace(",", " ").split()
-    for argument in arguments:
-        name = argument.split("=", 1)[0]
-        if name == "--":
-            break
-        if not name.startswith("--"):
-            name = name[:2]
-        if len(name) > 1 and name.startswith("-") and name not in known:
-            return f"there is no option {name}"
-    return "the arguments do not fit"
-
-
-# What options make
 
 
 def policy(options: Options, owner: tuple[int, int] | None = None) -> Policy:
@@ -273,13 +142,6 @@ def resident(options: Options) -> str:
     # What is in a unit for all to use may not be there, and that must cost nothing.
     is_there = path.startswith("@") or os.path.exists(path)
     return unix_path(path, "SOCKS_RELAY") if is_there else ""
-
-
-def unix_path(path: str, what: str) -> str:
-    """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
-    if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
-        raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
-    return path
 
 
 def _read(path: str) -> bytes:

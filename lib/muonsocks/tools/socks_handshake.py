@@ -31,7 +31,6 @@ Other:
 from __future__ import annotations
 
 import os
-from _signal import SIG_DFL, SIG_IGN, SIGPIPE, SIGXFSZ, signal
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
@@ -43,12 +42,8 @@ from muonsocks.socks.policy import Policy
 from muonsocks.socks.request import ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
-from muonsocks.tools import DONE, NOT_EXECUTABLE, NOT_FOUND, options
+from muonsocks.tools import DONE, execute, options
 from muonsocks.tools.environment import COMMANDS, request_environment
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -84,21 +79,9 @@ def main(arguments: list[str], log: Log) -> int:
         if log.to_syslog:
             environ[b"SOCKS_LOG"] = b"syslog"  # PROG cannot see that fd 2 was the client
         stdio.restore()
-        try:
-            _execute(program, environ)
-        except (OSError, ValueError) as error:  # ValueError: what no system call can take
-            signal(SIGPIPE, SIG_IGN)
-            problem = error.strerror if isinstance(error, OSError) else str(error)
-            log.error(f"{program[0]} cannot be executed: {problem}")
-            stdio.borrow()
-            stdio.loop.run(session.logged(fail))
-            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        status = execute(program, environ, log)
+        stdio.borrow()
+        stdio.loop.run(session.logged(fail))
+        return status
     finally:
         stdio.restore()
-
-
-def _execute(program: list[str], environ: dict[bytes, bytes]) -> NoReturn:
-    """Replace this process. What Python ignores for itself, PROG would have to ignore as well."""
-    for number in (SIGPIPE, SIGXFSZ):
-        signal(number, SIG_DFL)
-    os.execvpe(program[0], program, environ)

@@ -206,6 +206,7 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
     """Relay for all that connect, until told to stop."""
     from _socket import SOCK_SEQPACKET
 
+    from muonsocks.net.entrance import Listener
     from muonsocks.net.listen import inherited, listen_at
     from muonsocks.resident.notify import Notifier
     from muonsocks.resident.plan import Capacity, Plan
@@ -224,10 +225,11 @@ def _reside(address: str, given: options.Options, log: Log) -> int:
     )
     notifier = Notifier()
     if address != "systemd":
-        listeners = [listen_at(options.unix_path(address, "--listen"))]
-    elif not (listeners := inherited(SOCK_SEQPACKET)):
+        sockets = [listen_at(options.unix_path(address, "--listen"))]
+    elif not (sockets := inherited(SOCK_SEQPACKET)):
         raise UsageError("systemd has passed no socket", "start it by its socket unit")
-    return DONE if Supervisor(adopter, listeners, plan, notifier, log).run() else SYSTEM_FAILED
+    entrances = [Listener(sock) for sock in sockets]
+    return DONE if Supervisor(adopter, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
 
 class _Adopter:

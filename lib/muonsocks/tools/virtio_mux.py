@@ -252,8 +252,8 @@ class _Entrance:
             self._state,
         )
         notifier = Notifier(notify_fd(given))
-        sockets = listeners(given, self._policy.access.is_limited, log)
-        return DONE if Supervisor(self, sockets, plan, notifier, log).run() else SYSTEM_FAILED
+        entrances = listeners(given, self._policy.access.is_limited, log)
+        return DONE if Supervisor(self, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
     def reread(self) -> Users | None:
         """Read the users again."""
@@ -275,12 +275,12 @@ class _Entrance:
             failures.append(error)
             if is_settled:
                 self._log.error(in_one_line(error) if isinstance(error, OSError) else repr(error))
-                retire(for_good=True, failed=True)
+                retire(for_good=True, failed=True, cuts=True)
 
         self._note_presence(False)
         guest.on_presence = self._note_presence
         is_settled = False
-        loop.spawn(guest.run(), on_failure, lambda _: retire(for_good=True))
+        loop.spawn(guest.run(), on_failure, lambda _: retire(for_good=True, cuts=True))
         if failures:
             raise failures[0]
         is_settled = True

@@ -1,0 +1,87 @@
+"""Where connections come in that are to be passed on: sockets that listen, or another socketbox;
+and who has come.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, AF_UNIX
+
+from muonsocks.address import parse_address
+from muonsocks.errors import RemoteProtocolError
+from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.inherit import Peer
+from muonsocks.socketbox.connection import Connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any
+
+
+class Arrival(Peer):
+    """Who has come, and at which of our sockets, which are counted from 0.
+
+    `name` is what accept(2) or getpeername(2) gives for an Internet socket, None for another one.
+    """
+
+    __slots__ = ("_name", "listener")
+
+    def __init__(self, name: tuple[Any, ...] | None, listener: int) -> None:
+        if name is None:
+            super().__init__("unix")
+        else:
+            peer = Peer.of_socket(name)
+            super().__init__(peer.text, peer.address)
+        self._name = name
+        self.listener = listener
+
+    def connection(self, sock: socket) -> Connection:
+        """Make what the rules see of this client's socket. OSError as getsockname(2)."""
+        if self._name is None:
+            return Connection.without_addresses(self.listener)
+        host, port = sock.getsockname()[:2]
+        local = parse_address(host.partition("%")[0])
+        assert local is not None and self.address is not None  # the system writes what it reads
+        return Connection(local, port, self.address, self._name[1], self.listener)
+
+
+class Front(Listener):
+    """A socket that listens for others: who accepts there gives the connection away, and so it
+    blocks, as it would if they had accepted it.
+    """
+
+    __slots__ = ("_is_unix", "_number")
+
+    def __init__(self, sock: socket, number: int = 0) -> None:
+        """Take over a listening socket, which does not block, and is the one of that number."""
+        super().__init__(sock, blocks=True)
+        self._is_unix = sock.family == AF_UNIX
+        self._number = number
+
+    def take(self) -> tuple[socket, Arrival]:
+        """Accept a connection."""
+        sock, name = self.accept()
+        return sock, Arrival(None if self._is_unix else name, self._number)
+
+
+class Handed(Receiver):
+    """A connection to another socketbox, where we have registered: what comes is passed on as it
+    is.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, sock: socket) -> None:
+        super().__init__(sock, is_ours=True, left_alone=True)
+
+    def take(self) -> tuple[socket, Arrival]:
+        """Receive a connection."""
+        sock, _ = super().take()
+        name = None
+        if sock.family in (AF_INET, AF_INET6):
+            try:
+                name = sock.getpeername()
+            except OSError:
+                sock.close()
+                raise RemoteProtocolError("a socket that is passed is not connected") from None
+        return sock, Arrival(name, 0)

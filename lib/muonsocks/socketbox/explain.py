@@ -1,0 +1,123 @@
+"""The way of one connection through the rules, step by step, for who wonders."""
+
+from __future__ import annotations
+
+from muonsocks.address import parse_address
+from muonsocks.errors import UsageError
+from muonsocks.socketbox.actions import Fail, ToPath
+from muonsocks.socketbox.conditions import read_number
+from muonsocks.socketbox.connection import FIELDS, Connection, Field
+from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
+from muonsocks.socketbox.substitution import substitute
+
+_MOST_SHOWN = 8  # entries before the one that matches; of more only the nearest are shown
+_NEAREST = 3
+
+
+def read_connection(local: str, remote: str) -> Connection:
+    """Make the connection that a command line names: ADDRESS:PORT or [ADDRESS]:PORT each, or
+    `unix` for an end that has none. UsageError.
+    """
+    return Connection(*_end(local), *_end(remote))
+
+
+def _end(text: str) -> tuple[bytes, int]:
+    if text == "unix":
+        return bytes(16), 0
+    host, _, port = text.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    packed = parse_address(host[1:-1] if is_bracketed else host)
+    if packed is None or is_bracketed != (":" in host):
+        hint = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
+        raise UsageError(f"{text[:60]!r} is not an address and a port", hint)
+    return packed, read_number(port, 0, 65535)
+
+
+def explain(rules: Rules, connection: Connection, substitutes: bool = False) -> list[str]:
+    """Say which sets a connection comes to, what it finds there and why not before, what is
+    decided, and what is tried if that cannot be; as lines of text.
+
+    With `substitutes` a decision has the path that `substitute` makes.
+    """
+    lines = [f"connection {connection}"]
+    key = connection.key
+
+    def note(hop: int, there: RuleList, found: Entry | None) -> None:
+        lines.append(f"hop {hop}: {there.name}, {_count(len(there.entries))}")
+        lines.extend(f"  {line}" for line in _in_set(there, key, found))
+
+    decision = rules.look_up(connection, note)
+    lines.append(f"decision: {_say(decision, connection, substitutes)}")
+    while not isinstance(decision.action, Fail):
+        lines.append("if that is full or not there:")
+        decision = decision.otherwise(note)
+        lines.append(f"then: {_say(decision, connection, substitutes)}")
+    return lines
+
+
+def _say(decision: Decision, connection: Connection, substitutes: bool) -> str:
+    text = decision.action.text
+    if substitutes and isinstance(decision.action, ToPath):
+        text = ToPath(substitute(decision.action.path, connection)).text
+    return f"{text} ({decision.why})"
+
+
+def _count(number: int) -> str:
+    return f"{number:,} " + ("entry" if number == 1 else "entries")
+
+
+def _in_set(there: RuleList, key: int, found: Entry | None) -> list[str]:
+    if isinstance(there, Map):
+        lines = [_key_of(there, key)]
+    else:
+        lines = _passed_over(there, key, found)
+    if found:
+        lines.append(f"{_entry(found)}: matches")
+    elif there.default:
+        lines.append(f"{there.default.origin}: default {there.default.text}")
+    else:
+        lines.append("no entry matches, and there is no default")
+    return lines
+
+
+def _entry(entry: Entry) -> str:
+    return f"{entry.verdict.origin}: {entry.text}"
+
+
+def _key_of(there: Map, key: int) -> str:
+    parts = [f for f in FIELDS if f.of(there.mask)]
+    values = [f"{f.name}:{f.format(f.of(key & there.mask))}" for f in parts]
+    if not values:
+        return "the key is empty: every connection has it, and every entry"
+    return f"the key by {' '.join(there.key_tokens())} is {' '.join(values)}"
+
+
+def _passed_over(there: RuleList, key: int, found: Entry | None) -> list[str]:
+    """Say why the entries before the one that was found do not match."""
+    before: list[Entry] = []
+    for entry in there.entries:
+        if entry is found:
+            break
+        before.append(entry)
+    shown = before
+    lines = []
+    if len(before) > _MOST_SHOWN:
+        near = sorted(range(len(before)), key=lambda place: _distance(before[place], key))
+        shown = [before[place] for place in sorted(near[:_NEAREST])]
+        lines.append(f"{_count(len(before))} do not match, of which {_NEAREST} are nearest:")
+    for entry in shown:
+        reasons = " and ".join(
+            f"{field.words} is {field.format(field.of(key))}" for field in _missed(entry, key)
+        )
+        lines.append(f"{_entry(entry)}: no, {reasons}")
+    return lines
+
+
+def _missed(entry: Entry, key: int) -> list[Field]:
+    return [field for field, wanted in entry.conditions.items() if not wanted.holds(field.of(key))]
+
+
+def _distance(entry: Entry, key: int) -> tuple[int, int]:
+    """How many conditions do not hold, and by how many bits."""
+    missed = _missed(entry, key)
+    return len(missed), sum(entry.conditions[field].distance(field.of(key)) for field in missed)

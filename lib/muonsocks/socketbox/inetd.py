@@ -1,0 +1,212 @@
+"""A program for each connection, with the connection as its standard input and output."""
+
+from __future__ import annotations
+
+import errno
+import os
+from _signal import SIGTERM, valid_signals
+from _socket import AF_INET, AF_INET6, AF_UNIX, socket
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+from muonsocks.address import Endpoint
+from muonsocks.log import ERROR, INFO, Form
+from muonsocks.net.task import Waitable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from muonsocks.log import Log
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses of what could not be started, as of a shell
+
+# Lines of the log, socketbox-inetd(1)
+_STARTED = Form("started", "client", "pid")
+_ENDED = Form("ended", "client", "pid", "status", "secs")
+
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_PATIENCE = 5.0  # s that a connection is kept for when no program can be started for it
+_AGAIN = 0.1  # s until that is tried again
+_OURS = 64  # descriptors that are not for connections
+
+# What is about us, or about an earlier connection.
+_NOT_FOR_PROGRAMS = (
+    b"LISTEN_FDS",
+    b"LISTEN_FDNAMES",
+    b"LISTEN_PID",
+    b"NOTIFY_SOCKET",
+    b"PROTO",
+    b"REMOTE_ADDR",
+    b"REMOTE_PORT",
+    b"TCPLOCALHOST",
+    b"TCPLOCALIP",
+    b"TCPLOCALPORT",
+    b"TCPREMOTEHOST",
+    b"TCPREMOTEINFO",
+    b"TCPREMOTEIP",
+    b"TCPREMOTEPORT",
+    b"WATCHDOG_PID",
+    b"WATCHDOG_USEC",
+)
+
+
+def environment_without_us(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Give what all programs have in common of the environment."""
+    return {name: value for name, value in environ.items() if name not in _NOT_FOR_PROGRAMS}
+
+
+def environment_of(sock: socket) -> dict[bytes, bytes]:
+    """Say in the environment who is connected with whom: as systemd does (REMOTE_ADDR) and as
+    UCSPI has it (PROTO, TCPREMOTEIP and so on). OSError ENOTCONN if the peer has gone.
+
+    An IPv4 connection of an IPv6 socket is one of IPv4.
+    """
+    if sock.family not in (AF_INET, AF_INET6):
+        return {b"PROTO": b"UNIX"} if sock.family == AF_UNIX else {}
+    remote = Endpoint.of_socket(sock.getpeername())
+    local = Endpoint.of_socket(sock.getsockname())
+    host, port = remote.host.encode(), b"%d" % remote.port
+    return {
+        b"REMOTE_ADDR": host,
+        b"REMOTE_PORT": port,
+        b"PROTO": b"TCP",
+        b"TCPREMOTEIP": host,
+        b"TCPREMOTEPORT": port,
+        b"TCPLOCALIP": local.host.encode(),
+        b"TCPLOCALPORT": b"%d" % local.port,
+    }
+
+
+class Starter:
+    """Starts a program for each client, and sees it to its end."""
+
+    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program")
+
+    def __init__(
+        self,
+        program: list[str],
+        environ: Mapping[bytes, bytes],
+        most: int,
+        descriptors: int,
+        log: Log,
+    ) -> None:
+        """There will be at most so many connections (0: any number). `descriptors` is how many a
+        program may have open (RLIMIT_NOFILE), for which those that we need are many.
+        """
+        self._program = program
+        self._environ = environment_without_us(environ)
+        self._most = most
+        self._descriptors = descriptors
+        self._log = log
+
+    def reread(self) -> None:
+        """There is nothing to read."""
+
+    def take(self, configuration: None) -> None:
+        """There is nothing to take."""
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
+        """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
+        is no good for those that use select(2) or close all there could be.
+        """
+        hard = getrlimit(RLIMIT_NOFILE)[1]
+        if self._most:
+            setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, self._most + _OURS), hard), hard))
+
+    def finish(self) -> None:
+        """There is nothing to leave in order."""
+
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+        """Start a program, and wait for its end. When it is cut short, so is the program: with all
+        that it has started and that is in its session still.
+        """
+        began = loop.now
+        try:
+            pid = await self._start(loop, sock, peer)
+        finally:
+            sock.close()
+        if not pid:
+            return 0
+        self._log.fill_in(INFO, _STARTED, (peer.text, f"{pid}"))
+        try:
+            status = await _end_of(loop, pid)
+        except BaseException:
+            try:
+                os.killpg(pid, SIGTERM)
+            except PermissionError:
+                pass  # it has become another user, and will be told by the end of its connection
+            raise
+        how = f"{status}" if status >= 0 else f"signal-{-status}"
+        self._log.fill_in(INFO, _ENDED, (peer.text, f"{pid}", how, f"{loop.now - began:.3f}"))
+        return 0
+
+    async def _start(self, loop: Loop, sock: socket, peer: Peer) -> int:
+        """Start the program, when there is room for it, and give its process. 0 if it cannot be, or
+        there is nobody any more to do it for. OSError if there is no room for too long.
+        """
+        until = loop.now + _PATIENCE
+        while True:
+            try:
+                environ = self._environ | environment_of(sock)
+            except OSError:
+                self._log.fill_in(INFO, _ENDED, (peer.text, "-", "gone", "0.000"))
+                return 0
+            try:
+                return self._spawn(sock.fileno(), environ)
+            except OSError as error:
+                if error.errno not in _SHORTAGES:
+                    self._cannot_be_executed(peer, error)
+                    return 0
+                if loop.now >= until:
+                    raise
+            await loop.sleep(_AGAIN)
+
+    def _spawn(self, fd: int, environ: dict[bytes, bytes]) -> int:
+        # A descriptor that has its number already stays open, too: that is what glibc makes of it.
+        places = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, fd, 1)]
+        return os.posix_spawnp(
+            self._program[0],
+            self._program,
+            environ,
+            file_actions=places,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=valid_signals(),
+        )
+
+    def _cannot_be_executed(self, peer: Peer, error: OSError) -> None:
+        self._log.error(f"{self._program[0]} cannot be executed: {error.strerror}")
+        status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        self._log.fill_in(ERROR, _ENDED, (peer.text, "-", f"{status}", "0.000"))
+
+
+async def _end_of(loop: Loop, pid: int) -> int:
+    """Wait for the end of a child process: its exit status, or the number of the signal that has
+    killed it, negative.
+    """
+    ended = Waitable()
+    while True:
+        try:
+            fd = _watch(loop, pid, ended)
+            break
+        except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
+            await loop.sleep(_AGAIN)
+    try:
+        await ended
+    finally:
+        loop.unregister(fd)
+        os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _watch(loop: Loop, pid: int, ended: Waitable) -> int:
+    """Open a descriptor of a process, and wait for its end."""
+    fd = os.pidfd_open(pid)
+    try:
+        loop.register(fd, lambda _: ended.wake())
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,146 @@
+"""Receivers that come and register for a group, which is protocol P: who has which.
+
+A receiver connects to a control path, a unix socket of messages, and asks:
+
+    1  0  0 0  group      8 bytes, the group in 4, big endian
+    128  0 0 0            the answer; or the connection is closed
+    3  0 0 0              with each connection that is passed then
+
+A group, or slot, is for one user and one path, and for one receiver at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import SO_PEERCRED, SOL_SOCKET, socket
+from sys import byteorder
+
+from muonsocks.errors import RemoteProtocolError
+from muonsocks.net.passing import Passage
+from muonsocks.socketbox.receivers import Registered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from muonsocks.net.loop import Loop
+    from muonsocks.socketbox.json_configuration import Slot
+    from muonsocks.socketbox.receivers import Limits
+
+MOST_OF_A_USER = 5  # connections that are open
+_MOST = 1000  # of all users, which may be many
+_PATIENCE = 10.0  # s for a receiver to say what it wants
+_PAUSE = 0.2  # s without looking for others, if this process has no descriptor for them
+_REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
+
+
+class Registry:
+    """Who has registered, by group."""
+
+    __slots__ = ("_limits", "_loop", "_note", "_open", "_slots", "receivers")
+
+    def __init__(
+        self,
+        loop: Loop,
+        limits: Limits,
+        slots: Sequence[Slot],
+        listeners: Sequence[socket],
+        note: Callable[[str], None],
+    ) -> None:
+        """Let receivers register with sockets that listen, one for each control path, in order.
+        `note` is told who has, and who may not.
+        """
+        self._loop = loop
+        self._limits = limits
+        self._slots = slots
+        self._note = note
+        self._open: dict[int, int] = {}  # connections by user
+        self.receivers: dict[int, Registered] = {}
+        for place, listener in enumerate(listeners):
+            self._listen(listener, place)
+
+    def _listen(self, listener: socket, place: int) -> None:
+        self._loop.register_listener(listener.fileno(), lambda _: self._accept(listener, place))
+
+    def _accept(self, listener: socket, place: int) -> None:
+        try:
+            fd, _ = listener._accept()  # type: ignore[attr-defined]  # it is closed on exec
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._loop.unregister(listener.fileno())
+                self._loop.call_later(_PAUSE, lambda: self._listen(listener, place))
+            return  # else it has gone already, and the next one may be there
+        sock = socket(fileno=fd)
+        uid = _user_of(sock)
+        count = self._open.get(uid, 0)
+        if count >= MOST_OF_A_USER or sum(self._open.values()) >= _MOST:
+            self._note(f"not registered: user {uid} has {count} connections already")
+            sock.close()
+            return
+        self._open[uid] = count + 1
+        try:
+            passage = Passage.over(self._loop, sock)
+        except OSError as error:
+            self._forget(uid)
+            self._note(f"not registered: user {uid}: {error.strerror}")
+            return
+        self._loop.spawn(
+            self._register(passage, uid, place),
+            lambda error: self._on_failure(uid, error),
+        )
+
+    async def _register(self, passage: Passage, uid: int, place: int) -> None:
+        """Hear what one wants, and let it have that or close the connection."""
+
+        def on_end(receiver: Registered) -> None:
+            del self.receivers[group]
+            self._forget(uid)
+            self._note(f"group {group}: the receiver of user {uid} has gone")
+
+        try:
+            with self._loop.deadline(_PATIENCE):
+                request, _ = await passage.receive_message(len(_REQUEST) + 4)
+            group = self._group(request, uid, place)
+            await passage.send_message(_ACCEPTED)
+            self._loop.unregister(passage.reader)  # what has come since is told once more
+            self.receivers[group] = Registered(self._loop, self._limits, passage.socket, on_end)
+        except BaseException:
+            passage.close()
+            raise
+        self._note(f"group {group}: a receiver of user {uid} has registered")
+
+    def _group(self, request: bytes, uid: int, place: int) -> int:
+        """Give the group that is asked for and may be had. RemoteProtocolError if it may not."""
+        if len(request) != len(_REQUEST) + 4 or request[:4] != _REQUEST:
+            raise RemoteProtocolError(f"user {uid} sends no request: {request.hex(' ') or 'end'}")
+        group = int.from_bytes(request[4:], "big")
+        if group >= len(self._slots):
+            raise RemoteProtocolError(f"user {uid} asks for group {group}, which there is not")
+        slot = self._slots[group]
+        if slot.uid != uid or slot.control_path != place:
+            raise RemoteProtocolError(f"user {uid} may not have group {group} by paths[{place}]")
+        if group in self.receivers:
+            raise RemoteProtocolError(f"user {uid}: group {group} has its receiver already")
+        return group
+
+    def _on_failure(self, uid: int, error: BaseException) -> None:
+        self._forget(uid)
+        if not isinstance(error, (OSError, RemoteProtocolError)):
+            raise error
+        self._note(f"not registered: {error}")
+
+    def _forget(self, uid: int) -> None:
+        self._open[uid] -= 1
+        if not self._open[uid]:
+            del self._open[uid]
+
+    def close(self) -> None:
+        """Let all receivers go."""
+        for receiver in list(self.receivers.values()):
+            receiver.leave()
+
+
+def _user_of(sock: socket) -> int:
+    """Say who has connected: SO_PEERCRED, unix(7), has the process, the user and the group."""
+    credentials = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], byteorder)

@@ -1,0 +1,115 @@
+"""Relays connections that were accepted here or are passed on, each to where it is to go."""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, socket
+
+from muonsocks.address import Endpoint
+from muonsocks.log import quoted
+from muonsocks.net.dial import dial_unix
+from muonsocks.net.stream import Stream, close_and_raise
+from muonsocks.socks.admission import Finished
+from muonsocks.socks.request import Command, Request
+from muonsocks.socks.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from muonsocks.log import Log
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
+    from muonsocks.net.relay import Relay
+    from muonsocks.net.task import Pause, Waitable
+    from muonsocks.socketbox.destination import ToAddress, ToPath
+    from muonsocks.socks.policy import Policy
+
+    Header = Callable[[Endpoint | None, Endpoint | None], bytes]
+
+_NOWHERE = Endpoint("0.0.0.0", 0)
+
+
+class Errand:
+    """Where connections are relayed to, and what is said there first: the `header` of a client's
+    endpoint and the one that it has come to.
+    """
+
+    __slots__ = ("destination", "header")
+
+    def __init__(self, destination: ToAddress | ToPath, header: Header | None) -> None:
+        self.destination = destination
+        self.header = header
+
+
+class ForwardSession(Session):
+    """One connection on its way. Its client says nothing about where it goes, and gets no reply."""
+
+    __slots__ = ("_errand",)
+
+    def __init__(self, client: Stream, peer: Peer, errand: Errand, policy: Policy, log: Log):
+        super().__init__(client, peer, policy, log)
+        self._errand = errand
+
+    async def _story(self) -> Relay | None:
+        return await self.fulfil(None, Request(Command.CONNECT, _NOWHERE), reach=self._reach)
+
+    async def _reach(self) -> Stream:
+        """Connect, and say who comes."""
+        errand, sock = self._errand, self._client.socket
+        local = _endpoint(sock, sock.getsockname)
+        destination = errand.destination.of(local)
+        if isinstance(destination, str):
+            self.target = f"unix:{quoted(destination)}"
+            far = await dial_unix(self.loop, destination, self._policy.dialler.connect_timeout)
+        else:
+            self.target = str(destination)
+            far = await self._dial(destination)
+        if errand.header is not None:
+            try:
+                await far.send(errand.header(_peer_endpoint(sock), local))
+            except BaseException:
+                far.close()
+                raise
+        return far
+
+
+def _peer_endpoint(sock: socket) -> Endpoint | None:
+    try:
+        return _endpoint(sock, sock.getpeername)
+    except OSError:  # ENOTCONN
+        raise Finished("client-lost", "it has gone before it was known who it is") from None
+
+
+def _endpoint(sock: socket, name: Callable[[], tuple[str, int]]) -> Endpoint | None:
+    return Endpoint.of_socket(name()) if sock.family in (AF_INET, AF_INET6) else None
+
+
+class Relayer:
+    """Relays all connections that come."""
+
+    __slots__ = ("_errand", "_log", "_policy")
+
+    def __init__(self, errand: Errand, policy: Policy, log: Log) -> None:
+        self._errand = errand
+        self._policy = policy
+        self._log = log
+
+    def reread(self) -> None:
+        """There is nothing to read."""
+
+    def take(self, configuration: None) -> None:
+        """There is nothing to take."""
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
+        """There is nothing to get ready."""
+
+    def finish(self) -> None:
+        """There is nothing to leave in order."""
+
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
+        """Relay one connection."""
+        try:
+            client = Stream(loop, sock)
+        except OSError as error:
+            return close_and_raise(sock, error)
+        return ForwardSession(client, peer, self._errand, self._policy, self._log).run()

@@ -1,0 +1,100 @@
+"""Where the rules come from: a file, a document in JSON, or one word of a command line.
+
+A rulebook can `read` them, as often as it is asked to. UsageError or OSError if that cannot be.
+"""
+
+from __future__ import annotations
+
+import json
+
+from muonsocks.errors import UsageError
+from muonsocks.socketbox.actions import Verdict
+from muonsocks.socketbox.grammar import LARGEST_FILE, parse_configuration
+from muonsocks.socketbox.json_configuration import Configuration, read_json
+from muonsocks.socketbox.rules import RuleList, Rules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from muonsocks.socketbox.actions import Action
+
+    class Rulebook(Protocol):
+        """Where rules come from."""
+
+        def read(self) -> Rules:
+            """Read them."""
+
+
+class File:
+    """A file in the language of socketbox.conf(5)."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def read(self) -> Rules:
+        """Read it."""
+        return parse_configuration(_content(self._path), self._path)
+
+
+class OneAction:
+    """All that comes is treated alike; `origin` is who says so."""
+
+    __slots__ = ("_action", "_origin")
+
+    def __init__(self, action: Action, origin: str) -> None:
+        self._action = action
+        self._origin = origin
+
+    def read(self) -> Rules:
+        """Make the rules, which are always the same."""
+        verdict = Verdict((self._action,), self._origin)
+        return Rules({"rule-set:0": RuleList("rule-set:0", [], verdict)}, "rule-set:0")
+
+
+class Document:
+    """The configuration of python-socketbox. It has more than rules, which stays what it was at
+    first: `configuration`.
+    """
+
+    __slots__ = ("_document", "_path", "configuration")
+
+    def __init__(self, path: str) -> None:
+        """Read it for the first time."""
+        self._path = path
+        self._document = _parsed(path)
+        self.configuration: Configuration = read_json(self._document, path)
+
+    def read(self) -> Rules:
+        """Read the rules again. UsageError if anything else has changed."""
+        document = _parsed(self._path)
+        rules = read_json(document, self._path).rules
+        for name in sorted(self._document.keys() | document.keys()):
+            if name != "rules" and document.get(name) != self._document.get(name):
+                problem = f"{self._path}: {name} has changed, and is read at the start only"
+                raise UsageError(problem, "restart")
+        return rules
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(LARGEST_FILE + 1)
+
+
+def _parsed(path: str) -> dict[str, Any]:
+    content = _content(path)
+    if len(content) > LARGEST_FILE:
+        raise UsageError(f"{path} is larger than {LARGEST_FILE} bytes")
+    try:
+        document = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    except RecursionError:
+        raise UsageError(f"{path}: there is too much inside of each other") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: an object is expected", "begin with {")
+    return document

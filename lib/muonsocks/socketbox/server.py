@@ -1,0 +1,282 @@
+"""Accept here, serve there: each connection is looked up in the rules, and passed to a receiver.
+
+If that is full, or not there, it is waited for; and if that takes too long, the next one has its
+turn that the rules name, or the connection is closed.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_UNIX, SOCK_DGRAM, SOCK_NONBLOCK, socket
+from mmap import mmap
+
+from muonsocks.address import Endpoint
+from muonsocks.log import INFO, Form, quoted
+from muonsocks.net.front import clear_transparent
+from muonsocks.net.privileges import Identity, gain_no_privileges, give_up
+from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
+from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
+from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
+from muonsocks.socketbox.entrances import Arrival
+from muonsocks.socketbox.receivers import AtPath, Limits, OverSocket, Receiver, Refused
+from muonsocks.socketbox.registry import Registry
+from muonsocks.socketbox.substitution import substitute
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from muonsocks.log import Log
+    from muonsocks.net.inherit import Peer
+    from muonsocks.net.loop import Loop
+    from muonsocks.resident.board import Board
+    from muonsocks.socketbox.actions import Final
+    from muonsocks.socketbox.json_configuration import Slot
+    from muonsocks.socketbox.rulebook import Rulebook
+    from muonsocks.socketbox.rules import Rules
+
+# Lines of the log, muonsocks(7)
+_PASSED = Form("passed", "client", "local", "to", "waited")
+_CLOSED = Form("closed", "client", "local", "waited")
+
+_WAITED, _NOT_PASSED = FIRST_OWN, SECOND_OWN  # connections, on the board
+_MOST_RECEIVERS = 1024  # that are remembered though nobody waits for them
+
+
+class Manner:
+    """How connections are passed on.
+
+    `identity`, `root`: as whom, and inside which directory. `substitutes`: a path has the local
+    address in it. `clears_transparent`: a socket is made an ordinary one before. `patience`,
+    `most_waiting`: how long (s) they may wait, and how many. `inherited`: the descriptors that
+    rules may name. `ends_with`: the one of these that all depends on. None and -1 for none.
+    """
+
+    __slots__ = (
+        "clears_transparent",
+        "ends_with",
+        "identity",
+        "inherited",
+        "most_waiting",
+        "patience",
+        "root",
+        "substitutes",
+    )
+
+    def __init__(self, patience: float, most_waiting: int) -> None:
+        self.patience = patience
+        self.most_waiting = most_waiting
+        self.substitutes = False
+        self.clears_transparent = False
+        self.identity: Identity | None = None
+        self.root: str | None = None
+        self.inherited: frozenset[int] = frozenset()
+        self.ends_with = -1
+
+
+class Box:
+    """The service of passing connections on."""
+
+    __slots__ = (
+        "_at_paths",
+        "_control",
+        "_gone",
+        "_limits",
+        "_log",
+        "_loop",
+        "_manner",
+        "_over",
+        "_registry",
+        "_retire",
+        "_rulebook",
+        "_rules",
+        "_sender",
+        "_slots",
+        "board",
+    )
+
+    _limits: Limits
+    _loop: Loop
+    _retire: Callable[..., None]
+    _sender: socket
+    board: Board  # that of the workers, which whoever makes the plan gives
+
+    def __init__(
+        self,
+        rulebook: Rulebook,
+        manner: Manner,
+        log: Log,
+        slots: Sequence[Slot] = (),
+        control: Sequence[socket] = (),
+    ) -> None:
+        """Read the rules. UsageError or OSError if they are no good.
+
+        With `slots` receivers register for these groups at the `control` sockets, which listen.
+        """
+        self._rulebook = rulebook
+        self._manner = manner
+        self._log = log
+        self._slots = slots
+        self._control = control
+        self._registry: Registry | None = None
+        self._at_paths: dict[str, AtPath] = {}
+        self._over: dict[int, OverSocket] = {}
+        self._gone = mmap(-1, 1)  # a worker knows, and the supervisor is asked
+        self._rules = self.reread()
+
+    # Life cycle
+
+    @property
+    def has_lost_its_receiver(self) -> bool:
+        """Whether the end has come because the one descriptor leads nowhere any more."""
+        return bool(self._gone[0])
+
+    @property
+    def state(self) -> str:
+        """How it goes, in a few words."""
+        total = self.board.total
+        waited, closed = total(_WAITED), total(_NOT_PASSED)
+        passed = max(total(SERVED) - total(OPEN) - closed, 0)
+        return f"passed on: {passed}, after a wait: {waited}, not passed on: {closed}"
+
+    def reread(self) -> Rules:
+        """Read the rules again, and say what is odd about them."""
+        rules = self._rulebook.read()
+        for warning in rules.warnings:
+            self._log.warning(warning)
+        return rules
+
+    def take(self, configuration: Rules) -> None:
+        """Go by these rules from now on."""
+        self._rules = configuration
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
+        """Get what sends, and give up privileges."""
+        manner = self._manner
+        self._loop = loop
+        self._retire = retire
+        self._limits = Limits(manner.patience, manner.most_waiting, self._waiting_elsewhere)
+        self._sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
+        give_up(manner.identity, manner.root)
+        gain_no_privileges()
+        if self._control:
+            self._registry = Registry(
+                loop, self._limits, self._slots, self._control, self._log.info
+            )
+
+    def _waiting_elsewhere(self) -> int:
+        # Whose connection is open, waits, but for this one and a few that are about to be passed.
+        return max(self.board.total(OPEN) - self._limits.waiting - 1, 0)
+
+    def finish(self) -> None:
+        """Let those go that have registered."""
+        if self._registry is not None:
+            self._registry.close()
+
+    # One connection
+
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
+        """Pass a connection on, and close it here."""
+        assert isinstance(peer, Arrival)
+        try:
+            since = loop.now
+            connection = peer.connection(sock)
+            to, why = await self._pass_on(sock, connection)
+            waited = loop.now - since
+            if waited:
+                self.board.add(_WAITED, 1)
+            if to is None:
+                self.board.add(_NOT_PASSED, 1)
+            if self._log.level >= INFO:
+                self._note(peer, connection, to, waited, why)
+        finally:
+            sock.close()
+        return 0
+
+    async def _pass_on(
+        self, sock: socket, connection: Connection
+    ) -> tuple[ToPath | ToDescriptor | ToGroup | None, str]:
+        """Give who has taken a connection, or None; and who has not, and why."""
+        if self._manner.clears_transparent:
+            try:
+                clear_transparent(sock)
+            except OSError as error:
+                return None, f"it stays transparent: {error.strerror}"
+        decision = self._rules.look_up(connection)
+        reasons = []
+        while True:
+            action = decision.action
+            if isinstance(action, Fail):
+                reasons.append(decision.why)
+                return None, "; ".join(reasons)
+            if isinstance(action, ToPath) and self._manner.substitutes:
+                action = ToPath(substitute(action.path, connection))
+            try:
+                receiver = self._receiver(action)
+                await receiver.take(sock.fileno())
+                return action, "; ".join(reasons)
+            except Refused as refused:
+                reasons.append(f"{action.text}: {refused}")
+                if isinstance(action, ToDescriptor):
+                    self._look_after(action.number)
+            decision = decision.otherwise()
+
+    def _note(
+        self, peer: Arrival, connection: Connection, to: Final | None, waited: float, why: str
+    ) -> None:
+        local = "unix"
+        if peer.address is not None:
+            address = LOCAL_ADDRESS.of(connection.key).to_bytes(16, "big")
+            local = str(Endpoint.at(address, LOCAL_PORT.of(connection.key)))
+        remark = ("reason", why) if why else None
+        seconds = f"{waited:.3f}"
+        if to is None:
+            self._log.fill_in(INFO, _CLOSED, (peer.text, local, seconds), remark)
+        else:
+            to_whom = quoted(to.text.removeprefix("jump-unix:"))
+            self._log.fill_in(INFO, _PASSED, (peer.text, local, to_whom, seconds), remark)
+
+    # Receivers
+
+    def _receiver(self, action: ToPath | ToDescriptor | ToGroup) -> Receiver:
+        """Give who an action means. Refused if there is none."""
+        if isinstance(action, ToPath):
+            there = self._at_paths.get(action.path)
+            if there is None:
+                there = self._new_at_path(action.path)
+            return there
+        if isinstance(action, ToGroup):
+            registered = self._registry and self._registry.receivers.get(action.number)
+            if not registered:
+                raise Refused("nobody has registered for it")
+            return registered
+        over = self._over.get(action.number)
+        if over is None:
+            over = self._new_over(action.number)
+        return over
+
+    def _new_at_path(self, path: str) -> AtPath:
+        """Make a receiver, and forget others: the addresses of -U may be any number of them."""
+        if len(self._at_paths) >= _MOST_RECEIVERS + self._limits.waiting:
+            kept = {path: one for path, one in self._at_paths.items() if not one.is_idle}
+            self._at_paths = kept
+        there = self._at_paths[path] = AtPath(self._loop, self._limits, self._sender, path)
+        return there
+
+    def _new_over(self, number: int) -> OverSocket:
+        if number not in self._manner.inherited:
+            raise Refused("no such descriptor was open at the start")
+        try:
+            sock = socket(fileno=number)
+        except OSError as error:
+            raise Refused(f"it is no socket: {error.strerror}") from None
+        over = self._over[number] = OverSocket(self._loop, self._limits, sock)
+        return over
+
+    def _look_after(self, number: int) -> None:
+        """End, if the receiver that all depends on has gone."""
+        over = self._over.get(number)
+        if number == self._manner.ends_with and over is not None and over.has_gone:
+            if not self._gone[0]:
+                self._gone[0] = 1
+                self._log.error(f"descriptor {number} leads nowhere any more: this is the end")
+            self._retire(for_good=True)

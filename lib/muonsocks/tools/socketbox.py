@@ -1,0 +1,254 @@
+"""
+Accept connections here, and pass them on to programs that serve them elsewhere.
+
+Rules say which receiver a connection goes to: a program in another network namespace,
+container or account, which gets the socket itself, over a unix socket.
+
+Usage:
+  socketbox [options] [-l ADDR]... [-p PORT]...
+  socketbox --exec [options] [-l ADDR]... [-p PORT]... PROG [ARG]...
+  socketbox --check [options] [FILE]
+  socketbox --explain [options] LOCAL REMOTE
+
+Where connections come in:
+  -l, --listen=ADDR           on this address instead of ::, or path or @name of a unix
+                              socket; may be repeated
+  -p, --port=PORT             on this port instead of 80; may be repeated
+  -t, --transparent           also what is for other addresses (TPROXY)
+  -F, --freebind              also on an address that this host does not have
+  -R, --no-reuse-address      not on a port with connections of an earlier server
+  -r, --reuse-port            together with other servers
+  -b, --backlog=NUMBER        so many wait to be accepted [default: 4096]
+  -s, --socket=FD             on this socket, which is open and bound already
+  -P, --register=NR:PATH      as group NR of another socketbox, at its control path
+
+Where they go:
+  -f, --rules=FILE            by these rules, see socketbox.conf(5); else by
+                              /etc/socketbox.conf
+  -S, --send-to=PATH          all of them to the receiver at this path
+  -i, --send-over=FD          all of them over this unix socket
+  -U, --substitute            #//0_ to #//7_ and #//P_ in paths are the local address
+                              and port
+  -z, --clear-transparent     without what -t has set
+  --json=FILE                 all this, and as whom, as in this file of python-socketbox
+
+When a receiver is full or away:
+  --queue-timeout=SECS        connections wait for so long [default: 5]
+  --max-waiting=NUMBER        so many at most, others are closed [default: 1024]
+
+As whom it runs:
+  -u, --user=NAME             as this user, by name or number
+  -g, --group=NAME            with this group
+  -G, --groups=NAMES          and these other groups, a comma between
+  -k, --keep-groups           and the other groups that it has
+  -x, --chroot=DIR            with this root directory
+  -d, --daemon                in the background, once it serves
+  --workers=NUMBER            in so many processes; by default one for each CPU
+  --drain-timeout=SECS        so long to finish when it is told to stop [default: 30]
+
+Instead of serving:
+  -e, --exec                  bind, and execute PROG with $SKBOX_LISTEN_FD
+  --check                     say what is wrong or odd in FILE, or that of -f or --json
+  --explain                   say which rules decide on a connection from REMOTE to LOCAL
+
+Other:
+  --notify-fd=FD              say there, by a newline, that it is ready (s6)
+  -v, --verbose               log more
+  -q, --quiet                 log no connections
+  --help                      show this and exit
+  --version                   show the version and exit
+"""
+
+from __future__ import annotations
+
+import os
+import site
+
+from muonsocks.errors import UsageError
+from muonsocks.log import Log
+from muonsocks.resident.notify import Notifier
+from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.supervisor import Supervisor
+from muonsocks.socketbox.actions import ToDescriptor, ToPath
+from muonsocks.socketbox.explain import explain, read_connection
+from muonsocks.socketbox.rulebook import Document, File, OneAction
+from muonsocks.socketbox.server import Box, Manner
+from muonsocks.tools import DONE, SYSTEM_FAILED, execute
+from muonsocks.tools.boxing import (
+    background,
+    from_json,
+    from_options,
+    identity,
+    privileges,
+    receiving_socket,
+)
+from muonsocks.tools.command_line import Options, parse, unix_path
+from muonsocks.tools.listening import notify_fd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.socketbox.rulebook import Rulebook
+
+PEER_GONE = 11  # what -i leads to has gone
+_DEFAULT_FILE = "/etc/socketbox.conf"
+_NOT_WITH_JSON = (
+    *("--listen", "--port", "--transparent", "--freebind", "--no-reuse-address", "--reuse-port"),
+    *("--socket", "--register", "--rules", "--send-to", "--send-over", "--substitute", "--user"),
+    *("--group", "--groups", "--keep-groups", "--chroot", "--exec"),
+)
+
+
+def main(arguments: list[str], log: Log) -> int:
+    """Pass connections on until told to stop."""
+    inherited = frozenset(int(name) for name in os.listdir("/proc/self/fd"))
+    inherited = frozenset(fd for fd in inherited if _is_open(fd))
+    looks_only = any(word in ("--check", "--explain") for word in arguments)
+    given = parse(__doc__, arguments, log, program_follows=not looks_only)
+    if given is None:
+        return DONE
+    _expect_sense(given)
+    if given.flag("--check"):
+        return _check(given)
+    if given.flag("--explain"):
+        return _explain(given)
+    if given.flag("--exec"):
+        return _execute(given, log)
+    site.main()  # the programs start without it: systemd's modules are to be found there
+    log.use_journal_fields()
+    return _serve(given, inherited, log)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False  # the list was read from it
+    return fd > 2
+
+
+def _expect_sense(given: Options) -> None:
+    """Refuse what excludes each other. UsageError."""
+    if given.arguments and not any(map(given.flag, ("--check", "--explain", "--exec"))):
+        raise UsageError(f"{given.arguments[0]!r} is not an option", "-e has a program follow")
+    if given.flag("--json"):
+        for name in _NOT_WITH_JSON:
+            if given.flag(name):
+                raise UsageError(f"{name} does not go with --json", "write it into that file")
+    ways = [name for name in ("--rules", "--send-to", "--send-over") if given.text(name)]
+    if len(ways) > 1:
+        raise UsageError(f"{ways[0]} and {ways[1]} exclude each other", "leave one of them out")
+
+
+# Instead of serving
+
+
+def _check(given: Options) -> int:
+    """Say what is wrong or odd in a file."""
+    if given.arguments and (given.text("--rules") or given.text("--json")):
+        raise UsageError("there are two files to check", "name one")
+    if given.arguments:
+        book: Rulebook = File(given.arguments[0])
+    else:
+        book = _rulebook(given)
+    rules = book.read()
+    for warning in rules.warnings:
+        os.write(1, f"{warning}\n".encode("utf-8", "backslashreplace"))
+    if not given.flag("--quiet"):
+        entries = sum(len(one.entries) for one in rules.sets.values())
+        counts = ((len(rules.sets), "set"), (entries, "entry"), (len(rules.warnings), "warning"))
+        os.write(1, f"good: {', '.join(_count(*one) for one in counts)}\n".encode())
+    return DONE
+
+
+def _count(number: int, what: str) -> str:
+    if number != 1:
+        what = "entries" if what == "entry" else f"{what}s"
+    return f"{number:,} {what}"
+
+
+def _explain(given: Options) -> int:
+    """Say how the rules decide on a connection."""
+    local, remote = given.arguments
+    connection = read_connection(local, remote)
+    for line in explain(_rulebook(given).read(), connection, given.flag("--substitute")):
+        os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
+    return DONE
+
+
+def _execute(given: Options, log: Log) -> int:
+    """Bind, give up privileges, and become another program."""
+    sources = from_options(given)
+    if len(sources.sockets) != 1 or sources.registration is not None:
+        raise UsageError("-e has one socket", "give one address and one port")
+    [sock] = sources.sockets
+    fd = sock.detach()
+    os.set_inheritable(fd, True)
+    os.set_blocking(fd, True)
+    if given.flag("--daemon"):
+        os.write(background(log), b"\n")
+    privileges(given, for_program=True)
+    environ = dict(os.environb)
+    environ[b"SKBOX_LISTEN_FD"] = b"%d" % fd
+    return execute(given.arguments, environ, log)
+
+
+# Serving
+
+
+def _rulebook(given: Options) -> Rulebook:
+    path = given.text("--send-to")
+    if path is not None:
+        return OneAction(ToPath(unix_path(path, "-S")), "-S")
+    fd = given.text("--send-over")
+    if fd is not None:
+        return OneAction(ToDescriptor(receiving_socket(fd)), "-i")
+    json = given.text("--json")
+    if json is not None:
+        return Document(os.path.abspath(json))
+    # Whole, as the working directory may be another one when they are read again.
+    return File(os.path.abspath(given.text("--rules") or _DEFAULT_FILE))
+
+
+def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
+    rulebook = _rulebook(given)
+    manner = Manner(
+        given.seconds("--queue-timeout", 5), given.number("--max-waiting", 1 << 20, 1024)
+    )
+    manner.inherited = inherited
+    manner.substitutes = given.flag("--substitute")
+    manner.clears_transparent = given.flag("--clear-transparent")
+    if given.flag("--send-over"):
+        manner.ends_with = given.number("--send-over", 1 << 30)
+    notify = notify_fd(given)
+    if given.flag("--daemon") and notify is not None:
+        raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
+    if isinstance(rulebook, Document):
+        daemon = rulebook.configuration.daemon
+        manner.identity, manner.root = identity(daemon), daemon.chroot or None
+        sources = from_json(rulebook.configuration)
+        box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
+    else:
+        manner.identity, manner.root = privileges(given)
+        box = Box(rulebook, manner, log)  # first: with wrong rules nobody is to come
+        sources = from_options(given)
+    if manner.identity is not None and manner.identity.leaves_root_its_group:
+        log.warning("the group is root's still; -g names another one")
+    workers = given.number("--workers", 1024)
+    if sources.is_for_one_worker:
+        if workers > 1:
+            raise UsageError("who registers does so with one process", "leave --workers out")
+        workers = 1
+    workers = workers or len(os.sched_getaffinity(0))
+    plan = Plan(workers, Capacity(0), given.seconds("--drain-timeout", 30), lambda: box.state)
+    box.board = plan.board
+    if given.flag("--daemon"):
+        notify = background(log)
+    notifier = Notifier(notify)
+    try:
+        entrances = sources.entrances(log)
+        is_well = Supervisor(box, entrances, plan, notifier, log).run()
+    finally:
+        sources.remove_files()
+    if box.has_lost_its_receiver:
+        return PEER_GONE
+    return DONE if is_well else SYSTEM_FAILED

@@ -1,0 +1,137 @@
+"""What a program that is started for a connection is told, and when there is no room for it."""
+
+import errno
+import os
+import resource
+import socket
+
+import pytest
+from ends import PATIENCE, Lines, nothing_left_behind
+from places import in_child
+from senders import accepted
+
+from muonsocks.net.inherit import peer_of
+from muonsocks.net.loop import Loop
+from muonsocks.socketbox import inetd
+from muonsocks.socketbox.inetd import Starter, environment_of, environment_without_us
+
+
+def test_who_is_connected_with_whom() -> None:
+    with accepted("::1") as (client, conn):
+        [port, local] = [b"%d" % name()[1] for name in (client.getsockname, conn.getsockname)]
+        assert environment_of(conn) == {
+            b"REMOTE_ADDR": b"::1",
+            b"REMOTE_PORT": port,
+            b"PROTO": b"TCP",
+            b"TCPREMOTEIP": b"::1",
+            b"TCPREMOTEPORT": port,
+            b"TCPLOCALIP": b"::1",
+            b"TCPLOCALPORT": local,
+        }
+
+
+def test_a_peer_who_has_gone() -> None:
+    with socket.socket() as sock, pytest.raises(OSError) as caught:
+        environment_of(sock)
+    assert caught.value.errno == errno.ENOTCONN
+
+
+def test_what_is_about_another_connection_is_left_out() -> None:
+    with accepted() as (_, conn):
+        stale = dict.fromkeys(environment_of(conn), b"stale")
+    assert environment_without_us(stale | {b"HOME": b"/"}) == {b"HOME": b"/"}
+
+
+class Crowded(Starter):
+    """Starts programs where there is no room for a process, so many times."""
+
+    __slots__ = ("times",)
+    number = errno.EAGAIN
+
+    def _spawn(self, fd: int, environ: dict[bytes, bytes]) -> int:
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return super()._spawn(fd, environ)
+
+
+def serve(starter: Starter, loop: Loop) -> bytes:
+    """Have a client served, and give what it reads."""
+    with accepted() as (client, conn):
+        peer = peer_of(conn, {})
+        taken = conn.dup()
+        conn.close()
+
+        async def story() -> None:
+            with loop.deadline(PATIENCE):
+                assert await starter.serve(loop, taken, peer) == 0
+
+        try:
+            loop.run(story())
+        finally:
+            assert taken.fileno() == -1
+            assert not loop.handlers
+            said = client.recv(100)
+        return said
+
+
+def crowded(times: int, log: Lines) -> Crowded:
+    starter = Crowded(["echo", "hello"], os.environb, 0, 1024, log)
+    starter.times = times
+    return starter
+
+
+def test_a_moment_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs nobody the connection."""
+    monkeypatch.setattr(inetd, "_AGAIN", 0.01)
+    with nothing_left_behind():
+        log, loop = Lines(), Loop()
+        assert serve(crowded(3, log), loop) == b"hello\n"
+        assert [line.split()[0] for line in log.lines] == ["started", "ended"]
+        loop.close()
+
+
+def test_no_room_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the worker's to say."""
+    monkeypatch.setattr(inetd, "_AGAIN", 0.01)
+    monkeypatch.setattr(inetd, "_PATIENCE", 0.05)
+    with nothing_left_behind():
+        log, loop = Lines(), Loop()
+        with pytest.raises(OSError) as caught:
+            serve(crowded(1 << 30, log), loop)
+        assert caught.value.errno == errno.EAGAIN
+        assert log.lines == []
+        loop.close()
+
+
+def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is waited for all the same, once there is one."""
+    monkeypatch.setattr(inetd, "_AGAIN", 0.01)
+    failures, real = [errno.ENFILE] * 3, os.pidfd_open
+
+    def pidfd_open(pid: int) -> int:
+        if failures:
+            raise OSError(failures.pop(), "no room")
+        return real(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    with nothing_left_behind():
+        log, loop = Lines(), Loop()
+        assert serve(crowded(0, log), loop) == b"hello\n"
+        assert log.lines[-1].split()[3] == "status=0"
+        loop.close()
+    assert not failures
+
+
+@pytest.mark.parametrize(("most", "limit"), [(0, None), (10, 256), (1000, 1064)])
+def test_descriptors_of_programs(most: int, limit: int | None) -> None:
+    """As many as there were, unless the connections take more."""
+
+    def check() -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        starter = Starter(["true"], {}, most, 256, Lines())
+        starter.settle(Loop(), lambda: None)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limit or hard, hard)
+
+    in_child(check)

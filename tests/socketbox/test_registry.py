@@ -1,0 +1,152 @@
+"""Who registers, with sockets and a loop: tests/tools/test_socketbox_json.py has whole programs."""
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from box import Receiver
+from ends import nothing_left_behind
+from places import descriptor_limit
+
+from muonsocks.net.listen import listen_at
+from muonsocks.net.loop import Loop
+from muonsocks.socketbox import registry as registry_module
+from muonsocks.socketbox.json_configuration import Slot
+from muonsocks.socketbox.json_value import Node
+from muonsocks.socketbox.receivers import Limits
+from muonsocks.socketbox.registry import MOST_OF_A_USER, Registry
+
+ACCEPTED = b"\x80\0\0\0"
+
+
+class Bench:
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.loop = Loop()
+        self.notes: list[str] = []
+        self.listener = listen_at(self.path)
+        slots = [Slot(Node({"uid": os.getuid(), "path_nr": 0}, "test")) for _ in range(3)]
+        self.registry = Registry(
+            self.loop, Limits(5, 10), slots, [self.listener], self.notes.append
+        )
+
+    def client(self, data: bytes = b"") -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(self.path)
+        sock.setblocking(False)
+        if data:
+            sock.send(data)
+        return sock
+
+    async def answer(self, sock: socket.socket) -> bytes:
+        with self.loop.deadline(15):
+            while True:
+                try:
+                    return sock.recv(100)
+                except BlockingIOError:
+                    await self.loop.sleep(0.002)
+                except ConnectionResetError:
+                    return b""
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        with self.loop.deadline(15):
+            while not holds():
+                await self.loop.sleep(0.002)
+
+
+def request(group: int) -> bytes:
+    return struct.pack("!BxxxI", 1, group)
+
+
+def run(tmp_path: Path, story: Callable[[Bench], Coroutine[Any, None, None]]) -> Bench:
+    with nothing_left_behind():
+        bench = Bench(tmp_path / "ctl")
+        try:
+            bench.loop.run(story(bench))
+            bench.registry.close()
+            bench.loop.unregister(bench.listener.fileno())
+            assert bench.loop.handlers == {}
+            assert bench.registry._open == {}
+        finally:
+            bench.listener.close()
+            bench.loop.close()
+    return bench
+
+
+def test_one_registers(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        with bench.client(request(2)) as sock:
+            assert await bench.answer(sock) == ACCEPTED
+            assert bench.registry.receivers.keys() == {2}
+            with socket.socket() as passed:
+                await bench.registry.receivers[2].take(passed.fileno())
+            got = Receiver(sock).message()
+            got.socket.close()
+            assert got.data == b"\3\0\0\0"
+        await bench.until(lambda: not bench.registry.receivers)
+        with bench.client(request(2)) as sock:
+            assert await bench.answer(sock) == ACCEPTED
+            bench.registry.close()
+            assert await bench.answer(sock) == b""
+
+    bench = run(tmp_path, story)
+    us = os.getuid()
+    assert (
+        bench.notes
+        == [
+            f"group 2: a receiver of user {us} has registered",
+            f"group 2: the receiver of user {us} has gone",
+        ]
+        * 2
+    )
+
+
+def test_one_that_has_gone_before_the_answer(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        for _ in range(20):
+            bench.client(request(0)).close()
+        await bench.until(lambda: len(bench.notes) >= 20 and not bench.registry._open)
+        with bench.client(request(0)) as sock:
+            assert await bench.answer(sock) == ACCEPTED
+
+    run(tmp_path, story)
+
+
+def test_one_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_PATIENCE", 0.05)
+
+    async def story(bench: Bench) -> None:
+        with bench.client() as sock:
+            assert await bench.answer(sock) == b""
+
+    assert "time limit" in run(tmp_path, story).notes[0]
+
+
+def test_too_many(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        clients = [bench.client() for _ in range(MOST_OF_A_USER)]
+        with bench.client(request(0)) as sock:
+            assert await bench.answer(sock) == b""
+        for sock in clients:
+            sock.close()
+        await bench.until(lambda: not bench.registry._open)
+        with bench.client(request(0)) as sock:
+            assert await bench.answer(sock) == ACCEPTED
+
+    assert "has 5 connections already" in run(tmp_path, story).notes[0]
+
+
+def test_no_descriptor_for_one(tmp_path: Path) -> None:
+    """It waits for a moment, and there is no busy loop meanwhile."""
+
+    async def story(bench: Bench) -> None:
+        with bench.client(request(0)) as sock:
+            with descriptor_limit(0):
+                await bench.until(lambda: bench.listener.fileno() not in bench.loop.handlers)
+            assert await bench.answer(sock) == ACCEPTED
+
+    run(tmp_path, story)

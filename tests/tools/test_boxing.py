@@ -1,0 +1,96 @@
+"""What the options and the JSON of socketbox make; the programs are in test_socketbox*.py."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from ends import Lines, nothing_left_behind
+
+from muonsocks.errors import UsageError
+from muonsocks.net.privileges import Identity
+from muonsocks.socketbox.json_configuration import Configuration, Daemon
+from muonsocks.socketbox.json_value import Node
+from muonsocks.tools.boxing import Sources, from_json, identity
+
+
+def configuration(**changes: object) -> Configuration:
+    content = {
+        "socketbox-version": 1,
+        "incoming": [{"address": "127.0.0.1", "port": 0}],
+        "rules": {"_start": {"type": "rule", "rules": []}},
+    }
+    return Configuration(Node(content | changes, "test"))
+
+
+def close(sources: Sources) -> None:
+    for sock in (*sources.sockets, *sources.control):
+        sock.close()
+    sources.remove_files()
+
+
+def test_listeners_and_control_paths(tmp_path: Path) -> None:
+    """A file that nobody serves is replaced, and one that somebody serves is not."""
+    path = tmp_path / "ctl"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
+        stale.bind(str(path))
+    before = os.umask(0o77)
+    with nothing_left_behind():
+        made = configuration(paths=[{"socket": str(path), "mode": "640"}])
+        sources = from_json(made)
+        assert sources.is_for_one_worker
+        assert path.stat().st_mode & 0o7777 == 0o640
+        [entrance] = sources.entrances(Lines())
+        with socket.create_connection(sources.sockets[0].getsockname()):
+            entrance.take()[0].close()
+        with pytest.raises(OSError, match="in use"):
+            from_json(made)
+        close(sources)
+    os.umask(before)
+    assert not path.exists()
+
+
+def test_backlog() -> None:
+    log = Lines()
+    sources = from_json(configuration())
+    sources.entrances(log)
+    port = sources.sockets[0].getsockname()[1]
+    assert log.lines == [f"listening on 127.0.0.1:{port}"]
+    close(sources)
+
+
+def test_somebody_else_listens_first() -> None:
+    """Two can be bound, and one can listen."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        sources = from_json(configuration(incoming=[{"address": "127.0.0.1", "port": port}]))
+        other.listen()
+        with pytest.raises(OSError) as caught:
+            sources.entrances(Lines())
+        problem = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        assert caught.value.strerror == problem
+        close(sources)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "expected"),
+    [
+        ({}, None),
+        ({"chroot": "/x"}, None),
+        ({"uid": 7}, (7, None, None)),
+        ({"uid": 7, "gid": 8}, (7, 8, None)),
+        ({"gid": 8, "groups": []}, (None, 8, ())),
+        ({"uid": 7, "groups": [3, 4]}, (7, None, (3, 4))),
+    ],
+)
+def test_as_whom(daemon: dict[str, object], expected: tuple[object, ...] | None) -> None:
+    made = identity(Daemon(Node(daemon, "test")))
+    assert expected is None or isinstance(made, Identity)
+    assert (None if made is None else (made.uid, made.gid, made.groups)) == expected
+
+
+def test_root_is_nobody_to_become() -> None:
+    with pytest.raises(UsageError, match="uid is root's"):
+        identity(Daemon(Node({"uid": 0}, "test")))

@@ -1,0 +1,93 @@
+"""What a command line gives: options in every spelling, arguments, and what those may be."""
+
+import os
+import socket
+
+import pytest
+
+from muonsocks.errors import UsageError
+from muonsocks.log import DEBUG, WARNING, Log
+from muonsocks.tools import command_line, muonsocks, socks_handshake
+
+
+def test_an_option_that_may_be_repeated() -> None:
+    """In every spelling, in its order; and no argument of it is one of the program's."""
+    arguments = ["-i", "::1", "--listen=127.0.0.1", "-q", "-i::", "--listen", "0.0.0.0"]
+    given = command_line.parse(muonsocks.__doc__ or "", arguments, Log("test"))
+    assert given is not None
+    assert given.texts("--listen") == ["::1", "127.0.0.1", "::", "0.0.0.0"]
+    assert given.arguments == []
+    assert given.text("--users") is None
+    given = command_line.parse(muonsocks.__doc__ or "", [], Log("test"))
+    assert given is not None
+    assert given.texts("--listen") == []
+
+
+def test_a_default_is_the_one_that_the_text_says() -> None:
+    """With an option or without any, when docopt is not even loaded."""
+    for arguments in ([], ["-q"]):
+        given = command_line.parse(muonsocks.__doc__ or "", arguments, Log("test"))
+        assert given is not None
+        assert given.number("--max-connections", 1 << 24, 16384) == 16384
+        assert given.seconds("--drain-timeout", 30) == 30
+        assert given.number("--max-per-source", 1 << 24) == 0
+        assert given.number("--workers", 1024) == 0
+
+
+@pytest.mark.parametrize(("option", "level"), [("-q", WARNING), ("-v", DEBUG)])
+def test_what_is_logged(option: str, level: int) -> None:
+    log = Log("test")
+    command_line.parse(muonsocks.__doc__ or "", [option], log)
+    assert log.level == level
+
+
+def test_a_text_without_options_for_the_log() -> None:
+    log = Log("test")
+    before = log.level
+    text = "Usage:\n  test [options] [WORD...]\n\n  -x  cross\n  --help\n  --version\n"
+    given = command_line.parse(text, ["-x", "--", "-y"], log)
+    assert given is not None
+    assert given.flag("-x") and given.arguments == ["-y"]
+    assert log.level == before
+
+
+def test_options_end_where_a_program_is_named() -> None:
+    text = socks_handshake.__doc__ or ""
+    for arguments in (["-q", "sh", "-v", "--", "-x"], ["-q", "--", "sh", "-v", "--", "-x"]):
+        given = command_line.parse(text, arguments, Log("test"), program_follows=True)
+        assert given is not None
+        assert given.arguments == ["sh", "-v", "--", "-x"]
+
+
+def test_a_descriptor() -> None:
+    with socket.socket() as sock:
+        assert command_line.descriptor(str(sock.fileno()), "-f") == sock.fileno()
+    assert command_line.descriptor("00", "-f") == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "+1", "1.0", " 1", "\u0661", "0x1", "9" * 10, "9" * 5000]
+)
+def test_no_number_of_a_descriptor(text: str) -> None:
+    with pytest.raises(UsageError, match="is no descriptor; give its number") as raised:
+        command_line.descriptor(text, "-f")
+    assert len(str(raised.value)) < 150
+
+
+def test_a_descriptor_that_is_not_open() -> None:
+    fd = os.dup(0)
+    os.close(fd)
+    for number in (fd, 999_999_999):
+        with pytest.raises(UsageError, match=f"-f: descriptor {number} is not open; leave it"):
+            command_line.descriptor(str(number), "-f")
+
+
+@pytest.mark.parametrize("path", ["/run/x", "@name", "x", "p" * 107, "\xe4" * 53])
+def test_a_path_of_a_unix_socket(path: str) -> None:
+    assert command_line.unix_path(path, "SOCKET") == path
+
+
+@pytest.mark.parametrize("path", ["", "p" * 108, "\xe4" * 54])
+def test_no_path_of_a_unix_socket(path: str) -> None:
+    with pytest.raises(UsageError, match=r"SOCKET: .* is no path of a socket; 1 to 107 bytes fit"):
+        command_line.unix_path(path, "SOCKET")
