@@ -178,7 +178,7 @@ def test_a_service_that_retires_for_good(failed: bool, drains: bool) -> None:
     def settle(loop: Loop, retire: Callable[..., None]) -> None:
         def retire_for_good(_: int) -> None:
             loop.unregister(reader)
-            retire(for_good=True, failed=failed)
+            retire(for_good=True, failed=failed, cuts=True)
 
         loop.register(reader, retire_for_good)
 
