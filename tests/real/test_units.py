@@ -14,6 +14,7 @@ MOST_EXPOSED = {
     "muonsocks-relay.service": 3,
     "muonsocks-resident.service": 12,
     "virtio-mux-guest.service": 2,
+    "virtio-mux-guest-start.service": 4,
     "virtio-mux-host@.service": 11,
 }  # tenths
 
