@@ -21,10 +21,26 @@ pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu")]
 
 ROOT = Path(__file__).parents[2]
 SERVICE, SOCKET = "virtio-mux-guest.service", "virtio-mux-guest.socket"
+START = "virtio-mux-guest-start.service"
 DEVICE = r"dev-virtio\x2dports-org.muonsocks.0.device"
 PROXY = "socks5h://127.0.0.1:1080"
 MUCH = os.urandom(5 << 20)
 SECONDS = 30
+
+# The program, and who takes his time when systemd stops the service: it has a stop job then.
+SLOW_SERVICE = b"""
+[Service]
+Type=exec
+NotifyAccess=none
+WatchdogSec=0
+ExecStart=
+ExecStart=sh /run/slow.sh
+"""
+SLOW = b"""
+trap : TERM
+sh -c 'LISTEN_PID=$$ exec virtio-mux guest -'
+until [ -e /run/may-stop ]; do sleep 0.1; done
+"""
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -83,7 +99,7 @@ def url() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def enabled(systemd_guest: Guest) -> Guest:
     """The guest, with the units enabled; its port was there before."""
-    for unit in (SERVICE, SOCKET):
+    for unit in (SERVICE, SOCKET, START):
         text = (ROOT / "units" / unit).read_bytes()
         systemd_guest.put(f"/usr/local/lib/systemd/system/{unit}", text)
     systemd_guest.run(f"systemctl daemon-reload && systemctl enable --now {SERVICE}")
@@ -159,6 +175,25 @@ def test_clients_wait_for_the_port(vm: Guest, port: Port, url: str) -> None:
         assert client.wait(SECONDS) == 0, client
 
 
+def test_it_comes_back_while_the_service_is_stopped(vm: Guest, port: Port, url: str) -> None:
+    drop_in = f"/run/systemd/system/{SERVICE}.d/slow.conf"
+    vm.put("/run/slow.sh", SLOW)
+    vm.put(drop_in, SLOW_SERVICE)
+    vm.run(f"systemctl daemon-reload && systemctl restart {SERVICE}")
+    try:
+        port.unplug()
+        await_state(vm, DEVICE, "inactive")
+        vm.run(f"until systemctl list-jobs | grep '{SERVICE} *stop'; do sleep 0.1; done")
+        port.plug()
+        await_state(vm, DEVICE, "active")
+        vm.run(f"until systemctl list-jobs | grep '{SERVICE} *start'; do sleep 0.1; done")
+    finally:
+        vm.run(f"rm {drop_in}; systemctl daemon-reload; touch /run/may-stop")
+    await_state(vm, SERVICE, "active")
+    with hosting(vm):
+        assert fetch(vm, url)
+
+
 def test_another_port_at_once(vm: Guest, port: Port, url: str) -> None:
     """It may be so fast that systemd does not stop the service."""
     before = show(vm, "MainPID")
@@ -182,6 +217,15 @@ def test_the_host_goes_and_comes(vm: Guest, url: str) -> None:
     with hosting(vm):
         assert fetch(vm, url)
     assert show(vm, "MainPID") == before
+
+
+def test_users_can_be_read_again(vm: Guest, url: str) -> None:
+    main = show(vm, "MainPID")
+    vm.run(f"systemctl kill --kill-whom=main --signal=HUP {SERVICE}")
+    vm.run(f"until journalctl _PID={main} | grep reloaded; do sleep 0.1; done")
+    with hosting(vm):
+        assert fetch(vm, url)
+    assert show(vm, "MainPID") == main
 
 
 def test_another_worker_goes_on_with_the_port(vm: Guest, url: str) -> None:
