@@ -12,6 +12,7 @@ from muonsocks.resident.board import (
     FULL,
     HEARTBEAT,
     OPEN,
+    OWN_OPEN,
     REFUSED,
     SECOND_OWN,
     SERVED,
@@ -54,17 +55,18 @@ def test_what_workers_write_is_seen_by_all() -> None:
 
 
 def test_what_a_service_counts() -> None:
-    """It is nobody else's, and a worker that is no more has done it."""
+    """It is nobody else's; a worker that is no more has done it, and has nothing open."""
     board = Board(2)
     for worker in range(2):
         board.take_column(worker)
         board.add(FIRST_OWN, 3)
         board.add(SECOND_OWN, 4)
+        board.add(OWN_OPEN, 5)
     fields = (OPEN, SERVED, REFUSED, CUT, SHORT, FULL)
     assert [board.total(field) for field in fields] == [0] * 6
     assert board.connections_of(b"\x0a\0\0\1") == 0
     board.clear(0)
-    assert (board.total(FIRST_OWN), board.total(SECOND_OWN)) == (6, 8)
+    assert [board.total(field) for field in (FIRST_OWN, SECOND_OWN, OWN_OPEN)] == [6, 8, 5]
 
 
 def test_a_worker_that_is_no_more() -> None:

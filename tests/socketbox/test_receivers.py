@@ -14,9 +14,9 @@ from places import descriptor_limit
 
 from muonsocks.net.loop import Loop
 from muonsocks.socketbox import receivers
+from muonsocks.socketbox.limits import Limits
 from muonsocks.socketbox.receivers import (
     AtPath,
-    Limits,
     OverSocket,
     Refused,
     Registered,
@@ -176,19 +176,19 @@ def test_time_is_up(tmp_path: Path) -> None:
 
 
 def test_too_many_wait(tmp_path: Path) -> None:
-    """Here, or here and elsewhere; but who need not wait is no matter for that."""
+    """But who need not wait is no matter for that."""
 
     async def story(bench: Bench) -> None:
         to = bench.at(tmp_path / "r")
         bench.pass_on(to, 3)
-        assert bench.refused == ["it is full, or not there, and 5 connections wait already"]
+        assert bench.refused == ["it is full, or not there, and 2 connections wait already"]
         with receiver(tmp_path / "other"):
             bench.pass_on(bench.at(tmp_path / "other"), 3)
             assert bench.taken == [2]
         with receiver(tmp_path / "r"):
             await bench.until(lambda: len(bench.taken) == 3)
 
-    run(story, Limits(10, 5, lambda: 3))
+    run(story, Limits(10, 2))
 
 
 def test_what_can_never_be(tmp_path: Path) -> None:

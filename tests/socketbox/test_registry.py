@@ -17,7 +17,7 @@ from muonsocks.net.loop import Loop
 from muonsocks.socketbox import registry as registry_module
 from muonsocks.socketbox.json_configuration import Slot
 from muonsocks.socketbox.json_value import Node
-from muonsocks.socketbox.receivers import Limits
+from muonsocks.socketbox.limits import Limits
 from muonsocks.socketbox.registry import MOST_OF_A_USER, Registry
 
 ACCEPTED = b"\x80\0\0\0"

@@ -68,6 +68,7 @@ def run(book: Any, story: Callable[[Bench], Coroutine[Any, None, None]], **chang
         assert bench.loop.handlers == {}
         bench.box._sender.close()
         bench.box._gone.close()
+        os.close(bench.box._turn)
         bench.loop.close()
     return bench
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.net.loop import Loop, Timer
+    from muonsocks.socketbox.limits import Limits
 
 WORD = b"\0"  # what comes with a descriptor in a datagram: something has to
 FRAME = b"\3\0\0\0"  # and what comes with it to a receiver that has registered
@@ -35,22 +36,6 @@ _AWAY = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONN
 
 class Refused(Exception):
     """A receiver does not take a connection, for the reason given."""
-
-
-class Limits:
-    """How long (s) a connection may wait for its receiver, and how many may wait for all of them;
-    `waiting` is how many do, and `elsewhere()` how many wait in other processes.
-    """
-
-    __slots__ = ("elsewhere", "most_waiting", "patience", "waiting")
-
-    def __init__(
-        self, patience: float, most_waiting: int, elsewhere: Callable[[], int] = lambda: 0
-    ) -> None:
-        self.patience = patience
-        self.most_waiting = most_waiting
-        self.waiting = 0
-        self.elsewhere = elsewhere
 
 
 class _Waiting(Waitable):
@@ -80,12 +65,11 @@ class Receiver:
         if not self._queue and self._try(fd) == _SENT:
             return
         limits = self._limits
-        waiting = limits.waiting + limits.elsewhere()
-        if waiting >= limits.most_waiting:
-            raise Refused(f"it is full, or not there, and {waiting} connections wait already")
+        if not limits.enter():
+            most = limits.most_waiting
+            raise Refused(f"it is full, or not there, and {most} connections wait already")
         one = _Waiting(fd)
         self._queue.append(one)
-        limits.waiting += 1
         try:
             if len(self._queue) == 1:
                 self._watch()
@@ -97,7 +81,7 @@ class Receiver:
                 raise
             raise Refused(f"it was full, or not there, for {limits.patience:g} s") from None
         finally:
-            limits.waiting -= 1
+            limits.leave()
             if not (one.is_taken or one.reason):
                 self._queue.remove(one)
             if not self._queue:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from muonsocks.net.loop import Loop
     from muonsocks.socketbox.json_configuration import Slot
-    from muonsocks.socketbox.receivers import Limits
+    from muonsocks.socketbox.limits import Limits
 
 MOST_OF_A_USER = 5  # connections that are open
 _MOST = 1000  # of all users, which may be many

@@ -6,6 +6,7 @@ turn that the rules name, or the connection is closed.
 
 from __future__ import annotations
 
+import os
 from _socket import AF_UNIX, SOCK_DGRAM, SOCK_NONBLOCK, socket
 from mmap import mmap
 
@@ -17,7 +18,8 @@ from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
-from muonsocks.socketbox.receivers import AtPath, Limits, OverSocket, Receiver, Refused
+from muonsocks.socketbox.limits import SharedLimits
+from muonsocks.socketbox.receivers import AtPath, OverSocket, Receiver, Refused
 from muonsocks.socketbox.registry import Registry
 from muonsocks.socketbox.substitution import substitute
 
@@ -91,10 +93,11 @@ class Box:
         "_rules",
         "_sender",
         "_slots",
+        "_turn",
         "board",
     )
 
-    _limits: Limits
+    _limits: SharedLimits
     _loop: Loop
     _retire: Callable[..., None]
     _sender: socket
@@ -121,6 +124,7 @@ class Box:
         self._at_paths: dict[str, AtPath] = {}
         self._over: dict[int, OverSocket] = {}
         self._gone = mmap(-1, 1)  # a worker knows, and the supervisor is asked
+        self._turn = os.memfd_create("turn")  # which is locked, and never written to
         self._rules = self.reread()
 
     # Life cycle
@@ -154,7 +158,7 @@ class Box:
         manner = self._manner
         self._loop = loop
         self._retire = retire
-        self._limits = Limits(manner.patience, manner.most_waiting, self._waiting_elsewhere)
+        self._limits = SharedLimits(manner.patience, manner.most_waiting, self.board, self._turn)
         self._sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
         give_up(manner.identity, manner.root)
         gain_no_privileges()
@@ -162,10 +166,6 @@ class Box:
             self._registry = Registry(
                 loop, self._limits, self._slots, self._control, self._log.info
             )
-
-    def _waiting_elsewhere(self) -> int:
-        # Whose connection is open, waits, but for this one and a few that are about to be passed.
-        return max(self.board.total(OPEN) - self._limits.waiting - 1, 0)
 
     def finish(self) -> None:
         """Let those go that have registered."""
