@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from box import Receiver, new_receiver, queue_length, receiver
 from ends import nothing_left_behind
-from places import descriptor_limit
+from places import descriptor_limit, in_child, root_only
 
 from muonsocks.net.loop import Loop
 from muonsocks.socketbox import receivers
@@ -189,6 +190,47 @@ def test_too_many_wait(tmp_path: Path) -> None:
             await bench.until(lambda: len(bench.taken) == 3)
 
     run(story, Limits(10, 2))
+
+
+@root_only()
+def test_one_that_is_back_and_has_yet_to_let_us_in() -> None:
+    """As systemd makes one: bound first, and then given to a group. Who comes for one that lets
+    nobody in, and has not waited yet, is told so.
+    """
+    place = Path(tempfile.mkdtemp())  # where others may go
+    place.chmod(0o777)
+
+    async def story(bench: Bench) -> None:
+        to = bench.at(place / "r")
+        bench.pass_on(to, 2)
+        with receiver(place / "r") as there:
+            (place / "r").chmod(0)
+            looks = 0
+
+            def send(*arguments: Any) -> None:
+                nonlocal looks
+                looks += 1
+                original(*arguments)
+
+            original, receivers.send = receivers.send, send
+            try:
+                await bench.until(lambda: looks > 1)
+            finally:
+                receivers.send = original
+            bench.pass_on(bench.at(place / "r"), 3)
+            assert bench.refused == [os.strerror(errno.EACCES)]
+            assert bench.taken == []
+            (place / "r").chmod(0o600)
+            await bench.until(lambda: len(bench.taken) == 2)
+            assert taken_by(there) == 2
+        (place / "r").unlink()
+
+    def as_another_user() -> None:
+        os.setresuid(4321, 4321, 4321)
+        run(story)
+
+    in_child(as_another_user)
+    place.rmdir()
 
 
 def test_what_can_never_be(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ class Receiver:
                 return _IS_FULL
             if error.errno in _AWAY:
                 return _IS_AWAY
+            if error.errno == errno.EACCES and self._queue:
+                return _IS_AWAY  # it has come back, and is yet to let us in: bind(2), then chown(2)
             raise Refused(error.strerror or str(error)) from None
         return _SENT
 
