@@ -214,3 +214,12 @@ def test_rules_that_are_read_again(machine: Machine, box: None) -> None:
     machine.run(f"systemctl reload {BOX}")
     await_output(machine, log, "^reloaded$")
     assert served(machine) == ""
+
+
+def test_rules_that_are_no_good(machine: Machine, box: None) -> None:
+    """Whoever starts it is told, and it is not tried again and again."""
+    machine.put("/etc/socketbox.conf", "rule-set:0\nport:no fail\n")
+    assert machine.run(f"systemctl start {BOX}", check=False).returncode != 0
+    assert show(machine, "ExecMainStatus", BOX) == "100"
+    assert show(machine, "ActiveState", BOX) == "failed"
+    machine.run(f"systemctl reset-failed {BOX} {BOX_SOCKET}; systemctl start {BOX_SOCKET}")
