@@ -43,6 +43,9 @@ class Echo:
     def reread(self) -> bytes:
         if HOW == "reread fails":
             raise UsageError("FILE:1: no good", "do better")
+        if HOW.startswith("reads "):
+            with open(HOW.removeprefix("reads "), "rb") as file:
+                return file.read()  # a FIFO
         return os.urandom(4 << 20) if HOW == "reread much" else b"again"
 
     def take(self, configuration: bytes) -> None:

@@ -370,6 +370,43 @@ def test_a_reload_that_fails_changes_nothing() -> None:
             assert echoes(client)
 
 
+def noted(pid: int, number: int) -> None:
+    """Send a signal, and wait until it is no longer pending: a second one is not lost in it."""
+    os.kill(pid, number)
+
+    def pending() -> int:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return sum(int(line.split()[1], 16) for line in status.splitlines() if "Pnd:" in line)
+
+    until("the signal is noted", lambda: not pending() & 1 << number - 1)
+
+
+def test_who_asks_for_a_reload_many_times_gets_one_more(tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    with running(program=ECHO, environ=how(f"reads {fifo}")) as server:
+        server.signal(signal.SIGHUP)
+        with open(fifo, "wb"):  # it reads now
+            for _ in range(4):
+                noted(server.pid, signal.SIGHUP)
+        with open(fifo, "wb"):
+            pass
+        server.await_log("reloaded", 2)
+        server.terminate()
+        assert server.status == 0
+        assert server.count("reloaded") == 2
+
+
+def test_nothing_is_read_again_before_the_end(tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    with running(program=ECHO, environ=how(f"reads {fifo}")) as server:
+        server.signal(signal.SIGHUP)
+        with open(fifo, "wb"):
+            noted(server.pid, signal.SIGHUP)
+            noted(server.pid, signal.SIGTERM)
+        assert server.status == 0
+        assert server.count("reloaded") == 1
+
+
 # Stop
 
 

@@ -96,6 +96,7 @@ class Supervisor:
         "_loop",
         "_notifier",
         "_plan",
+        "_reload_waits",
         "_service",
         "_signals",
         "_stops",
@@ -121,13 +122,14 @@ class Supervisor:
         self._checked = 0.0  # when it was last seen to that workers are alive
         self._is_up = False  # all workers have been ready
         self._stops = False
+        self._reload_waits = False
         self._happened = Mailbox()  # has what is to be called
         self._loop = Loop()
         post = self._happened.post
         actions = {
-            SIGTERM: lambda: post(self._stop),
-            SIGINT: lambda: post(self._stop),
-            SIGHUP: lambda: post(self._reload),
+            SIGTERM: self._stop_soon,
+            SIGINT: self._stop_soon,
+            SIGHUP: self._reload_soon,
             SIGCHLD: lambda: post(self._bury_children),
         }
         if getsignal(SIGINT) == SIG_IGN:
@@ -171,9 +173,22 @@ class Supervisor:
             if self._notifier.to_systemd:
                 self._tell_status()
 
+    def _reload_soon(self) -> None:
+        """Reload when all signals are known that have come: it may take seconds, so that it is done
+        once for all who ask, and not when the program is to stop.
+        """
+        if not self._reload_waits:
+            self._reload_waits = True
+            self._loop.call_soon(lambda: self._happened.post(self._reload))
+
+    def _stop_soon(self) -> None:
+        self._reload_waits = False
+        self._happened.post(self._stop)
+
     def _reload(self) -> None:
         """Read again what may change, or keep it all as it was."""
-        if self._stops:
+        waits, self._reload_waits = self._reload_waits, False
+        if self._stops or not waits:
             return
         self._notifier.reloading()
         try:
