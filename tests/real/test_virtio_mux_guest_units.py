@@ -41,6 +41,7 @@ from test_virtio_mux_units import (  # the fixtures too
 pytestmark = pytest.mark.xdist_group("systemd-virtio-mux")
 
 GUEST, GUEST_SOCKET = "virtio-mux-guest.service", "virtio-mux-guest.socket"
+START = "virtio-mux-guest-start.service"
 PORT = "/dev/virtio-ports/org.muonsocks.0"
 USERS = "/etc/muonsocks/users"
 
@@ -142,17 +143,19 @@ def test_it_starts_with_the_first_connection(both: Machine, listener: str) -> No
 
 
 def test_it_is_enabled_with_its_port(both: Machine) -> None:
-    """By the port, and the socket with it."""
+    """By way of a unit that the port wants, and the socket with it."""
     both.run(f"rm /etc/systemd/system/{GUEST}; systemctl daemon-reload")  # as it is shipped
     try:
         both.run(f"systemctl enable {GUEST}")
         device = both.run(f"systemd-escape --path --suffix=device {PORT}").stdout.strip()
-        wanted = shlex.quote(f"/etc/systemd/system/{device}.wants/{GUEST}")
+        wanted = shlex.quote(f"/etc/systemd/system/{device}.wants/{START}")
         both.run(f"test -L {wanted}")
         assert both.run(f"systemctl is-enabled {GUEST_SOCKET}").stdout == "enabled\n"
         for name in ("BindsTo", "After"):
             assert json.dumps(device) in show(both, name, GUEST).split()
+        assert show(both, "OnSuccess", START) == GUEST
         both.run(f"systemctl disable {GUEST}")
+        both.run(f"test ! -L {wanted}")
     finally:
         both.put(f"/etc/systemd/system/{GUEST}", without_device())
         both.run("systemctl daemon-reload")

@@ -549,7 +549,8 @@ def test_all_are_stopped_and_go_on(watched: tuple[Server, socket.socket]) -> Non
     except BlockingIOError:
         told.settimeout(SECONDS)
     os.kill(server.pid, signal.SIGCONT)
-    await_state(told, "WATCHDOG=1")  # it has looked, before they could say anything
+    for _ in range(2):
+        await_state(told, "WATCHDOG=1")  # it has looked, before they could say anything
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     for _ in range(3):

@@ -100,6 +100,7 @@ class Supervisor:
         "_service",
         "_signals",
         "_stops",
+        "_went_on",
     )
 
     def __init__(
@@ -120,6 +121,7 @@ class Supervisor:
         self._delays = [0.0] * plan.workers  # until a worker is replaced
         self._failed = False  # a worker could not even start, or has given up
         self._checked = 0.0  # when it was last seen to that workers are alive
+        self._went_on = 0.0  # and when that began, or went on after this process was stopped
         self._is_up = False  # all workers have been ready
         self._stops = False
         self._reload_waits = False
@@ -283,10 +285,11 @@ class Supervisor:
     def _check_workers(self) -> None:
         """Give a worker up that shows no sign of life, and systemd one of ours."""
         last, self._checked = self._checked, monotonic()
-        was_stopped = self._checked - last > 2 * self._interval  # and so were they, perhaps
+        if self._checked - last > 2 * self._interval:
+            self._went_on = self._checked  # it was stopped, and so were they, perhaps
         for child in self._children.values():
-            silence = self._board.silence(child.number)
-            if silence > _LATE * self._interval and not was_stopped:
+            silence = min(self._board.silence(child.number), self._checked - self._went_on)
+            if silence > _LATE * self._interval:
                 if child.has_hung:
                     os.kill(child.pid, SIGKILL)  # a process that is stopped heeds nothing less
                     continue
