@@ -80,7 +80,7 @@ def test_somebody_else_listens_first() -> None:
         ({}, None),
         ({"chroot": "/x"}, None),
         ({"uid": 7}, (7, None, None)),
-        ({"uid": 7, "gid": 8}, (7, 8, None)),
+        ({"uid": 7, "gid": 8}, (7, 8, ())),
         ({"gid": 8, "groups": []}, (None, 8, ())),
         ({"uid": 7, "groups": [3, 4]}, (7, None, (3, 4))),
     ],

@@ -186,6 +186,8 @@ def identity(daemon: Daemon) -> Identity | None:
     if daemon.uid == 0:
         raise UsageError("daemon.uid is root's", "name a user with less power")
     groups = None if daemon.groups is None else tuple(daemon.groups)
+    if groups is None and daemon.gid is not None:
+        groups = ()  # or who has another group would still have those of root
     return Identity(daemon.uid, daemon.gid, groups, implied=False)
 
 

@@ -232,7 +232,7 @@ def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
         box = Box(rulebook, manner, log)  # first: with wrong rules nobody is to come
         sources = from_options(given)
     if manner.identity is not None and manner.identity.leaves_root_its_group:
-        log.warning("the group is root's still; -g names another one")
+        log.warning("a group is root's still; -g and -G name others, and so do gid and groups")
     workers = given.number("--workers", 1024)
     if sources.is_for_one_worker:
         if workers > 1:
