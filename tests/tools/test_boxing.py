@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from ends import Lines, nothing_left_behind
+from places import root_only
 
 from muonsocks.errors import UsageError
 from muonsocks.net.privileges import Identity
 from muonsocks.socketbox.json_configuration import Configuration, Daemon
 from muonsocks.socketbox.json_value import Node
+from muonsocks.tools import boxing
 from muonsocks.tools.boxing import Sources, from_json, identity
 
 
@@ -72,6 +74,27 @@ def test_somebody_else_listens_first() -> None:
         problem = f"cannot listen on 127.0.0.1:{port}: Address already in use"
         assert caught.value.strerror == problem
         close(sources)
+
+
+@root_only()
+def test_the_owner_of_a_control_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to its directory cannot have another file given away."""
+    path, victim = tmp_path / "ctl", tmp_path / "victim"
+    victim.touch(0o600)
+    bound = boxing.listen_at
+
+    def listen_at(where: str, **options: int) -> socket.socket:
+        sock = bound(where, **options)
+        path.rename(tmp_path / "away")
+        path.symlink_to(victim)
+        return sock
+
+    made = configuration(paths=[{"socket": str(path), "uid": 7, "gid": 8}])
+    monkeypatch.setattr(boxing, "listen_at", listen_at)
+    sources = from_json(made)
+    assert (path.lstat().st_uid, path.lstat().st_gid) == (7, 8)
+    assert (victim.stat().st_uid, victim.stat().st_gid) == (os.getuid(), os.getgid())
+    close(sources)
 
 
 @pytest.mark.parametrize(

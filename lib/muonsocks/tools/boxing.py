@@ -175,7 +175,7 @@ def from_json(configuration: Configuration) -> Sources:
         sources.control.append(listen_at(control.path, mode=control.mode))
         sources.add_file(control.path)
         if (control.uid, control.gid) != (NOT_CHANGED, NOT_CHANGED):
-            os.chown(control.path, control.uid, control.gid)
+            os.chown(control.path, control.uid, control.gid, follow_symlinks=False)
     return sources
 
 
