@@ -234,10 +234,11 @@ def test_sockets_of_systemd_without_its_library(monkeypatch: pytest.MonkeyPatch)
 # Who can reach a listener
 
 
-def test_name_of_an_abstract_socket() -> None:
+@pytest.mark.parametrize("rest", ["", "\udcff"], ids=["text", "bytes"])
+def test_name_of_an_abstract_socket(rest: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(f"\0muonsocks-{os.getpid()}")
-        assert name_of(sock) == f"unix:@muonsocks-{os.getpid()}"
+        sock.bind(f"\0muonsocks-{os.getpid()}{rest}")
+        assert name_of(sock) == f"unix:@muonsocks-{os.getpid()}{rest}"
         assert is_for_this_host(sock)
 
 

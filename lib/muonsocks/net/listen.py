@@ -232,7 +232,7 @@ def name_of(listener: socket) -> str:
     """Say where a socket listens, for a log line."""
     name = listener.getsockname()
     if listener.family == AF_UNIX:
-        return f"unix:{name if isinstance(name, str) else '@' + name[1:].decode()}"
+        return f"unix:{name if isinstance(name, str) else '@' + os.fsdecode(name[1:])}"
     return str(Endpoint(name[0].partition("%")[0], name[1]))
 
 
