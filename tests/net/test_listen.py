@@ -474,6 +474,16 @@ def test_what_is_in_its_place_is_left(tmp_path: Path, what: str) -> None:
         assert path.exists() == (what in ("a socket", "a file"))
 
 
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(receive_at("socket")):
+        file = SocketFile("socket")
+        monkeypatch.chdir("elsewhere")
+        file.remove()
+    assert not (tmp_path / "socket").exists()
+
+
 def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"@muonsocks-test-{os.getpid()}"

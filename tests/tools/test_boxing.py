@@ -13,7 +13,7 @@ from muonsocks.net.privileges import Identity
 from muonsocks.socketbox.json_configuration import Configuration, Daemon
 from muonsocks.socketbox.json_value import Node
 from muonsocks.tools import boxing
-from muonsocks.tools.boxing import Sources, from_json, identity
+from muonsocks.tools.boxing import Sources, add_from_json, identity
 
 
 def configuration(**changes: object) -> Configuration:
@@ -25,10 +25,16 @@ def configuration(**changes: object) -> Configuration:
     return Configuration(Node(content | changes, "test"))
 
 
+def made_of(document: Configuration) -> Sources:
+    sources = Sources()
+    add_from_json(sources, document)
+    return sources
+
+
 def close(sources: Sources) -> None:
     for sock in (*sources.sockets, *sources.control):
         sock.close()
-    sources.remove_files()
+    sources.__exit__()
 
 
 def test_listeners_and_control_paths(tmp_path: Path) -> None:
@@ -39,14 +45,14 @@ def test_listeners_and_control_paths(tmp_path: Path) -> None:
     before = os.umask(0o77)
     with nothing_left_behind():
         made = configuration(paths=[{"socket": str(path), "mode": "640"}])
-        sources = from_json(made)
+        sources = made_of(made)
         assert sources.is_for_one_worker
         assert path.stat().st_mode & 0o7777 == 0o640
         [entrance] = sources.entrances(Lines())
         with socket.create_connection(sources.sockets[0].getsockname()):
             entrance.take()[0].close()
         with pytest.raises(OSError, match="in use"):
-            from_json(made)
+            made_of(made)
         close(sources)
     os.umask(before)
     assert not path.exists()
@@ -54,7 +60,7 @@ def test_listeners_and_control_paths(tmp_path: Path) -> None:
 
 def test_backlog() -> None:
     log = Lines()
-    sources = from_json(configuration())
+    sources = made_of(configuration())
     sources.entrances(log)
     port = sources.sockets[0].getsockname()[1]
     assert log.lines == [f"listening on 127.0.0.1:{port}"]
@@ -67,7 +73,7 @@ def test_somebody_else_listens_first() -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
-        sources = from_json(configuration(incoming=[{"address": "127.0.0.1", "port": port}]))
+        sources = made_of(configuration(incoming=[{"address": "127.0.0.1", "port": port}]))
         other.listen()
         with pytest.raises(OSError) as caught:
             sources.entrances(Lines())
@@ -91,7 +97,7 @@ def test_the_owner_of_a_control_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     made = configuration(paths=[{"socket": str(path), "uid": 7, "gid": 8}])
     monkeypatch.setattr(boxing, "listen_at", listen_at)
-    sources = from_json(made)
+    sources = made_of(made)
     assert (path.lstat().st_uid, path.lstat().st_gid) == (7, 8)
     assert (victim.stat().st_uid, victim.stat().st_gid) == (os.getuid(), os.getgid())
     close(sources)

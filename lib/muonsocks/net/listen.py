@@ -88,8 +88,9 @@ class SocketFile:
 
     def __init__(self, path: str) -> None:
         """Note which file it is; an abstract name has none."""
-        self._path = path
-        self._file = None if path.startswith("@") else _identity(path)
+        is_abstract = path.startswith("@")
+        self._path = path if is_abstract else os.path.abspath(path)  # wherever we go
+        self._file = None if is_abstract else _identity(path)
 
     def remove(self) -> None:
         """Remove it, if nobody has removed it or put another one in its place."""
