@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from _signal import SIGTERM, valid_signals
+from _signal import valid_signals
 from _socket import AF_INET, AF_INET6, AF_UNIX, socket
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.address import Endpoint
 from muonsocks.log import ERROR, INFO, Form
 from muonsocks.net.task import Waitable
+from muonsocks.resident.orphans import tell_to_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,15 +132,28 @@ class Starter:
             return 0
         self._log.fill_in(INFO, _STARTED, (peer.text, f"{pid}"))
         try:
-            status = await _end_of(loop, pid)
+            await _end_of(loop, pid)
         except BaseException:
-            try:
-                os.killpg(pid, SIGTERM)
-            except PermissionError:
-                pass  # it has become another user, and will be told by the end of its connection
+            tell_to_end(pid)
             raise
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         how = f"{status}" if status >= 0 else f"signal-{-status}"
         self._log.fill_in(INFO, _ENDED, (peer.text, f"{pid}", how, f"{loop.now - began:.3f}"))
+        return 0
+
+    async def go_on_with(self, loop: Loop, pid: int) -> int:
+        """See a program to its end that another worker has started, and that is the supervisor's
+        child now: which has its exit status, and nobody knows its client any more.
+        """
+        began = loop.now
+        try:
+            await _end_of(loop, pid)
+        except ProcessLookupError:
+            pass  # it has ended already
+        except BaseException:
+            tell_to_end(pid)
+            raise
+        self._log.fill_in(INFO, _ENDED, ("-", f"{pid}", "-", f"{loop.now - began:.3f}"))
         return 0
 
     async def _start(self, loop: Loop, sock: socket, peer: Peer) -> int:
@@ -182,15 +196,15 @@ class Starter:
         self._log.fill_in(ERROR, _ENDED, (peer.text, "-", f"{status}", "0.000"))
 
 
-async def _end_of(loop: Loop, pid: int) -> int:
-    """Wait for the end of a child process: its exit status, or the number of the signal that has
-    killed it, negative.
-    """
+async def _end_of(loop: Loop, pid: int) -> None:
+    """Wait for the end of a process. ProcessLookupError if there is none."""
     ended = Waitable()
     while True:
         try:
             fd = _watch(loop, pid, ended)
             break
+        except ProcessLookupError:
+            raise
         except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
             await loop.sleep(_AGAIN)
     try:
@@ -198,7 +212,6 @@ async def _end_of(loop: Loop, pid: int) -> int:
     finally:
         loop.unregister(fd)
         os.close(fd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _watch(loop: Loop, pid: int, ended: Waitable) -> int:
