@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import socket
 
@@ -12,6 +13,7 @@ from senders import accepted
 
 from muonsocks.net.inherit import peer_of
 from muonsocks.net.loop import Loop
+from muonsocks.resident.board import REFUSED, Board
 from muonsocks.socketbox import inetd
 from muonsocks.socketbox.inetd import Starter, environment_of, environment_without_us
 
@@ -92,15 +94,21 @@ def test_a_moment_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_room_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is the worker's to say."""
+    """The worker says what there is too little of, and we for whom that was too long."""
     monkeypatch.setattr(inetd, "_AGAIN", 0.01)
     monkeypatch.setattr(inetd, "_PATIENCE", 0.05)
     with nothing_left_behind():
         log, loop = Lines(), Loop()
+        starter = crowded(1 << 30, log)
+        starter.board = Board(1)
         with pytest.raises(OSError) as caught:
-            serve(crowded(1 << 30, log), loop)
+            serve(starter, loop)
         assert caught.value.errno == errno.EAGAIN
-        assert log.lines == []
+        [line] = log.lines
+        assert re.match(
+            r"ended client=127.0.0.1:\d+ pid=- status=no-process secs=0.[01]\d\d$", line
+        )
+        assert starter.board.total(REFUSED) == 1
         loop.close()
 
 

@@ -11,6 +11,7 @@ from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from muonsocks.address import Endpoint
 from muonsocks.log import ERROR, INFO, Form
 from muonsocks.net.task import Waitable
+from muonsocks.resident.board import REFUSED
 from muonsocks.resident.orphans import tell_to_end
 
 TYPE_CHECKING = False
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
+    from muonsocks.resident.board import Board
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses of what could not be started, as of a shell
 
@@ -83,7 +85,9 @@ def environment_of(sock: socket) -> dict[bytes, bytes]:
 class Starter:
     """Starts a program for each client, and sees it to its end."""
 
-    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program")
+    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board")
+
+    board: Board  # that of the worker, which whoever makes the plan gives
 
     def __init__(
         self,
@@ -174,6 +178,9 @@ class Starter:
                     self._cannot_be_executed(peer, error)
                     return 0
                 if loop.now >= until:
+                    waited = f"{_PATIENCE + loop.now - until:.3f}"
+                    self._log.fill_in(ERROR, _ENDED, (peer.text, "-", "no-process", waited))
+                    self.board.add(REFUSED, 1)
                     raise
             await loop.sleep(_AGAIN)
 
