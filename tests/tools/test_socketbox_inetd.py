@@ -107,7 +107,11 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE), sys.argv[1:])
     ignoring = f"ulimit -Sn {soft}; trap '' HUP INT USR1 CHLD; exec \"$@\""
     command = ("/bin/sh", "-c", ignoring, "sh", PROGRAM)
     program = (PYTHON, "-c", script, "-x", "--", "two words", "")
-    with started(command, (path, *program)), Front(path) as front:
+    with (
+        socket.socket() as other,
+        started(command, (path, *program), keep=(other.fileno(),)),
+        Front(path) as front,
+    ):
         assert say(front.client()) == f"{soft} {hard} ['-x', '--', 'two words', '']\n"
 
 

@@ -114,8 +114,15 @@ class Starter:
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
-        is no good for those that use select(2) or close all there could be.
+        is no good for those that use select(2) or close all there could be. Of what was open here
+        they have standard error alone.
         """
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if int(name) > 2:
+                    os.set_inheritable(int(name), False)
+            except OSError:
+                continue  # the list was read from it
         hard = getrlimit(RLIMIT_NOFILE)[1]
         if self._most:
             setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, self._most + _OURS), hard), hard))
