@@ -41,7 +41,29 @@ def test_a_peer_who_has_gone() -> None:
 def test_what_is_about_another_connection_is_left_out() -> None:
     with accepted() as (_, conn):
         stale = dict.fromkeys(environment_of(conn), b"stale")
-    assert environment_without_us(stale | {b"HOME": b"/"}) == {b"HOME": b"/"}
+    client, conn = socket.socketpair()
+    with client, conn:
+        stale |= dict.fromkeys(environment_of(conn), b"stale")
+    for names in (
+        b"UNIXLOCALPATH IPCREMOTEEUID IPCREMOTEPATH IPCCONNNUM TCPCONNNUM TCPREMOTEHOST",
+        b"TCP6REMOTEIP SSLLOCALIP REMOTE_HOST LISTEN_PIDFDID MAINPID NOTIFY_SOCKET",
+    ):
+        stale |= dict.fromkeys(names.split(), b"stale")
+    kept = dict.fromkeys((b"HOME", b"SSL_CERT_FILE", b"TCP", b"IPC_LOCK", b"UNIX95"), b"x")
+    assert environment_without_us(stale | kept) == kept
+
+
+def test_who_is_at_the_other_end_of_a_unix_socket() -> None:
+    client, conn = socket.socketpair()
+    with client, conn:
+        assert environment_of(conn) == {
+            b"PROTO": b"UNIX",
+            b"UNIXREMOTEPID": b"%d" % os.getpid(),
+            b"UNIXREMOTEEUID": b"%d" % os.geteuid(),
+            b"UNIXREMOTEEGID": b"%d" % os.getegid(),
+        }
+    with socket.socket(socket.AF_UNIX) as alone:
+        assert environment_of(alone) == {b"PROTO": b"UNIX"}
 
 
 class Crowded(Starter):

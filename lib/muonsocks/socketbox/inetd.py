@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from _signal import valid_signals
-from _socket import AF_INET, AF_INET6, AF_UNIX, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, SO_PEERCRED, SOL_SOCKET, socket
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from struct import unpack
 
 from muonsocks.address import Endpoint
 from muonsocks.log import ERROR, INFO, Form
@@ -32,42 +33,40 @@ _ENDED = Form("ended", "client", "pid", "status", "secs")
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PATIENCE = 5.0  # s that a connection is kept for when no program can be started for it
 _AGAIN = 0.1  # s until that is tried again
+_NOBODY_AT_ALL = 0xFFFFFFFF  # a user's number, unix(7)
 _OURS = 64  # descriptors that are not for connections
 
-# What is about us, or about an earlier connection.
-_NOT_FOR_PROGRAMS = (
-    b"LISTEN_FDS",
-    b"LISTEN_FDNAMES",
-    b"LISTEN_PID",
-    b"NOTIFY_SOCKET",
-    b"PROTO",
-    b"REMOTE_ADDR",
-    b"REMOTE_PORT",
-    b"TCPLOCALHOST",
-    b"TCPLOCALIP",
-    b"TCPLOCALPORT",
-    b"TCPREMOTEHOST",
-    b"TCPREMOTEINFO",
-    b"TCPREMOTEIP",
-    b"TCPREMOTEPORT",
-    b"WATCHDOG_PID",
-    b"WATCHDOG_USEC",
+# What is about us.
+_OURS_ALONE = (
+    *(b"LISTEN_FDNAMES", b"LISTEN_FDS", b"LISTEN_PID", b"LISTEN_PIDFDID", b"MAINPID"),
+    *(b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC"),
 )
+# What is about an earlier connection: of systemd, xinetd, and all that is like UCSPI.
+_OF_CONNECTIONS = (b"PROTO", b"REMOTE_ADDR", b"REMOTE_HOST", b"REMOTE_PORT")
+_KINDS, _PARTS = (b"TCP", b"TCP6", b"UNIX", b"IPC", b"SSL"), (b"LOCAL", b"REMOTE", b"CONN")
+_PREFIXES = tuple(kind + part for kind in _KINDS for part in _PARTS)
 
 
 def environment_without_us(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Give what all programs have in common of the environment."""
-    return {name: value for name, value in environ.items() if name not in _NOT_FOR_PROGRAMS}
+    return {
+        name: value
+        for name, value in environ.items()
+        if not (name in _OURS_ALONE or name in _OF_CONNECTIONS or name.startswith(_PREFIXES))
+    }
 
 
 def environment_of(sock: socket) -> dict[bytes, bytes]:
     """Say in the environment who is connected with whom: as systemd does (REMOTE_ADDR) and as
-    UCSPI has it (PROTO, TCPREMOTEIP and so on). OSError ENOTCONN if the peer has gone.
+    UCSPI has it (PROTO, TCPREMOTEIP, or UNIXREMOTEEUID and so on). OSError ENOTCONN if the peer has
+    gone.
 
     An IPv4 connection of an IPv6 socket is one of IPv4.
     """
+    if sock.family == AF_UNIX:
+        return {b"PROTO": b"UNIX"} | _credentials(sock)
     if sock.family not in (AF_INET, AF_INET6):
-        return {b"PROTO": b"UNIX"} if sock.family == AF_UNIX else {}
+        return {}
     remote = Endpoint.of_socket(sock.getpeername())
     local = Endpoint.of_socket(sock.getsockname())
     host, port = remote.host.encode(), b"%d" % remote.port
@@ -79,6 +78,18 @@ def environment_of(sock: socket) -> dict[bytes, bytes]:
         b"TCPREMOTEPORT": port,
         b"TCPLOCALIP": local.host.encode(),
         b"TCPLOCALPORT": b"%d" % local.port,
+    }
+
+
+def _credentials(sock: socket) -> dict[bytes, bytes]:
+    """Say who has connected to a unix socket, or has made a pair of them, if anybody has."""
+    pid, uid, gid = unpack("iII", sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
+    if uid == _NOBODY_AT_ALL:
+        return {}
+    return {
+        b"UNIXREMOTEPID": b"%d" % pid,
+        b"UNIXREMOTEEUID": b"%d" % uid,
+        b"UNIXREMOTEEGID": b"%d" % gid,
     }
 
 
