@@ -47,6 +47,7 @@ def test_what_is_about_another_connection_is_left_out() -> None:
     for names in (
         b"UNIXLOCALPATH IPCREMOTEEUID IPCREMOTEPATH IPCCONNNUM TCPCONNNUM TCPREMOTEHOST",
         b"TCP6REMOTEIP SSLLOCALIP REMOTE_HOST LISTEN_PIDFDID MAINPID NOTIFY_SOCKET",
+        b"SOCKETBOX_INETD_PROGRAM SOCKETBOX_INETD_OPTIONS",
     ):
         stale |= dict.fromkeys(names.split(), b"stale")
     kept = dict.fromkeys((b"HOME", b"SSL_CERT_FILE", b"TCP", b"IPC_LOCK", b"UNIX95"), b"x")

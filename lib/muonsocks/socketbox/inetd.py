@@ -40,6 +40,7 @@ _OURS = 64  # descriptors that are not for connections
 _OURS_ALONE = (
     *(b"LISTEN_FDNAMES", b"LISTEN_FDS", b"LISTEN_PID", b"LISTEN_PIDFDID", b"MAINPID"),
     *(b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC"),
+    *(b"SOCKETBOX_INETD_OPTIONS", b"SOCKETBOX_INETD_PROGRAM"),  # of our unit
 )
 # What is about an earlier connection: of systemd, xinetd, and all that is like UCSPI.
 _OF_CONNECTIONS = (b"PROTO", b"REMOTE_ADDR", b"REMOTE_HOST", b"REMOTE_PORT")
