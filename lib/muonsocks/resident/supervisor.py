@@ -148,7 +148,7 @@ class Supervisor:
         return self._loop.run(self._story())
 
     async def _story(self) -> bool:
-        self._start(0)  # alone: what keeps one from its work is then said once
+        self._start_or_stop(0)  # alone: what keeps one from its work is then said once
         if self._notifier.watchdog:
             self._check_workers()
         while self._children or not self._stops:
@@ -170,7 +170,7 @@ class Supervisor:
             return
         if len(self._children) < self._plan.workers:
             for number in range(1, self._plan.workers):
-                self._start(number)
+                self._start_or_stop(number)
         else:
             self._is_up = True
             self._notifier.ready()
@@ -302,6 +302,17 @@ class Supervisor:
         return self._notifier.watchdog / 4
 
     # Workers
+
+    def _start_or_stop(self, number: int) -> None:
+        """Start one of the first workers, without which there is no beginning."""
+        try:
+            self._start(number)
+        except OSError as error:
+            which = f"worker {number + 1} of {self._plan.workers}"
+            hint = "allow more processes, or have fewer workers"
+            self._log.error(f"{which} cannot be started: {error.strerror}; {hint}")
+            self._failed = True
+            self._stop()
 
     def _start(self, number: int) -> None:
         if self._stops:
