@@ -6,12 +6,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ends import nothing_left_behind
 from places import in_child, in_own_network, root_only, sh
 
 from muonsocks.errors import UsageError
+from muonsocks.net import listen
 from muonsocks.net.listen import (
     SocketFile,
     inherited,
@@ -232,10 +234,11 @@ def test_sockets_of_systemd_without_its_library(monkeypatch: pytest.MonkeyPatch)
 # Who can reach a listener
 
 
-def test_name_of_an_abstract_socket() -> None:
+@pytest.mark.parametrize("rest", ["", "\udcff"], ids=["text", "bytes"])
+def test_name_of_an_abstract_socket(rest: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(f"\0muonsocks-{os.getpid()}")
-        assert name_of(sock) == f"unix:@muonsocks-{os.getpid()}"
+        sock.bind(f"\0muonsocks-{os.getpid()}{rest}")
+        assert name_of(sock) == f"unix:@muonsocks-{os.getpid()}{rest}"
         assert is_for_this_host(sock)
 
 
@@ -301,6 +304,106 @@ def test_any_other_file_is_left(tmp_path: Path) -> None:
         listen_at(str(path))
     assert raised.value.errno == errno.EADDRINUSE
     assert path.read_text() == "precious"
+
+
+class Slow(socket.socket):
+    """One that is bound, and does not listen before something has been done."""
+
+    def bind(self, address: Any) -> None:
+        super().bind(address)
+        self.then()
+
+    def then(self) -> None:
+        pytest.fail("what?")
+
+
+@pytest.mark.parametrize("mask", [0o22, 0o777])
+def test_one_that_does_not_listen_yet_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
+) -> None:
+    path, failures = str(tmp_path / "socket"), []
+
+    def then(_: Slow) -> None:
+        monkeypatch.setattr(listen, "socket", socket.socket)
+        with pytest.raises(OSError) as raised:
+            listen_at(path)
+        failures.append((raised.value.errno, raised.value.filename))
+
+    monkeypatch.setattr(listen, "socket", Slow)
+    monkeypatch.setattr(Slow, "then", then)
+    before = os.umask(mask)
+    try:
+        with closing(listen_at(path)):
+            assert failures == [(errno.EADDRINUSE, path)]
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.connect(path)
+            assert os.listdir(tmp_path) == ["socket"]
+    finally:
+        assert os.umask(before) == mask
+
+
+def test_two_that_find_a_dead_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them replaces it."""
+    path, failures = str(tmp_path / "socket"), []
+    listen_at(path).close()
+    look = listen._is_stale
+
+    def look_slowly(path: str) -> bool:
+        found = look(path)
+        with pytest.raises(OSError) as raised:
+            receive_at(path)
+        failures.append((raised.value.errno, raised.value.filename))
+        return found
+
+    monkeypatch.setattr(listen, "_is_stale", look_slowly)
+    with (
+        closing(receive_at(path)) as receiver,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        assert failures == [(errno.EADDRINUSE, path)]
+        sender.sendto(b"word", path)
+        assert receiver.recv(10) == b"word"
+
+
+def test_a_lock_that_is_left(tmp_path: Path) -> None:
+    """By a program that was killed."""
+    path = tmp_path / "socket"
+    beside = tmp_path / ".socket.lock"
+    beside.touch()
+    listen_at(str(path)).close()
+    assert not beside.exists()
+    beside.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError) as raised:
+        listen_at(str(path))
+    assert (raised.value.errno, raised.value.filename) == (errno.ELOOP, str(beside))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_that_has_just_been_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened is no lock any more."""
+    path = str(tmp_path / "socket")
+    lock, times = listen.flock, [1]
+
+    def flock(fd: int, how: int) -> None:
+        if times:
+            times.pop()
+            os.unlink(tmp_path / ".socket.lock")
+        lock(fd, how)
+        attempts.append(fd)
+
+    attempts: list[int] = []
+    monkeypatch.setattr(listen, "flock", flock)
+    listen_at(path).close()
+    assert len(attempts) == 2
+
+
+def test_where_there_is_no_directory(tmp_path: Path) -> None:
+    path = str(tmp_path / "no" / "socket")
+    with pytest.raises(OSError) as raised:
+        listen_at(path)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, path)
 
 
 # Unix sockets of datagrams
@@ -371,6 +474,16 @@ def test_what_is_in_its_place_is_left(tmp_path: Path, what: str) -> None:
         assert path.exists() == (what in ("a socket", "a file"))
 
 
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(receive_at("socket")):
+        file = SocketFile("socket")
+        monkeypatch.chdir("elsewhere")
+        file.remove()
+    assert not (tmp_path / "socket").exists()
+
+
 def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"@muonsocks-test-{os.getpid()}"
@@ -384,19 +497,11 @@ def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_socket_file_with_a_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it has that, nobody can connect."""
-    modes = []
-    change = os.chmod
-
-    def chmod(path: str, mode: int) -> None:
-        modes.append(os.stat(path).st_mode & 0o7777)
-        change(path, mode)
-
-    monkeypatch.setattr(os, "chmod", chmod)
+    """It has that at once: who changed it later could be led to another file."""
+    monkeypatch.delattr(os, "chmod")
     before = os.umask(0)
     try:
         with closing(listen_at(str(tmp_path / "s"), socket.SOCK_STREAM, 7, 0o640)) as sock:
-            assert modes == [0]
             assert (tmp_path / "s").stat().st_mode & 0o7777 == 0o640
             assert sock.type == socket.SOCK_STREAM
             assert os.umask(0) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ends import PATIENCE, descriptors
-from places import root_only
+from places import in_child, root_only
 
 from muonsocks.errors import UsageError
 from muonsocks.net import privileges
@@ -190,8 +190,20 @@ def test_parts_that_are_not_to_be_had(text: str) -> None:
 @root_only()
 def test_the_group_of_root() -> None:
     assert Identity(4321, None, None, implied=False).leaves_root_its_group
-    assert not Identity(4321, 1234, None, implied=False).leaves_root_its_group
+    assert not Identity(4321, 1234, (), implied=False).leaves_root_its_group
+    assert Identity(4321, 1234, (0,), implied=False).leaves_root_its_group
     assert not Identity(None, None, (), implied=False).leaves_root_its_group
+
+
+@root_only()
+@pytest.mark.parametrize("groups", [[0, 7], [7]])
+def test_other_groups_of_root(groups: list[int]) -> None:
+    def check() -> None:
+        os.setgroups(groups)
+        kept = Identity(4321, 1234, None, implied=False)
+        assert kept.leaves_root_its_group == (0 in groups)
+
+    in_child(check)
 
 
 @root_only()

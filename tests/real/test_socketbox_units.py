@@ -56,7 +56,9 @@ def ask(machine: Machine, words: str = "what\n", name: str = "hello") -> str:
 
 
 def configure(machine: Machine, program: str, options: str = "") -> None:
-    machine.put("/etc/socketbox/hello", f"PROGRAM={program}\nOPTIONS={options}\n")
+    names = ("SOCKETBOX_INETD_PROGRAM", "SOCKETBOX_INETD_OPTIONS")
+    lines = zip(names, (program, options), strict=True)
+    machine.put("/etc/socketbox/hello", "".join(f"{name}={text}\n" for name, text in lines))
     machine.run(f"systemctl stop {SERVICE}")
 
 

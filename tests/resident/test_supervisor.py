@@ -228,14 +228,29 @@ def holds_connection(pid: int) -> bool:
     return any(link.strip("socket:[]") in inodes for link in descriptors(pid).values())
 
 
+def test_the_second_worker_cannot_be_forked() -> None:
+    """Then the first one is told to end, and it says what there is too little of."""
+    inject = "inject=clone,clone3,fork:error=EAGAIN:when=2+"
+    strace = ("strace", "-D", "-o", "/dev/null", "-e", "trace=clone,clone3,fork", "-e", inject)
+    where = (f"--listen={ADDRESS}", f"--port={free_port()}", "--workers=7")
+    status, lines = ended(*where, program=(*strace, MUONSOCKS))
+    assert status == 111
+    expected = (
+        "worker 2 of 7 cannot be started: Resource temporarily unavailable;"
+        " allow more processes, or have fewer workers"
+    )
+    assert sum(expected in line for line in lines) == 1
+
+
 def test_no_worker_can_be_forked() -> None:
     inject = "inject=clone,clone3,fork:error=EAGAIN"
     strace = ("strace", "-D", "-o", "/dev/null", "-e", "trace=clone,clone3,fork", "-e", inject)
     status, lines = ended(
-        f"--listen={ADDRESS}", f"--port={free_port()}", program=(*strace, MUONSOCKS)
+        f"--listen={ADDRESS}", f"--port={free_port()}", "--workers=1", program=(*strace, MUONSOCKS)
     )
     assert status == 111
-    assert lines[1:] == ["muonsocks: Resource temporarily unavailable"]
+    [line] = lines[1:]
+    assert "worker 1 of 1 cannot be started: Resource temporarily unavailable; allow" in line
 
 
 def test_the_supervisor_is_killed() -> None:

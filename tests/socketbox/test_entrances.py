@@ -9,6 +9,7 @@ import pytest
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.entrance import NobodyComes
+from muonsocks.net.listen import SocketFile
 from muonsocks.socketbox.connection import (
     LISTENER,
     LOCAL_ADDRESS,
@@ -53,6 +54,25 @@ def test_a_connection(host: str) -> None:
                 assert sock.gettimeout() is None
                 with pytest.raises(BlockingIOError):
                     Front(listener).take()
+
+
+def test_the_file_of_a_socket(tmp_path: Path) -> None:
+    """It is removed while the socket is there, and nobody can have its number."""
+    path = tmp_path / "place" / "s"
+    path.parent.mkdir()
+    for directory in ("there", "not there"):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            listener.setblocking(False)
+            front = Front(listener, 0, SocketFile(str(path)))
+            if directory == "not there":
+                path.unlink()
+                path.parent.rmdir()
+            front.shut()
+            assert not path.exists()
+            with pytest.raises(BlockingIOError):
+                front.take()
 
 
 def test_a_connection_over_a_unix_socket(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import socket
 
@@ -12,6 +13,7 @@ from senders import accepted
 
 from muonsocks.net.inherit import peer_of
 from muonsocks.net.loop import Loop
+from muonsocks.resident.board import REFUSED, Board
 from muonsocks.socketbox import inetd
 from muonsocks.socketbox.inetd import Starter, environment_of, environment_without_us
 
@@ -39,7 +41,30 @@ def test_a_peer_who_has_gone() -> None:
 def test_what_is_about_another_connection_is_left_out() -> None:
     with accepted() as (_, conn):
         stale = dict.fromkeys(environment_of(conn), b"stale")
-    assert environment_without_us(stale | {b"HOME": b"/"}) == {b"HOME": b"/"}
+    client, conn = socket.socketpair()
+    with client, conn:
+        stale |= dict.fromkeys(environment_of(conn), b"stale")
+    for names in (
+        b"UNIXLOCALPATH IPCREMOTEEUID IPCREMOTEPATH IPCCONNNUM TCPCONNNUM TCPREMOTEHOST",
+        b"TCP6REMOTEIP SSLLOCALIP REMOTE_HOST LISTEN_PIDFDID MAINPID NOTIFY_SOCKET",
+        b"SOCKETBOX_INETD_PROGRAM SOCKETBOX_INETD_OPTIONS",
+    ):
+        stale |= dict.fromkeys(names.split(), b"stale")
+    kept = dict.fromkeys((b"HOME", b"SSL_CERT_FILE", b"TCP", b"IPC_LOCK", b"UNIX95"), b"x")
+    assert environment_without_us(stale | kept) == kept
+
+
+def test_who_is_at_the_other_end_of_a_unix_socket() -> None:
+    client, conn = socket.socketpair()
+    with client, conn:
+        assert environment_of(conn) == {
+            b"PROTO": b"UNIX",
+            b"UNIXREMOTEPID": b"%d" % os.getpid(),
+            b"UNIXREMOTEEUID": b"%d" % os.geteuid(),
+            b"UNIXREMOTEEGID": b"%d" % os.getegid(),
+        }
+    with socket.socket(socket.AF_UNIX) as alone:
+        assert environment_of(alone) == {b"PROTO": b"UNIX"}
 
 
 class Crowded(Starter):
@@ -92,15 +117,21 @@ def test_a_moment_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_room_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is the worker's to say."""
+    """The worker says what there is too little of, and we for whom that was too long."""
     monkeypatch.setattr(inetd, "_AGAIN", 0.01)
     monkeypatch.setattr(inetd, "_PATIENCE", 0.05)
     with nothing_left_behind():
         log, loop = Lines(), Loop()
+        starter = crowded(1 << 30, log)
+        starter.board = Board(1)
         with pytest.raises(OSError) as caught:
-            serve(crowded(1 << 30, log), loop)
+            serve(starter, loop)
         assert caught.value.errno == errno.EAGAIN
-        assert log.lines == []
+        [line] = log.lines
+        assert re.match(
+            r"ended client=127.0.0.1:\d+ pid=- status=no-process secs=0.[01]\d\d$", line
+        )
+        assert starter.board.total(REFUSED) == 1
         loop.close()
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from ends import Lines, nothing_left_behind
+from places import root_only
 
 from muonsocks.errors import UsageError
 from muonsocks.net.privileges import Identity
 from muonsocks.socketbox.json_configuration import Configuration, Daemon
 from muonsocks.socketbox.json_value import Node
-from muonsocks.tools.boxing import Sources, from_json, identity
+from muonsocks.tools import boxing
+from muonsocks.tools.boxing import Sources, add_from_json, identity
 
 
 def configuration(**changes: object) -> Configuration:
@@ -23,10 +25,16 @@ def configuration(**changes: object) -> Configuration:
     return Configuration(Node(content | changes, "test"))
 
 
+def made_of(document: Configuration) -> Sources:
+    sources = Sources()
+    add_from_json(sources, document)
+    return sources
+
+
 def close(sources: Sources) -> None:
     for sock in (*sources.sockets, *sources.control):
         sock.close()
-    sources.remove_files()
+    sources.__exit__()
 
 
 def test_listeners_and_control_paths(tmp_path: Path) -> None:
@@ -37,14 +45,14 @@ def test_listeners_and_control_paths(tmp_path: Path) -> None:
     before = os.umask(0o77)
     with nothing_left_behind():
         made = configuration(paths=[{"socket": str(path), "mode": "640"}])
-        sources = from_json(made)
+        sources = made_of(made)
         assert sources.is_for_one_worker
         assert path.stat().st_mode & 0o7777 == 0o640
         [entrance] = sources.entrances(Lines())
         with socket.create_connection(sources.sockets[0].getsockname()):
             entrance.take()[0].close()
         with pytest.raises(OSError, match="in use"):
-            from_json(made)
+            made_of(made)
         close(sources)
     os.umask(before)
     assert not path.exists()
@@ -52,7 +60,7 @@ def test_listeners_and_control_paths(tmp_path: Path) -> None:
 
 def test_backlog() -> None:
     log = Lines()
-    sources = from_json(configuration())
+    sources = made_of(configuration())
     sources.entrances(log)
     port = sources.sockets[0].getsockname()[1]
     assert log.lines == [f"listening on 127.0.0.1:{port}"]
@@ -65,7 +73,7 @@ def test_somebody_else_listens_first() -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
-        sources = from_json(configuration(incoming=[{"address": "127.0.0.1", "port": port}]))
+        sources = made_of(configuration(incoming=[{"address": "127.0.0.1", "port": port}]))
         other.listen()
         with pytest.raises(OSError) as caught:
             sources.entrances(Lines())
@@ -74,13 +82,34 @@ def test_somebody_else_listens_first() -> None:
         close(sources)
 
 
+@root_only()
+def test_the_owner_of_a_control_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to its directory cannot have another file given away."""
+    path, victim = tmp_path / "ctl", tmp_path / "victim"
+    victim.touch(0o600)
+    bound = boxing.listen_at
+
+    def listen_at(where: str, **options: int) -> socket.socket:
+        sock = bound(where, **options)
+        path.rename(tmp_path / "away")
+        path.symlink_to(victim)
+        return sock
+
+    made = configuration(paths=[{"socket": str(path), "uid": 7, "gid": 8}])
+    monkeypatch.setattr(boxing, "listen_at", listen_at)
+    sources = made_of(made)
+    assert (path.lstat().st_uid, path.lstat().st_gid) == (7, 8)
+    assert (victim.stat().st_uid, victim.stat().st_gid) == (os.getuid(), os.getgid())
+    close(sources)
+
+
 @pytest.mark.parametrize(
     ("daemon", "expected"),
     [
         ({}, None),
         ({"chroot": "/x"}, None),
         ({"uid": 7}, (7, None, None)),
-        ({"uid": 7, "gid": 8}, (7, 8, None)),
+        ({"uid": 7, "gid": 8}, (7, 8, ())),
         ({"gid": 8, "groups": []}, (None, 8, ())),
         ({"uid": 7, "groups": [3, 4]}, (7, None, (3, 4))),
     ],

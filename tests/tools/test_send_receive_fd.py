@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ends import descriptors
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from programs import PYTHON, ROOT, SECONDS, Outcome, environment, run
 
@@ -588,6 +588,8 @@ def test_an_empty_path() -> None:
         max_size=6,
     )
 )
+@example(["-s", "-s", "--", "--"])
+@example(["-r", "--", "--", "x"])
 def test_what_scripts_give_means_what_docopt_says(arguments: list[str]) -> None:
     quick = send_receive_fd._read(arguments)
     try:

@@ -115,6 +115,35 @@ def test_several_addresses_and_ports(tmp_path: Path) -> None:
                 assert served.getsockname() == (host, int(port))
 
 
+@pytest.mark.parametrize("fd", [0, 1])
+@pytest.mark.parametrize("by", ["-i", "-f"])
+def test_over_a_standard_stream(tmp_path: Path, fd: int, by: str) -> None:
+    """If it is a socket, as a launcher may have made it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    rules = tmp_path / "rules"
+    rules.write_text(f"rule-set:0\njump-fd:{fd}\n")
+    before = ("bash", "-c", f'exec "$@" {fd}<&{theirs.fileno()}', "bash")
+    options = ("-i", str(fd)) if by == "-i" else ("-f", str(rules))
+    keep = (theirs.fileno(),)
+    with (
+        ours,
+        theirs,
+        boxed(*options, before=before, keep=keep) as box,
+        box.connect(),
+        Receiver(ours).take(),
+    ):
+        pass
+
+
+def test_never_over_the_log() -> None:
+    ours, theirs = socket.socketpair()
+    command = ("bash", "-c", f'exec "$@" 2<&{theirs.fileno()}', "bash", SOCKETBOX)
+    with ours, theirs:
+        status, _ = ended("-i", "2", program=command, pass_fds=(theirs.fileno(),))
+        assert status == 100
+        assert b"-i: descriptor 2 is for the log; give another one" in ours.recv(1000)
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
 def test_over_a_descriptor(kind: int) -> None:
     """And when the other end is closed, that is the end, with a status of its own."""
@@ -406,6 +435,8 @@ def test_an_inherited_socket(tmp_path: Path) -> None:
             there.take() as served,
         ):
             assert served.getsockname() == sock.getsockname()
+            assert not os.get_blocking(sock.fileno())
+        assert os.get_blocking(sock.fileno())
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
@@ -424,6 +455,41 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         status, lines = ended("-l", str(front), "-S", "x", program=(SOCKETBOX,))
         assert (status, lines) == (111, [f"socketbox: {front}: Address already in use"])
     assert not front.exists()
+
+
+def test_its_file_is_gone_before_it_is_closed(tmp_path: Path) -> None:
+    """While some wait to the end, another one may be there: its file may have the same number."""
+    front = tmp_path / "front"
+    with boxed("-l", str(front), "-S", str(tmp_path / "r"), drain=0.5) as box, box.connect():
+        until("it waits", lambda: waits(box))
+        box.terminate()
+        until("nobody finds it", lambda: not front.exists() or box.process.poll() is not None)
+        assert box.process.poll() is None
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(front))
+            assert box.status == 0
+    assert front.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (("-l", "192.0.2.99", "-S", "x"), 111),
+        (("-l", "/no/such/directory", "-S", "x"), 111),
+        (("-S", "x", "--workers=x"), 100),
+        (("-S", "x", "--drain-timeout=x"), 100),
+        (("-e", "-u", "root", "true"), 100),
+        (("-e", "/no/such/program"), 127),
+        (("-e", "-d", "/no/such/program"), 127),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_no_file_is_left_when_it_cannot_start(
+    tmp_path: Path, options: tuple[str, ...], status: int
+) -> None:
+    front = tmp_path / "front"
+    assert ended("-l", str(front), *options, program=(SOCKETBOX,))[0] == status
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sockets_of_systemd(tmp_path: Path) -> None:
@@ -657,6 +723,7 @@ def test_wrong_usage(options: tuple[str, ...]) -> None:
         (("-u", "4321", "-g", "tty", "-G", "6,1234"), 4321, 5, "6 1234"),
         (("-u", "4321", "-g", "1234", "-k"), 4321, 1234, "7 8"),
         (("-u", "4321"), 4321, 0, "7 8"),
+        (("-u", "4321", "-G", "0,6", "-g", "1234"), 4321, 1234, "0 6"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -673,7 +740,8 @@ def test_privileges(
             sets = status_of(pid, "CapInh", "CapPrm", "CapEff", "CapAmb")
             assert {int(one, 16) for one in sets} == {0}
         assert status_of(box.pid, "Uid", "NoNewPrivs") == ["0 0 0 0", "0"]
-        assert box.count("the group is root's still; -g names another one") == (gid == 0)
+        of_root = gid == 0 or groups.startswith("0")
+        assert box.count("a group is root's still; -g and -G name others") == of_root
         with box.connect(), there.take():
             pass
 
@@ -742,6 +810,36 @@ def test_in_the_background(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGTERM)
         until("it ends", lambda: "stopped" in log.read_text())
     assert ended("-d", "-f", "/no/such", "-p", "0", program=(SOCKETBOX,))[0] == 111
+
+
+def test_a_socket_is_its_standard_input(tmp_path: Path) -> None:
+    """Also in the background, where else nothing is to be read."""
+    path, log = tmp_path / "r", tmp_path / "log"
+    with socket.socket() as sock, log.open("wb") as file, receiver(path) as there:
+        sock.bind(("127.0.0.1", 0))
+        command = [SOCKETBOX, "-d", "-s", "0", "-S", str(path), "--workers=1"]
+        done = subprocess.run(command, stdin=sock, stderr=file, env=environment())
+        assert (done.returncode, "listening on 127." in log.read_text()) == (0, True)
+        found = re.search(r"socketbox\[(\d+)\]", log.read_text())
+        assert found
+        try:
+            with socket.create_connection(sock.getsockname(), SECONDS), there.take():
+                pass
+        finally:
+            os.kill(int(found[1]), signal.SIGTERM)
+            until("it ends", lambda: "stopped" in log.read_text())
+
+
+def test_a_program_in_the_background(tmp_path: Path) -> None:
+    """Whether it could be executed is known before the end."""
+    port = free_port("127.0.0.1")
+    where, said = ["-l", "127.0.0.1", "-p", str(port)], tmp_path / "said"
+    assert ended("-e", "-d", *where, "touch", str(said), program=(SOCKETBOX,)) == (0, [])
+    until("it has run", said.exists)
+    status, lines = ended("-e", "-d", *where, "/no/such", program=(SOCKETBOX,))
+    assert status == 127 and "/no/such cannot be executed: " in lines[0]
+    status, lines = ended("-e", "-d", *where, "-u", "x", "true", program=(SOCKETBOX,))
+    assert status == 100 and "there is no user 'x'" in lines[0]
 
 
 @root_only()

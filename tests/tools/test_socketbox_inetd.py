@@ -107,7 +107,11 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE), sys.argv[1:])
     ignoring = f"ulimit -Sn {soft}; trap '' HUP INT USR1 CHLD; exec \"$@\""
     command = ("/bin/sh", "-c", ignoring, "sh", PROGRAM)
     program = (PYTHON, "-c", script, "-x", "--", "two words", "")
-    with started(command, (path, *program)), Front(path) as front:
+    with (
+        socket.socket() as other,
+        started(command, (path, *program), keep=(other.fileno(),)),
+        Front(path) as front,
+    ):
         assert say(front.client()) == f"{soft} {hard} ['-x', '--', 'two words', '']\n"
 
 
@@ -409,14 +413,62 @@ def test_programs_that_do_not_finish(path: str) -> None:
 
 
 def test_a_worker_that_dies(path: str) -> None:
-    """Programs go on; the next connections are for another worker."""
-    with inetd(path, *ECHO) as (server, front):
+    """Programs go on, and count; the next connections are for another worker."""
+    with inetd(path, *ECHO, options=("--max=2",)) as (server, front):
+        clients = [front.client() for _ in range(2)]
+        server.await_log("started", 2)
+        kill_the_worker(server)
+        server.await_log("lost with it: 0; programs that go on without it: 2$")
+        other = front.client()
+        server.await_log("all 2 connections of --max are in use$")
+        assert say(clients[0]) == "you said hello\n"
+        server.await_log(r"ended client=- pid=\d+ status=- secs=")
+        server.await_log("started", 3)
+        assert say(other) == say(clients[1]) == "you said hello\n"
+        server.await_log("ended", 3)
+        assert children(server.pid) == server.worker_pids(), "all were buried"
+
+
+@pytest.mark.parametrize("drain", [30, 0.1], ids=["they end", "they do not"])
+def test_the_end_of_what_a_worker_has_left(path: str, drain: float) -> None:
+    with inetd(path, *shell("echo $$; read x"), drain=drain) as (server, front):
         client = front.client()
-        server.await_log("started")
-        os.kill(server.worker_pids()[0], signal.SIGKILL)
-        server.await_log("killed by signal 9")
-        assert say(client) == "you said hello\n"
-        assert say(front.client()) == "you said hello\n"
+        pid = int(client.makefile().readline())
+        kill_the_worker(server)
+        server.await_log("programs that go on without it: 1$")
+        server.terminate()
+        if drain > 1:
+            until("nobody finds it any more", lambda: not os.path.exists(path))
+            assert is_alive(pid) and server.process.poll() is None
+            client.sendall(b"\n")
+        assert server.status == 0
+        server.await_log(f"connections that were cut: {int(drain < 1)}$")
+        until("it has ended", lambda: not is_alive(pid))
+        client.close()
+
+
+def test_a_worker_that_dies_in_the_end(path: str) -> None:
+    """What it leaves is told to end as well."""
+    with inetd(path, *shell("echo $$; read x"), drain=30) as (server, front):
+        client = front.client()
+        pid = int(client.makefile().readline())
+        server.terminate()
+        until("nobody finds it any more", lambda: not os.path.exists(path))
+        [worker] = server.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        assert server.status == 0
+        until("it has ended", lambda: not is_alive(pid))
+        client.close()
+
+
+def kill_the_worker(server: Server) -> None:
+    [worker] = server.worker_pids()
+    os.kill(worker, signal.SIGKILL)
+    server.await_log(f"worker {worker} was killed by signal 9")
+    until(
+        "there is another one",
+        lambda: [pid for pid in children(server.pid) if pid != worker and os.getsid(pid) != pid],
+    )
 
 
 # Registration

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,8 @@ import pytest
 from box import SOCKETBOX, Receiver, receiver, served_by, status_of
 from ends import descriptors
 from places import in_own_network, root_only, sh
-from programs import SECONDS
-from real_server import children, ended, free_port, until
+from programs import SECONDS, environment
+from real_server import children, ended, free_port, is_alive, until
 
 ACCEPTED, FRAME = b"\x80\0\0\0", b"\3\0\0\0"
 TO_SLOT_0 = {"_start": {"type": "rule", "rules": [{"jump": "o:0"}]}}
@@ -72,6 +74,25 @@ class Document:
 @pytest.fixture
 def document(tmp_path: Path) -> Document:
     return Document(tmp_path)
+
+
+@pytest.mark.parametrize("control", ["second", "relative"])
+def test_no_file_is_left(document: Document, tmp_path: Path, control: str) -> None:
+    """When another one cannot be had, or its place is no longer where the program is."""
+    paths = [{"socket": "ctl"}, {"socket": "/no/such/directory"}]
+    document.write(paths=paths[: 1 + (control == "second")])
+    with tempfile.TemporaryFile() as log:
+        command = [SOCKETBOX, "-d", "--json", "box.json"]
+        status = subprocess.run(command, cwd=tmp_path, stderr=log, env=environment()).returncode
+        log.seek(0)
+        lines = log.read().decode().splitlines()
+    if control == "relative":
+        [pid] = [int(line.split("[")[1].split("]")[0]) for line in lines if "listening" in line]
+        assert (tmp_path / "ctl").exists()
+        os.kill(pid, signal.SIGTERM)
+        until("it ends", lambda: not is_alive(pid))
+    assert status == (111 if control == "second" else 0)
+    assert os.listdir(tmp_path) == ["box.json"]
 
 
 def test_the_wire(document: Document) -> None:

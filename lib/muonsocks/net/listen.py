@@ -20,6 +20,7 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
+from fcntl import LOCK_EX, LOCK_NB, flock
 from stat import S_ISSOCK
 
 from muonsocks.address import Endpoint, format_address, parse_address
@@ -61,32 +62,22 @@ def listen_at(
     OSError as bind(2): EADDRINUSE if somebody does listen there.
     """
     sock = socket(AF_UNIX, kind | SOCK_NONBLOCK)
-    before = None if mode is None else os.umask(0o777)  # nobody comes before the mode is right
     try:
-        _bind(sock, path)
-        if mode is not None and not path.startswith("@"):
-            os.chmod(path, mode)
-        sock.listen(backlog)
+        _be_at(sock, path, mode, backlog)
     except BaseException:
         sock.close()
         raise
-    finally:
-        if before is not None:
-            os.umask(before)
     return sock
 
 
 def receive_at(path: str) -> socket:
     """Take datagrams at `path`, from its owner and group; for the rest as `listen_at`."""
     sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
-    before = os.umask(0o117)  # with chmod(2) there would be a moment before it
     try:
-        _bind(sock, path)
+        _be_at(sock, path, 0o660)
     except BaseException:
         sock.close()
         raise
-    finally:
-        os.umask(before)
     return sock
 
 
@@ -97,8 +88,9 @@ class SocketFile:
 
     def __init__(self, path: str) -> None:
         """Note which file it is; an abstract name has none."""
-        self._path = path
-        self._file = None if path.startswith("@") else _identity(path)
+        is_abstract = path.startswith("@")
+        self._path = path if is_abstract else os.path.abspath(path)  # wherever we go
+        self._file = None if is_abstract else _identity(path)
 
     def remove(self) -> None:
         """Remove it, if nobody has removed it or put another one in its place."""
@@ -107,24 +99,75 @@ class SocketFile:
         self._file = None
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(file: str | int) -> tuple[int, int] | None:
     try:
-        status = os.lstat(path)
+        status = os.fstat(file) if isinstance(file, int) else os.lstat(file)
     except OSError:
         return None  # it is gone, or its directory is
     return status.st_dev, status.st_ino
 
 
-def _bind(sock: socket, path: str) -> None:
-    """Bind a unix socket. A socket file that nobody serves is replaced."""
+def _be_at(sock: socket, path: str, mode: int | None, backlog: int | None = None) -> None:
+    """Bind a unix socket, and listen. A socket file that nobody serves is replaced: whoever has one
+    that is not served yet, or has found one dead, has the lock.
+    """
     address = unix_address(path)
+    lock = -1 if path.startswith("@") else _lock(path)
+    # The mode is right from the start; chmod(2) would follow a link that has been put there.
+    before = None if mode is None else os.umask(0o777 & ~mode)
     try:
-        sock.bind(address)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or not _is_stale(path):
-            raise OSError(error.errno, error.strerror, path) from None
-        os.unlink(path)
-        sock.bind(address)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+                raise OSError(error.errno, error.strerror, path) from None
+            os.unlink(path)
+            sock.bind(address)
+        if backlog is not None:
+            sock.listen(backlog)
+    finally:
+        if before is not None:
+            os.umask(before)
+        if lock >= 0:
+            _unlock(path, lock)
+
+
+def _lock(path: str) -> int:
+    """Lock a path for who is about to be there, by a file beside it, and give a descriptor of that.
+    OSError EADDRINUSE if another program has the lock.
+    """
+    beside = _beside(path)
+    while True:
+        before = os.umask(0o177)  # its next owner is to open it, whatever the umask of this one
+        try:
+            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            where = beside if os.path.lexists(beside) else path
+            raise OSError(error.errno, error.strerror, where) from None
+        finally:
+            os.umask(before)
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            number = errno.EADDRINUSE if isinstance(error, BlockingIOError) else error.errno
+            raise OSError(number, os.strerror(number or 0), path) from None
+        if _identity(beside) == _identity(fd):
+            return fd
+        os.close(fd)  # whoever had it has removed it
+
+
+def _unlock(path: str, lock: int) -> None:
+    try:
+        os.unlink(_beside(path))
+    except OSError:
+        pass  # the directory is not ours any more; what is left there locks nothing
+    os.close(lock)
+
+
+def _beside(path: str) -> str:
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.lock")
 
 
 def _is_stale(path: str) -> bool:
@@ -190,7 +233,7 @@ def name_of(listener: socket) -> str:
     """Say where a socket listens, for a log line."""
     name = listener.getsockname()
     if listener.family == AF_UNIX:
-        return f"unix:{name if isinstance(name, str) else '@' + name[1:].decode()}"
+        return f"unix:{name if isinstance(name, str) else '@' + os.fsdecode(name[1:])}"
     return str(Endpoint(name[0].partition("%")[0], name[1]))
 
 

@@ -79,9 +79,12 @@ class Plan:
     """How many workers there are, what they may have open, how long (s) they may drain; and, in a
     few words for the status line, the `state` of what else the service needs. They all have the
     `board` in common.
+
+    A service that starts programs has one worker. If that dies they go on, and count for the next
+    one: it `adopts` each of them by its process, and waits for its end.
     """
 
-    __slots__ = ("board", "capacity", "drain", "state", "workers")
+    __slots__ = ("adopts", "board", "capacity", "drain", "state", "workers")
 
     def __init__(
         self,
@@ -89,9 +92,11 @@ class Plan:
         capacity: Capacity,
         drain: float,
         state: Callable[[], str] | None = None,
+        adopts: Callable[[Loop, int], Coroutine[Waitable, None, int]] | None = None,
     ) -> None:
         self.workers = workers
         self.capacity = capacity
         self.drain = drain
         self.state = state
+        self.adopts = adopts
         self.board = Board(workers)

@@ -30,6 +30,7 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
+from muonsocks.resident.orphans import orphans
 from muonsocks.resident.worker import Worker
 
 TYPE_CHECKING = False
@@ -134,6 +135,9 @@ class Process:
         if beat:
             show_life()
         await channel.send(READY)
+        if self._plan.adopts is not None:
+            for pid in orphans(os.getppid()):
+                worker.adopt(self._plan.adopts(loop, pid))
         worker.start()
         loop.spawn(self._obey(channel, worker), self._on_failure)
         await self._drain.take()

@@ -31,6 +31,7 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED
 from muonsocks.resident.notify import STATUS_PERIOD, Notifier
+from muonsocks.resident.orphans import adopt_orphans, orphans, tell_to_end
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
@@ -143,18 +144,23 @@ class Supervisor:
         one could not even start, or has given up.
         """
         setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
+        if self._plan.adopts is not None:
+            adopt_orphans()
         # What the workers share with us is not to be written to: nobody looks for cycles there, and
         # those there are stay, as freeing them would leave room that each worker fills.
         gc.freeze()
         return self._loop.run(self._story())
 
     async def _story(self) -> bool:
-        self._start(0)  # alone: what keeps one from its work is then said once
+        self._start_or_stop(0)  # alone: what keeps one from its work is then said once
         if self._notifier.watchdog:
             self._check_workers()
         while self._children or not self._stops:
             action = await self._happened.take()
             action()
+        if self._plan.adopts is not None:
+            for pid in orphans(os.getpid()):  # of a worker that nobody has replaced
+                tell_to_end(pid)
         if not self._failed:
             cut = self._board.total(CUT)
             self._log.info(f"stopped, connections that were cut: {cut}")
@@ -168,7 +174,7 @@ class Supervisor:
             return
         if len(self._children) < self._plan.workers:
             for number in range(1, self._plan.workers):
-                self._start(number)
+                self._start_or_stop(number)
         else:
             self._is_up = True
             self._notifier.ready()
@@ -227,29 +233,38 @@ class Supervisor:
 
     def _bury_children(self) -> None:
         """Note which workers have ended, and replace them."""
-        for child in list(self._children.values()):
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break  # there is none
             if not pid:
-                continue
-            del self._children[pid]
-            if not child.task.is_over:
-                child.task.interrupt(_Gone())
-            child.channel.close()
-            lost = self._board.clear(child.number)
-            code = os.waitstatus_to_exitcode(status)
-            if code in (NOTHING_LEFT, GIVEN_UP):
-                if not self._stops:
-                    self._failed = code == GIVEN_UP
-                    self._stop()
-                continue
-            if code and (child.ready or code != HAS_SAID_WHY):
-                how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
-                self._log.error(f"worker {pid} {how}; connections lost with it: {lost}")
-            if not self._is_up and not self._stops:
-                self._failed = True  # it would not be otherwise the next time
+                break
+            if pid in self._children:  # and no program that a worker has left behind
+                self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
+
+    def _bury(self, child: _Child, code: int) -> None:
+        """Note the end of a worker, with this exit status or minus a signal, and replace it."""
+        if not child.task.is_over:
+            child.task.interrupt(_Gone())
+        child.channel.close()
+        lost = self._board.clear(child.number)
+        if code in (NOTHING_LEFT, GIVEN_UP):
+            if not self._stops:
+                self._failed = code == GIVEN_UP
                 self._stop()
-            elif not self._stops:
-                self._replace(child)
+            return
+        if code and (child.ready or code != HAS_SAID_WHY):
+            how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
+            programs = len(orphans(os.getpid())) if self._plan.adopts is not None else 0
+            without = f"; programs that go on without it: {programs}" * bool(programs)
+            lost = max(lost - programs, 0)
+            self._log.error(f"worker {child.pid} {how}; connections lost with it: {lost}{without}")
+        if not self._is_up and not self._stops:
+            self._failed = True  # it would not be otherwise the next time
+            self._stop()
+        elif not self._stops:
+            self._replace(child)
 
     def _replace(self, child: _Child) -> None:
         """Start another worker: at once, unless they do not live long."""
@@ -305,6 +320,17 @@ class Supervisor:
         return self._notifier.watchdog / 4
 
     # Workers
+
+    def _start_or_stop(self, number: int) -> None:
+        """Start one of the first workers, without which there is no beginning."""
+        try:
+            self._start(number)
+        except OSError as error:
+            which = f"worker {number + 1} of {self._plan.workers}"
+            hint = "allow more processes, or have fewer workers"
+            self._log.error(f"{which} cannot be started: {error.strerror}; {hint}")
+            self._failed = True
+            self._stop()
 
     def _start(self, number: int) -> None:
         if self._stops:

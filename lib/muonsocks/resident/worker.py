@@ -19,12 +19,13 @@ from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Bo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from muonsocks.log import Log
     from muonsocks.net.entrance import Entrance
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop, Timer
+    from muonsocks.net.task import Pause
     from muonsocks.resident.plan import Capacity, Service
 
 # Lines of the log, muonsocks(7)
@@ -121,6 +122,13 @@ class Worker:
         """Begin to accept."""
         self._board.set(FULL, 0)
         self._resume()
+
+    def adopt(self, work: Coroutine[Waitable, None, int | Pause]) -> None:
+        """Have a connection that another worker had: `work` is what is left to do for it."""
+        self._board.add(OPEN, 1)
+        task = Task(self._loop, work, *self._callbacks)
+        self._tasks[task] = b""
+        task.step()
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, and wait for the connections to end; then cut those that are left."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from _socket import socket
     from typing import Any
 
+    from muonsocks.net.listen import SocketFile
+
 
 class Arrival(Peer):
     """Who has come, and at which of our sockets, which are counted from 0.
@@ -50,11 +52,14 @@ class Front(Listener):
     blocks, as it would if they had accepted it.
     """
 
-    __slots__ = ("_is_unix", "_number")
+    __slots__ = ("_file", "_is_unix", "_number")
 
-    def __init__(self, sock: socket, number: int = 0) -> None:
-        """Take over a listening socket, which does not block, and is the one of that number."""
+    def __init__(self, sock: socket, number: int = 0, file: SocketFile | None = None) -> None:
+        """Take over a listening socket, which does not block, and is the one of that number; with
+        its `file`, if nobody will have that after us.
+        """
         super().__init__(sock, blocks=True)
+        self._file = file
         self._is_unix = sock.family == AF_UNIX
         self._number = number
 
@@ -62,6 +67,14 @@ class Front(Listener):
         """Accept a connection."""
         sock, name = self.accept()
         return sock, Arrival(None if self._is_unix else name, self._number)
+
+    def shut(self) -> None:
+        """Have nobody find it any more; once it is closed, its file could be another one's."""
+        try:
+            if self._file is not None:
+                self._file.remove()
+        except OSError:
+            pass  # its directory is not ours any more; whoever comes next replaces a dead file
 
 
 class Handed(Receiver):

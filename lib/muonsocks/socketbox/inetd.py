@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from _signal import SIGTERM, valid_signals
-from _socket import AF_INET, AF_INET6, AF_UNIX, socket
+from _signal import valid_signals
+from _socket import AF_INET, AF_INET6, AF_UNIX, SO_PEERCRED, SOL_SOCKET, socket
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from struct import unpack
 
 from muonsocks.address import Endpoint
 from muonsocks.log import ERROR, INFO, Form
 from muonsocks.net.task import Waitable
+from muonsocks.resident.board import REFUSED
+from muonsocks.resident.orphans import tell_to_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
+    from muonsocks.resident.board import Board
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses of what could not be started, as of a shell
 
@@ -29,42 +33,41 @@ _ENDED = Form("ended", "client", "pid", "status", "secs")
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PATIENCE = 5.0  # s that a connection is kept for when no program can be started for it
 _AGAIN = 0.1  # s until that is tried again
+_NOBODY_AT_ALL = 0xFFFFFFFF  # a user's number, unix(7)
 _OURS = 64  # descriptors that are not for connections
 
-# What is about us, or about an earlier connection.
-_NOT_FOR_PROGRAMS = (
-    b"LISTEN_FDS",
-    b"LISTEN_FDNAMES",
-    b"LISTEN_PID",
-    b"NOTIFY_SOCKET",
-    b"PROTO",
-    b"REMOTE_ADDR",
-    b"REMOTE_PORT",
-    b"TCPLOCALHOST",
-    b"TCPLOCALIP",
-    b"TCPLOCALPORT",
-    b"TCPREMOTEHOST",
-    b"TCPREMOTEINFO",
-    b"TCPREMOTEIP",
-    b"TCPREMOTEPORT",
-    b"WATCHDOG_PID",
-    b"WATCHDOG_USEC",
+# What is about us.
+_OURS_ALONE = (
+    *(b"LISTEN_FDNAMES", b"LISTEN_FDS", b"LISTEN_PID", b"LISTEN_PIDFDID", b"MAINPID"),
+    *(b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC"),
+    *(b"SOCKETBOX_INETD_OPTIONS", b"SOCKETBOX_INETD_PROGRAM"),  # of our unit
 )
+# What is about an earlier connection: of systemd, xinetd, and all that is like UCSPI.
+_OF_CONNECTIONS = (b"PROTO", b"REMOTE_ADDR", b"REMOTE_HOST", b"REMOTE_PORT")
+_KINDS, _PARTS = (b"TCP", b"TCP6", b"UNIX", b"IPC", b"SSL"), (b"LOCAL", b"REMOTE", b"CONN")
+_PREFIXES = tuple(kind + part for kind in _KINDS for part in _PARTS)
 
 
 def environment_without_us(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Give what all programs have in common of the environment."""
-    return {name: value for name, value in environ.items() if name not in _NOT_FOR_PROGRAMS}
+    return {
+        name: value
+        for name, value in environ.items()
+        if not (name in _OURS_ALONE or name in _OF_CONNECTIONS or name.startswith(_PREFIXES))
+    }
 
 
 def environment_of(sock: socket) -> dict[bytes, bytes]:
     """Say in the environment who is connected with whom: as systemd does (REMOTE_ADDR) and as
-    UCSPI has it (PROTO, TCPREMOTEIP and so on). OSError ENOTCONN if the peer has gone.
+    UCSPI has it (PROTO, TCPREMOTEIP, or UNIXREMOTEEUID and so on). OSError ENOTCONN if the peer has
+    gone.
 
     An IPv4 connection of an IPv6 socket is one of IPv4.
     """
+    if sock.family == AF_UNIX:
+        return {b"PROTO": b"UNIX"} | _credentials(sock)
     if sock.family not in (AF_INET, AF_INET6):
-        return {b"PROTO": b"UNIX"} if sock.family == AF_UNIX else {}
+        return {}
     remote = Endpoint.of_socket(sock.getpeername())
     local = Endpoint.of_socket(sock.getsockname())
     host, port = remote.host.encode(), b"%d" % remote.port
@@ -79,10 +82,24 @@ def environment_of(sock: socket) -> dict[bytes, bytes]:
     }
 
 
+def _credentials(sock: socket) -> dict[bytes, bytes]:
+    """Say who has connected to a unix socket, or has made a pair of them, if anybody has."""
+    pid, uid, gid = unpack("iII", sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
+    if uid == _NOBODY_AT_ALL:
+        return {}
+    return {
+        b"UNIXREMOTEPID": b"%d" % pid,
+        b"UNIXREMOTEEUID": b"%d" % uid,
+        b"UNIXREMOTEEGID": b"%d" % gid,
+    }
+
+
 class Starter:
     """Starts a program for each client, and sees it to its end."""
 
-    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program")
+    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board")
+
+    board: Board  # that of the worker, which whoever makes the plan gives
 
     def __init__(
         self,
@@ -109,8 +126,15 @@ class Starter:
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
-        is no good for those that use select(2) or close all there could be.
+        is no good for those that use select(2) or close all there could be. Of what was open here
+        they have standard error alone.
         """
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if int(name) > 2:
+                    os.set_inheritable(int(name), False)
+            except OSError:
+                continue  # the list was read from it
         hard = getrlimit(RLIMIT_NOFILE)[1]
         if self._most:
             setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, self._most + _OURS), hard), hard))
@@ -131,15 +155,28 @@ class Starter:
             return 0
         self._log.fill_in(INFO, _STARTED, (peer.text, f"{pid}"))
         try:
-            status = await _end_of(loop, pid)
+            await _end_of(loop, pid)
         except BaseException:
-            try:
-                os.killpg(pid, SIGTERM)
-            except PermissionError:
-                pass  # it has become another user, and will be told by the end of its connection
+            tell_to_end(pid)
             raise
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         how = f"{status}" if status >= 0 else f"signal-{-status}"
         self._log.fill_in(INFO, _ENDED, (peer.text, f"{pid}", how, f"{loop.now - began:.3f}"))
+        return 0
+
+    async def go_on_with(self, loop: Loop, pid: int) -> int:
+        """See a program to its end that another worker has started, and that is the supervisor's
+        child now: which has its exit status, and nobody knows its client any more.
+        """
+        began = loop.now
+        try:
+            await _end_of(loop, pid)
+        except ProcessLookupError:
+            pass  # it has ended already
+        except BaseException:
+            tell_to_end(pid)
+            raise
+        self._log.fill_in(INFO, _ENDED, ("-", f"{pid}", "-", f"{loop.now - began:.3f}"))
         return 0
 
     async def _start(self, loop: Loop, sock: socket, peer: Peer) -> int:
@@ -160,6 +197,9 @@ class Starter:
                     self._cannot_be_executed(peer, error)
                     return 0
                 if loop.now >= until:
+                    waited = f"{_PATIENCE + loop.now - until:.3f}"
+                    self._log.fill_in(ERROR, _ENDED, (peer.text, "-", "no-process", waited))
+                    self.board.add(REFUSED, 1)
                     raise
             await loop.sleep(_AGAIN)
 
@@ -182,15 +222,15 @@ class Starter:
         self._log.fill_in(ERROR, _ENDED, (peer.text, "-", f"{status}", "0.000"))
 
 
-async def _end_of(loop: Loop, pid: int) -> int:
-    """Wait for the end of a child process: its exit status, or the number of the signal that has
-    killed it, negative.
-    """
+async def _end_of(loop: Loop, pid: int) -> None:
+    """Wait for the end of a process. ProcessLookupError if there is none."""
     ended = Waitable()
     while True:
         try:
             fd = _watch(loop, pid, ended)
             break
+        except ProcessLookupError:
+            raise
         except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
             await loop.sleep(_AGAIN)
     try:
@@ -198,7 +238,6 @@ async def _end_of(loop: Loop, pid: int) -> int:
     finally:
         loop.unregister(fd)
         os.close(fd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _watch(loop: Loop, pid: int, ended: Waitable) -> int:

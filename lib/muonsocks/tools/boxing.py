@@ -13,6 +13,7 @@ from _socket import (
     inet_pton,
     socket,
 )
+from stat import S_ISSOCK
 
 from muonsocks.errors import UsageError
 from muonsocks.net.front import Manner, adopt, bind_front
@@ -36,24 +37,48 @@ _PATIENCE = 10.0  # s for another socketbox to answer
 
 class Sources:
     """The sockets: those to accept from, in order, and with how long a backlog each; and the
-    control sockets, where receivers register.
+    control sockets, where receivers register. In the end what is theirs is put in order.
     """
 
     def __init__(self) -> None:
         self.sockets: list[socket] = []
         self._backlogs: list[int | None] = []  # None: it listens already
+        self._places: list[SocketFile | None] = []
         self.control: list[socket] = []
         self.registration: Handed | None = None
         self._files: list[SocketFile] = []
+        self._lent: list[int] = []  # sockets that block for others who may have them
 
-    def add(self, sock: socket, backlog: int | None) -> None:
-        """Accept from a socket, too."""
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.remove()
+        for fd in self._lent:
+            os.set_blocking(fd, True)
+            os.close(fd)
+
+    def add(self, sock: socket, backlog: int | None, path: str | None = None) -> None:
+        """Accept from a socket, too, which is bound to this path."""
         self.sockets.append(sock)
         self._backlogs.append(backlog)
+        self._places.append(None if path is None else self._file(path))
 
-    def add_file(self, path: str) -> None:
-        """Remove the file of a unix socket in the end."""
+    def add_lent(self, sock: socket, backlog: int | None) -> None:
+        """Accept from one that is not ours alone: it blocks again in the end, if it did."""
+        if os.get_blocking(sock.fileno()):
+            self._lent.append(os.dup(sock.fileno()))
+        self.add(sock, backlog)
+
+    def add_control(self, sock: socket, path: str) -> None:
+        """Let receivers register there."""
+        self.control.append(sock)
+        self._file(path)
+
+    def _file(self, path: str) -> SocketFile:
         self._files.append(SocketFile(path))
+        return self._files[-1]
 
     @property
     def is_for_one_worker(self) -> bool:
@@ -65,24 +90,19 @@ class Sources:
         if self.registration is not None:
             return [self.registration]
         found: list[Entrance] = []
-        for number, (sock, backlog) in enumerate(zip(self.sockets, self._backlogs, strict=True)):
+        of_each = zip(self.sockets, self._backlogs, self._places, strict=True)
+        for number, (sock, backlog, file) in enumerate(of_each):
             if backlog is not None:
                 _listen(sock, backlog)
             sock.setblocking(False)
-            found.append(Front(sock, number))
+            found.append(Front(sock, number, file))
         names = ", ".join(map(name_of, self.sockets))
         log.info(f"listening on {names}", {"listen": names})
         return found
 
-    def remove_files(self) -> None:
-        """Remove the files of our unix sockets."""
-        for file in self._files:
-            file.remove()
 
-
-def from_options(given: Options) -> Sources:
+def add_from_options(sources: Sources, given: Options) -> None:
     """Make the sockets that a command line asks for, or take those of systemd."""
-    sources = Sources()
     addresses, ports = given.texts("--listen"), given.texts("--port")
     fd = given.text("--socket")
     backlog = given.number("--backlog", (1 << 31) - 1, 4096)
@@ -94,13 +114,13 @@ def from_options(given: Options) -> Sources:
         raise UsageError("connections come from somewhere already", hint)
     if group is not None:
         sources.registration = Handed(_registration(group))
-        return sources
+        return
     if fd is not None:
-        sources.add(adopt(descriptor(fd, "-s"), "-s"), backlog)
+        sources.add_lent(adopt(descriptor(fd, "-s"), "-s"), backlog)
     for sock in passed:
         sources.add(sock, None)
     if sources.sockets:
-        return sources
+        return
     manner = Manner(
         given.flag("--transparent"),
         given.flag("--freebind"),
@@ -114,14 +134,11 @@ def from_options(given: Options) -> Sources:
         raise UsageError("a unix socket has no port", "leave -p out, or add an address")
     is_alone = not any(len(address) == 4 for address in packed)
     for path in paths:
-        bind_path = unix_path(path, "-l")
-        sources.add(listen_at(bind_path, SOCK_STREAM, backlog), None)
-        sources.add_file(path)
+        sources.add(listen_at(unix_path(path, "-l"), SOCK_STREAM, backlog), None, path)
     for address in packed:
         for number in numbers:
             both = is_alone or address != _ANY
             sources.add(bind_front(address, number, manner, both_families=both), backlog)
-    return sources
 
 
 def _listen(sock: socket, backlog: int) -> None:
@@ -155,15 +172,14 @@ def _address(text: str) -> bytes:
 # JSON
 
 
-def from_json(configuration: Configuration) -> Sources:
+def add_from_json(sources: Sources, configuration: Configuration) -> None:
     """Make the sockets of a document, in their network namespaces, and be in the last one."""
-    sources = Sources()
     for one in configuration.listeners:
         if isinstance(one, Inherited):
             sock = adopt(one.fd, "fd")
             if not one.listen and not sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
                 raise UsageError(f"descriptor {one.fd} does not listen", 'add "listen": true')
-            sources.add(sock, one.backlog if one.listen else None)
+            sources.add_lent(sock, one.backlog if one.listen else None)
             continue
         if one.netns:
             enter_network(one.netns)
@@ -172,11 +188,9 @@ def from_json(configuration: Configuration) -> Sources:
     if configuration.final_netns:
         enter_network(configuration.final_netns)
     for control in configuration.control_paths:
-        sources.control.append(listen_at(control.path, mode=control.mode))
-        sources.add_file(control.path)
+        sources.add_control(listen_at(control.path, mode=control.mode), control.path)
         if (control.uid, control.gid) != (NOT_CHANGED, NOT_CHANGED):
-            os.chown(control.path, control.uid, control.gid)
-    return sources
+            os.chown(control.path, control.uid, control.gid, follow_symlinks=False)
 
 
 def identity(daemon: Daemon) -> Identity | None:
@@ -186,12 +200,16 @@ def identity(daemon: Daemon) -> Identity | None:
     if daemon.uid == 0:
         raise UsageError("daemon.uid is root's", "name a user with less power")
     groups = None if daemon.groups is None else tuple(daemon.groups)
+    if groups is None and daemon.gid is not None:
+        groups = ()  # or who has another group would still have those of root
     return Identity(daemon.uid, daemon.gid, groups, implied=False)
 
 
 def receiving_socket(text: str) -> int:
     """Give the descriptor of -i, which has to be a unix socket. UsageError."""
     fd = descriptor(text, "-i")
+    if fd == 2:
+        raise UsageError("-i: descriptor 2 is for the log", "give another one, say 3")
     try:
         sock = socket(fileno=fd)
     except OSError:
@@ -203,6 +221,26 @@ def receiving_socket(text: str) -> int:
         hint = "give one end of a unix socket"
         raise UsageError(f"-i: descriptor {fd} is no unix socket", hint)
     return fd
+
+
+def descriptors() -> frozenset[int]:
+    """Give those that rules may name: all that are open, but for standard streams, unless those are
+    sockets, too; and never the one that the log goes to.
+    """
+    fds = frozenset(int(name) for name in os.listdir("/proc/self/fd")) - {2}
+    return frozenset(fd for fd in fds if _is_socket(fd) or (fd > 2 and _is_open(fd)))
+
+
+def _is_socket(fd: int) -> bool:
+    return _is_open(fd) and S_ISSOCK(os.fstat(fd).st_mode)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False  # the list was read from it, say
+    return True
 
 
 # As whom
@@ -224,24 +262,26 @@ def privileges(given: Options, for_program: bool = False) -> tuple[Identity | No
     return asked, root
 
 
-def background(log: Log) -> int:
+def background(log: Log, for_program: bool = False) -> int:
     """Go on in a child that has left the terminal, and give the descriptor where it says, by a
     newline, that it serves: then the parent ends. If the child ends before, so does the parent, as
-    that did.
+    that did. With `for_program` the newline says that it has failed, and a program that is
+    executed, for which the descriptor is closed, that it has not.
     """
     ready, tell = os.pipe()
     child = os.fork()
     if child:
         os.close(tell)
-        if os.read(ready, 1):
+        if bool(os.read(ready, 1)) != for_program:
             os._exit(0)
         os._exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 1))
     os.close(ready)
     os.setsid()
     os.chdir("/")
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    if null > 0:
-        os.close(null)
+    if not _is_socket(0):  # or else it may be one that an option or a rule has named
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        if null > 0:
+            os.close(null)
     log.after_fork()
     return tell

@@ -94,6 +94,8 @@ def _read(arguments: list[str]) -> Options | None:
         return None
     if words[:1] == ["--"]:
         del words[0]
+        if words[:1] == ["--"]:
+            return None
     elif words and words[0].startswith("-"):
         return None
     if option == ["-s"]:

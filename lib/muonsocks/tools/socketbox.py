@@ -75,9 +75,11 @@ from muonsocks.socketbox.rulebook import Document, File, OneAction
 from muonsocks.socketbox.server import Box, Manner
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.boxing import (
+    Sources,
+    add_from_json,
+    add_from_options,
     background,
-    from_json,
-    from_options,
+    descriptors,
     identity,
     privileges,
     receiving_socket,
@@ -100,8 +102,7 @@ _NOT_WITH_JSON = (
 
 def main(arguments: list[str], log: Log) -> int:
     """Pass connections on until told to stop."""
-    inherited = frozenset(int(name) for name in os.listdir("/proc/self/fd"))
-    inherited = frozenset(fd for fd in inherited if _is_open(fd))
+    inherited = descriptors()
     looks_only = any(word in ("--check", "--explain") for word in arguments)
     given = parse(__doc__, arguments, log, program_follows=not looks_only)
     if given is None:
@@ -111,19 +112,12 @@ def main(arguments: list[str], log: Log) -> int:
         return _check(given)
     if given.flag("--explain"):
         return _explain(given)
-    if given.flag("--exec"):
-        return _execute(given, log)
-    site.main()  # the programs start without it: systemd's modules are to be found there
-    log.use_journal_fields()
-    return _serve(given, inherited, log)
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False  # the list was read from it
-    return fd > 2
+    with Sources() as sources:
+        if given.flag("--exec"):
+            return _execute(given, sources, log)
+        site.main()  # the programs start without it: systemd's modules are to be found there
+        log.use_journal_fields()
+        return _serve(given, sources, inherited, log)
 
 
 def _expect_sense(given: Options) -> None:
@@ -175,21 +169,24 @@ def _explain(given: Options) -> int:
     return DONE
 
 
-def _execute(given: Options, log: Log) -> int:
+def _execute(given: Options, sources: Sources, log: Log) -> int:
     """Bind, give up privileges, and become another program."""
-    sources = from_options(given)
+    add_from_options(sources, given)
     if len(sources.sockets) != 1 or sources.registration is not None:
         raise UsageError("-e has one socket", "give one address and one port")
     [sock] = sources.sockets
     fd = sock.detach()
     os.set_inheritable(fd, True)
     os.set_blocking(fd, True)
-    if given.flag("--daemon"):
-        os.write(background(log), b"\n")
-    privileges(given, for_program=True)
-    environ = dict(os.environb)
-    environ[b"SKBOX_LISTEN_FD"] = b"%d" % fd
-    return execute(given.arguments, environ, log)
+    tell = background(log, for_program=True) if given.flag("--daemon") else -1
+    try:
+        privileges(given, for_program=True)
+        environ = dict(os.environb)
+        environ[b"SKBOX_LISTEN_FD"] = b"%d" % fd
+        return execute(given.arguments, environ, log)
+    finally:
+        if tell >= 0:
+            os.write(tell, b"\n")
 
 
 # Serving
@@ -209,7 +206,7 @@ def _rulebook(given: Options) -> Rulebook:
     return File(os.path.abspath(given.text("--rules") or _DEFAULT_FILE))
 
 
-def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
+def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log) -> int:
     rulebook = _rulebook(given)
     manner = Manner(
         given.seconds("--queue-timeout", 5), given.number("--max-waiting", 1 << 20, 1024)
@@ -225,14 +222,14 @@ def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
     if isinstance(rulebook, Document):
         daemon = rulebook.configuration.daemon
         manner.identity, manner.root = identity(daemon), daemon.chroot or None
-        sources = from_json(rulebook.configuration)
+        add_from_json(sources, rulebook.configuration)
         box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
     else:
         manner.identity, manner.root = privileges(given)
         box = Box(rulebook, manner, log)  # first: with wrong rules nobody is to come
-        sources = from_options(given)
+        add_from_options(sources, given)
     if manner.identity is not None and manner.identity.leaves_root_its_group:
-        log.warning("the group is root's still; -g names another one")
+        log.warning("a group is root's still; -g and -G name others, and so do gid and groups")
     workers = given.number("--workers", 1024)
     if sources.is_for_one_worker:
         if workers > 1:
@@ -243,12 +240,7 @@ def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
     box.board = plan.board
     if given.flag("--daemon"):
         notify = background(log)
-    notifier = Notifier(notify)
-    try:
-        entrances = sources.entrances(log)
-        is_well = Supervisor(box, entrances, plan, notifier, log).run()
-    finally:
-        sources.remove_files()
+    is_well = Supervisor(box, sources.entrances(log), plan, Notifier(notify), log).run()
     if box.has_lost_its_receiver:
         return PEER_GONE
     return DONE if is_well else SYSTEM_FAILED

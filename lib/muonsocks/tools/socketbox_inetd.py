@@ -68,7 +68,9 @@ def main(arguments: list[str], log: Log) -> int:
     most = given.number("--max", _MOST, 256)
     starter = Starter(program, os.environb, most, getrlimit(RLIMIT_NOFILE)[0], log)
     capacity = Capacity(most, given.number("--max-per-source", _MOST), each=1, option="--max")
-    plan = Plan(1, capacity, given.seconds("--drain-timeout", 30))
+    drain = given.seconds("--drain-timeout", 30)
+    plan = Plan(1, capacity, drain, adopts=starter.go_on_with)
+    starter.board = plan.board
     notifier = Notifier(notify_fd(given))
     entrances = _entrances(given, place, log)
     return DONE if Supervisor(starter, entrances, plan, notifier, log).run() else SYSTEM_FAILED
