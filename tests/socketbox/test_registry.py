@@ -31,7 +31,7 @@ class Bench:
         self.listener = listen_at(self.path)
         slots = [Slot(Node({"uid": os.getuid(), "path_nr": 0}, "test")) for _ in range(3)]
         self.registry = Registry(
-            self.loop, Limits(5, 10), slots, [self.listener], self.notes.append
+            self.loop, Limits(5, 100), slots, [self.listener], self.notes.append
         )
 
     def client(self, data: bytes = b"") -> socket.socket:
@@ -81,13 +81,14 @@ def test_one_registers(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         with bench.client(request(2)) as sock:
             assert await bench.answer(sock) == ACCEPTED
-            assert bench.registry.receivers.keys() == {2}
+            groups = bench.registry.groups
+            assert [group.is_there for group in groups] == [False, False, True]
             with socket.socket() as passed:
-                await bench.registry.receivers[2].take(passed.fileno())
+                await groups[2].take(passed.fileno())
             got = Receiver(sock).message()
             got.socket.close()
             assert got.data == b"\3\0\0\0"
-        await bench.until(lambda: not bench.registry.receivers)
+        await bench.until(lambda: not groups[2].is_there)
         with bench.client(request(2)) as sock:
             assert await bench.answer(sock) == ACCEPTED
             bench.registry.close()
@@ -148,5 +149,41 @@ def test_no_descriptor_for_one(tmp_path: Path) -> None:
             with descriptor_limit(0):
                 await bench.until(lambda: bench.listener.fileno() not in bench.loop.handlers)
             assert await bench.answer(sock) == ACCEPTED
+
+    run(tmp_path, story)
+
+
+def test_two_that_ask_at_once(tmp_path: Path) -> None:
+    """For the same group: one gets it, and keeps it when the other one has gone."""
+
+    async def story(bench: Bench) -> None:
+        clients = [bench.client(request(1)) for _ in range(2)]
+        answers = [await bench.answer(sock) for sock in clients]
+        assert sorted(answers) == [b"", ACCEPTED]
+        clients.pop(answers.index(b"")).close()
+        await bench.until(lambda: sum(bench.registry._open.values()) == 1)
+        assert bench.registry.groups[1].is_there
+        clients.pop().close()
+        await bench.until(lambda: not bench.registry._open)
+
+    run(tmp_path, story)
+
+
+def test_how_many_a_receiver_hoards(tmp_path: Path) -> None:
+    """One that takes nothing has a few in its queue, and the others wait."""
+
+    async def story(bench: Bench) -> None:
+        with bench.client(request(0)) as sock, socket.socket() as passed:
+            assert await bench.answer(sock) == ACCEPTED
+            taken: list[None] = []
+            for _ in range(20):
+                bench.loop.spawn(
+                    bench.registry.groups[0].take(passed.fileno()), lambda _: None, taken.append
+                )
+            assert 2 <= len(taken) <= 12
+            while len(taken) < 20:
+                Receiver(sock).take().close()
+                await bench.loop.sleep(0)
+            bench.registry.close()
 
     run(tmp_path, story)

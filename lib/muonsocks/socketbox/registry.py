@@ -12,12 +12,12 @@ A group, or slot, is for one user and one path, and for one receiver at a time.
 from __future__ import annotations
 
 import errno
-from _socket import SO_PEERCRED, SOL_SOCKET, socket
+from _socket import SO_PEERCRED, SO_SNDBUF, SOL_SOCKET, socket
 from sys import byteorder
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.net.passing import Passage
-from muonsocks.socketbox.receivers import Registered
+from muonsocks.net.passing import Passage, send
+from muonsocks.socketbox.receivers import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
 class Registry:
     """Who has registered, by group."""
 
-    __slots__ = ("_limits", "_loop", "_note", "_open", "_slots", "receivers")
+    __slots__ = ("_limits", "_loop", "_note", "_open", "_slots", "groups")
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Registry:
         self._slots = slots
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
-        self.receivers: dict[int, Registered] = {}
+        self.groups = [Group(loop, limits) for _ in slots]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
 
@@ -79,6 +79,9 @@ class Registry:
             return
         self._open[uid] = count + 1
         try:
+            # What is in its queue is lost when a receiver dies, and nobody's to wait for: let that
+            # be a handful, as with datagrams, and not hundreds. The kernel makes it its minimum.
+            sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 0)
             passage = Passage.over(self._loop, sock)
         except OSError as error:
             self._forget(uid)
@@ -92,36 +95,36 @@ class Registry:
     async def _register(self, passage: Passage, uid: int, place: int) -> None:
         """Hear what one wants, and let it have that or close the connection."""
 
-        def on_end(receiver: Registered) -> None:
-            del self.receivers[group]
+        def on_end() -> None:
             self._forget(uid)
-            self._note(f"group {group}: the receiver of user {uid} has gone")
+            self._note(f"group {number}: the receiver of user {uid} has gone")
 
         try:
             with self._loop.deadline(_PATIENCE):
                 request, _ = await passage.receive_message(len(_REQUEST) + 4)
-            group = self._group(request, uid, place)
-            await passage.send_message(_ACCEPTED)
+            # From here on nothing is waited for, or another one could be given the group meanwhile.
+            number = self._number(request, uid, place)
+            send(passage.socket, _ACCEPTED)
             self._loop.unregister(passage.reader)  # what has come since is told once more
-            self.receivers[group] = Registered(self._loop, self._limits, passage.socket, on_end)
+            self._note(f"group {number}: a receiver of user {uid} has registered")
+            self.groups[number].register(passage.socket, on_end)
         except BaseException:
             passage.close()
             raise
-        self._note(f"group {group}: a receiver of user {uid} has registered")
 
-    def _group(self, request: bytes, uid: int, place: int) -> int:
+    def _number(self, request: bytes, uid: int, place: int) -> int:
         """Give the group that is asked for and may be had. RemoteProtocolError if it may not."""
         if len(request) != len(_REQUEST) + 4 or request[:4] != _REQUEST:
             raise RemoteProtocolError(f"user {uid} sends no request: {request.hex(' ') or 'end'}")
-        group = int.from_bytes(request[4:], "big")
-        if group >= len(self._slots):
-            raise RemoteProtocolError(f"user {uid} asks for group {group}, which there is not")
-        slot = self._slots[group]
+        number = int.from_bytes(request[4:], "big")
+        if number >= len(self._slots):
+            raise RemoteProtocolError(f"user {uid} asks for group {number}, which there is not")
+        slot = self._slots[number]
         if slot.uid != uid or slot.control_path != place:
-            raise RemoteProtocolError(f"user {uid} may not have group {group} by paths[{place}]")
-        if group in self.receivers:
-            raise RemoteProtocolError(f"user {uid}: group {group} has its receiver already")
-        return group
+            raise RemoteProtocolError(f"user {uid} may not have group {number} by paths[{place}]")
+        if self.groups[number].is_there:
+            raise RemoteProtocolError(f"user {uid}: group {number} has its receiver already")
+        return number
 
     def _on_failure(self, uid: int, error: BaseException) -> None:
         self._forget(uid)
@@ -136,8 +139,8 @@ class Registry:
 
     def close(self) -> None:
         """Let all receivers go."""
-        for receiver in list(self.receivers.values()):
-            receiver.leave()
+        for group in self.groups:
+            group.leave()
 
 
 def _user_of(sock: socket) -> int:

@@ -19,9 +19,10 @@ from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
 from muonsocks.socketbox.limits import SharedLimits
-from muonsocks.socketbox.receivers import AtPath, OverSocket, Receiver, Refused
+from muonsocks.socketbox.receivers import AtPath, OverSocket
 from muonsocks.socketbox.registry import Registry
 from muonsocks.socketbox.substitution import substitute
+from muonsocks.socketbox.waiting import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from muonsocks.socketbox.json_configuration import Slot
     from muonsocks.socketbox.rulebook import Rulebook
     from muonsocks.socketbox.rules import Rules
+    from muonsocks.socketbox.waiting import Receiver
 
 # Lines of the log, muonsocks(7)
 _PASSED = Form("passed", "client", "local", "to", "waited")
@@ -245,10 +247,10 @@ class Box:
                 there = self._new_at_path(action.path)
             return there
         if isinstance(action, ToGroup):
-            registered = self._registry and self._registry.receivers.get(action.number)
-            if not registered:
-                raise Refused("nobody has registered for it")
-            return registered
+            groups = self._registry.groups if self._registry else ()
+            if action.number >= len(groups):
+                raise Refused("nobody can register for it")
+            return groups[action.number]
         over = self._over.get(action.number)
         if over is None:
             over = self._new_over(action.number)
