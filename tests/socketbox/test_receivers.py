@@ -40,12 +40,15 @@ class Bench:
             self.loop.spawn(self._one(to, number), pytest.fail)
 
     async def _one(self, to: Any, number: int) -> None:
+        fd = os.dup(0)
         try:
-            await to.take(0)
+            await to.take(fd)
         except Refused as error:
             self.refused.append(str(error))
         else:
             self.taken.append(number)
+        finally:
+            os.close(fd)
 
     async def until(self, holds: Callable[[], Any]) -> None:
         with self.loop.deadline(15):
@@ -82,11 +85,12 @@ def taken_by(there: Receiver, count: int = 1000) -> int:
 
 @pytest.fixture(autouse=True)
 def standard_input() -> Iterator[None]:
-    """Pass a socket, as that is what the receiver expects."""
+    """Pass a connection, as that is what the receiver expects."""
     kept = os.dup(0)
-    with socket.socket() as sock:
-        os.dup2(sock.fileno(), 0)
-    yield
+    ours, client = socket.socketpair()
+    with ours, client:
+        os.dup2(ours.fileno(), 0)
+        yield
     os.dup2(kept, 0)
     os.close(kept)
 
@@ -212,12 +216,16 @@ def test_no_descriptor_for_a_look(tmp_path: Path) -> None:
     """Then it is looked again."""
 
     async def story(bench: Bench) -> None:
-        with descriptor_limit(0):
-            bench.pass_on(bench.at(tmp_path / "r"))
-            await bench.loop.sleep(0.01)
-            assert bench.limits.waiting == 1
-        with receiver(tmp_path / "r"):
-            await bench.until(lambda: bench.taken)
+        to = bench.at(tmp_path / "r")
+        ends: list[None] = []
+        with receiver(tmp_path / "r") as there:
+            bench.pass_on(to, queue_length())
+            with descriptor_limit(0):
+                bench.loop.spawn(to.take(0), pytest.fail, ends.append)
+                assert bench.limits.waiting == 1
+            taken_by(there)
+            await bench.until(lambda: ends)
+            assert taken_by(there) == 1
 
     run(story)
 
@@ -239,6 +247,31 @@ def test_one_that_waits_is_interrupted(tmp_path: Path) -> None:
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: len(bench.taken) == 2)
             assert taken_by(there) == 2
+
+    run(story)
+
+
+def test_a_client_that_has_gone(tmp_path: Path) -> None:
+    """Makes room for others, and is passed to nobody; one that has only said all is still there."""
+
+    async def story(bench: Bench) -> None:
+        to = bench.at(tmp_path / "r")
+        pairs = [socket.socketpair() for _ in range(3)]
+        ends: list[BaseException] = []
+        tasks = [bench.loop.spawn(to.take(ours.fileno()), ends.append) for ours, _ in pairs]
+        pairs[0][1].shutdown(socket.SHUT_WR)
+        pairs[1][1].close()
+        await bench.until(lambda: ends)
+        assert [str(end) for end in ends] == ["the client has gone"]
+        assert [task.is_over for task in tasks] == [False, True, False]
+        assert bench.limits.waiting == 2
+        with receiver(tmp_path / "r") as there:
+            await bench.until(lambda: all(task.is_over for task in tasks))
+            assert taken_by(there) == 2
+        assert len(ends) == 1
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
 
     run(story)
 

@@ -173,17 +173,20 @@ def test_how_many_a_receiver_hoards(tmp_path: Path) -> None:
     """One that takes nothing has a few in its queue, and the others wait."""
 
     async def story(bench: Bench) -> None:
-        with bench.client(request(0)) as sock, socket.socket() as passed:
+        pairs = [socket.socketpair() for _ in range(20)]
+        with bench.client(request(0)) as sock:
             assert await bench.answer(sock) == ACCEPTED
             taken: list[None] = []
-            for _ in range(20):
-                bench.loop.spawn(
-                    bench.registry.groups[0].take(passed.fileno()), lambda _: None, taken.append
-                )
+            for ours, _ in pairs:
+                to = bench.registry.groups[0]
+                bench.loop.spawn(to.take(ours.fileno()), pytest.fail, taken.append)
             assert 2 <= len(taken) <= 12
             while len(taken) < 20:
                 Receiver(sock).take().close()
                 await bench.loop.sleep(0)
-            bench.registry.close()
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+        await bench.until(lambda: not bench.registry._open)
 
     run(tmp_path, story)

@@ -22,7 +22,7 @@ from muonsocks.socketbox.limits import SharedLimits
 from muonsocks.socketbox.receivers import AtPath, OverSocket
 from muonsocks.socketbox.registry import Registry
 from muonsocks.socketbox.substitution import substitute
-from muonsocks.socketbox.waiting import Refused
+from muonsocks.socketbox.waiting import ClientGone, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,6 +216,8 @@ class Box:
                 receiver = self._receiver(action)
                 await receiver.take(sock.fileno())
                 return action, "; ".join(reasons)
+            except ClientGone as gone:
+                return None, str(gone)
             except Refused as refused:
                 reasons.append(f"{action.text}: {refused}")
                 if isinstance(action, ToDescriptor):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from _collections import deque
 
+from muonsocks.net.stream import HANG_UP
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
@@ -38,7 +39,10 @@ class ClientGone(Refused):
 
 
 class _Waiting(Waitable):
-    """A connection that waits: a descriptor, and what became of it."""
+    """A connection that waits: a descriptor, and what became of it.
+
+    A client that resets it keeps nobody else from waiting, and gives no receiver anything to do.
+    """
 
     __slots__ = ("fd", "is_taken", "refused")
 
@@ -74,6 +78,10 @@ class Receiver:
         one = _Waiting(fd)
         self._queue.append(one)
         try:
+            self._loop.register(fd, lambda events: self._on_client(one, events))
+        except OSError:
+            pass  # epoll(7) has a limit for each user: it waits all the same
+        try:
             if len(self._queue) == 1:
                 self._pause = SOON
                 self._wait_for(obstacle)
@@ -90,6 +98,7 @@ class Receiver:
                     f"it was full, or not there, for {limits.patience:g} s{hindrance}"
                 ) from None
         finally:
+            self._loop.unregister(fd)
             limits.leave()
             if not (one.is_taken or one.refused):
                 self._queue.remove(one)
@@ -132,6 +141,12 @@ class Receiver:
             queue.popleft()
             one.wake()
         return _SENT
+
+    def _on_client(self, one: _Waiting, events: int) -> None:
+        if events & HANG_UP:
+            one.refused = ClientGone()
+            self._queue.remove(one)
+            one.wake()
 
     def _look(self) -> None:
         """See whether something has changed that nobody tells."""
