@@ -170,7 +170,7 @@ def is_free_or_closed(path: Path) -> bool:
 
 def test_a_receiver_that_is_full(document: Document) -> None:
     """What has no room in its socket waits, and comes in its turn."""
-    count = 600
+    count = 400
     with (
         document.served() as process,
         registered(document.control) as there,

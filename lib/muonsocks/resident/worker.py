@@ -112,7 +112,7 @@ class Worker:
         self._draining = False
         self._drained = Waitable()
         self._full = False
-        left = _descriptors_left()
+        left = descriptors_left()
         self._fits = max((left - pipes.limit(left // 4)) // capacity.each, 1)
 
     # Life cycle
@@ -377,7 +377,7 @@ def _limit() -> int:
     return getrlimit(RLIMIT_NOFILE)[0]
 
 
-def _descriptors_left() -> int:
+def descriptors_left() -> int:
     """How many descriptors this process may still open for connections."""
     with os.scandir("/proc/self/fd") as entries:
         used = sum(1 for _ in entries) - 1

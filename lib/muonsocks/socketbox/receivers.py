@@ -8,6 +8,7 @@ receiver may be slow for a moment, or be restarted. Else it costs one call of th
 from __future__ import annotations
 
 import errno
+import os
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
 from muonsocks.net.loop import READABLE
@@ -36,7 +37,7 @@ class AtPath(Receiver):
     __slots__ = ("_connected", "_path", "_sender")
 
     def __init__(self, loop: Loop, limits: Limits, sender: socket, path: str) -> None:
-        super().__init__(loop, limits)
+        super().__init__(loop, limits, os.fsencode(path))
         self._sender = sender
         self._path = path
         self._connected: socket | None = None
@@ -74,7 +75,7 @@ class OverSocket(Receiver):
     __slots__ = ("_sock", "has_gone")
 
     def __init__(self, loop: Loop, limits: Limits, sock: socket) -> None:
-        super().__init__(loop, limits)
+        super().__init__(loop, limits, b"fd %d" % sock.fileno())
         self._sock = sock
         self.has_gone = False
 
@@ -108,8 +109,8 @@ class Group(Receiver):
 
     __slots__ = ("_on_end", "_sock")
 
-    def __init__(self, loop: Loop, limits: Limits) -> None:
-        super().__init__(loop, limits)
+    def __init__(self, loop: Loop, limits: Limits, number: int = 0) -> None:
+        super().__init__(loop, limits, b"group %d" % number)
         self._sock: socket | None = None
         self._on_end: Callable[[], None]
 

@@ -55,7 +55,7 @@ class Registry:
         self._slots = slots
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
-        self.groups = [Group(loop, limits) for _ in slots]
+        self.groups = [Group(loop, limits, number) for number in range(len(slots))]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
 

@@ -15,6 +15,7 @@ from muonsocks.log import INFO, Form, quoted
 from muonsocks.net.front import clear_transparent
 from muonsocks.net.privileges import Identity, gain_no_privileges, give_up
 from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
+from muonsocks.resident.worker import descriptors_left
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
@@ -51,13 +52,15 @@ class Manner:
 
     `identity`, `root`: as whom, and inside which directory. `substitutes`: a path has the local
     address in it. `clears_transparent`: a socket is made an ordinary one before. `patience`,
-    `most_waiting`: how long (s) they may wait, and how many. `inherited`: the descriptors that
+    `most_waiting`: how long (s) they may wait, and how many; half of them for the same receiver,
+    unless it `has_one_receiver`. `inherited`: the descriptors that
     rules may name. `ends_with`: the one of these that all depends on. None and -1 for none.
     """
 
     __slots__ = (
         "clears_transparent",
         "ends_with",
+        "has_one_receiver",
         "identity",
         "inherited",
         "most_waiting",
@@ -73,6 +76,7 @@ class Manner:
         self.clears_transparent = False
         self.identity: Identity | None = None
         self.root: str | None = None
+        self.has_one_receiver = False
         self.inherited: frozenset[int] = frozenset()
         self.ends_with = -1
 
@@ -160,7 +164,13 @@ class Box:
         manner = self._manner
         self._loop = loop
         self._retire = retire
-        self._limits = SharedLimits(manner.patience, manner.most_waiting, self.board, self._turn)
+        self._limits = SharedLimits(
+            manner.patience,
+            manner.most_waiting,
+            self.board,
+            self._turn,
+            None if manner.has_one_receiver else descriptors_left() // 2,
+        )
         self._sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
         give_up(manner.identity, manner.root)
         gain_no_privileges()

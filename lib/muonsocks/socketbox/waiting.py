@@ -56,11 +56,13 @@ class _Waiting(Waitable):
 class Receiver:
     """Who connections are passed to, and the queue of those that wait."""
 
-    __slots__ = ("_hindrance", "_limits", "_loop", "_pause", "_queue", "_timer")
+    __slots__ = ("_hindrance", "_limits", "_loop", "_name", "_pause", "_queue", "_timer")
 
-    def __init__(self, loop: Loop, limits: Limits) -> None:
+    def __init__(self, loop: Loop, limits: Limits, name: bytes) -> None:
+        """By `name` all workers know whom they mean."""
         self._loop = loop
         self._limits = limits
+        self._name = name
         self._queue: deque[_Waiting] = deque()
         self._hindrance = ""  # what there is besides being full, or not there
         self._pause = SOON
@@ -72,9 +74,8 @@ class Receiver:
         if obstacle == _SENT:
             return
         limits = self._limits
-        if not limits.enter():
-            most = limits.most_waiting
-            raise Refused(f"it is full, or not there, and {most} connections wait already")
+        if why := limits.enter(self._name):
+            raise Refused(f"it is full, or not there, and {why}")
         one = _Waiting(fd)
         self._queue.append(one)
         try:
@@ -99,7 +100,7 @@ class Receiver:
                 ) from None
         finally:
             self._loop.unregister(fd)
-            limits.leave()
+            limits.leave(self._name)
             if not (one.is_taken or one.refused):
                 self._queue.remove(one)
             if not self._queue:
