@@ -153,6 +153,7 @@ class Receiver:
         sock = connection_of(fd, self._strictness)
         if not self._is_left_alone:
             try:
+                sock.getpeername()  # or no service could do anything with it
                 sock.setblocking(False)
                 if is_tcp(sock):
                     prepare_tcp(sock)
