@@ -23,6 +23,7 @@ from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
 from muonsocks.resident.board import _FIELDS, CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.plan import Capacity
+from muonsocks.resident.repeats import MOST
 from muonsocks.resident.worker import Worker
 
 LOOPBACK = bytes([127, 0, 0, 1])
@@ -830,6 +831,23 @@ def test_what_is_passed_and_is_no_connection(tmp_path: Path) -> None:
         "refused client=- end=no-connection detail=a message without a descriptor",
         "refused client=- end=no-connection detail=a descriptor that is passed is no socket",
     ]
+
+
+def test_messages_that_are_no_connections_do_not_fill_the_log(tmp_path: Path) -> None:
+    path = str(tmp_path / "receiver")
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        for count in range(MOST + 25):
+            while worker._board.total(REFUSED) < count:
+                await worker._loop.sleep(0.001)
+            pass_on(path)
+        await worker._loop.sleep(1.1)
+        assert await echoed(worker._loop, front.client())
+
+    board, lines = run_receiver(path, story, Capacity(0))
+    assert board.total(REFUSED) == MOST + 25
+    assert len(lines) == MOST + 1
+    assert lines[-1].endswith('detail="25 more in a second"')
 
 
 @pytest.mark.parametrize("busy", [1, 100])

@@ -16,6 +16,7 @@ from muonsocks.net import pipes
 from muonsocks.net.entrance import NobodyComes
 from muonsocks.net.task import Task, Waitable
 from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.repeats import Repeats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Worker:
         "_full",
         "_log",
         "_loop",
+        "_no_connections",
         "_paused",
         "_recovery",
         "_retire",
@@ -112,6 +114,7 @@ class Worker:
         self._draining = False
         self._drained = Waitable()
         self._full = False
+        self._no_connections = Repeats(loop, self._count_no_connections)
         left = descriptors_left()
         self._fits = max((left - pipes.limit(left // 4)) // capacity.each, 1)
 
@@ -137,6 +140,7 @@ class Worker:
                     await self._drained
             except TimeoutError:
                 self.cut()
+        self._no_connections.close()
 
     def _take_the_last(self, entrance: Entrance) -> None:
         """Take in who has come, whatever the limits are: it is a queue of a few."""
@@ -251,7 +255,8 @@ class Worker:
         except RemoteProtocolError as error:
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
-            self._log.fill_in(INFO, _REFUSED, ("-", "no-connection"), ("detail", str(error)))
+            if self._no_connections.may():
+                self._note_no_connection(str(error))
             return True
         except NobodyComes as end:
             board.add(OPEN, -1)
@@ -276,6 +281,13 @@ class Worker:
         if (self._full or len(self._tasks) >= self._fits) and not self._draining:
             self._is_full()
         return self._paused is None
+
+    def _note_no_connection(self, detail: str) -> None:
+        self._log.fill_in(INFO, _REFUSED, ("-", "no-connection"), ("detail", detail))
+
+    def _count_no_connections(self, more: int) -> None:
+        if more:
+            self._note_no_connection(f"{more} more in a second")
 
     def _close(self, entrance: Entrance, end: NobodyComes) -> None:
         """Do without an entrance that nobody comes in at any more."""

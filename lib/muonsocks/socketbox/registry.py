@@ -17,6 +17,7 @@ from sys import byteorder
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.passing import Passage, send
+from muonsocks.resident.repeats import Repeats
 from muonsocks.socketbox.receivers import Group
 
 TYPE_CHECKING = False
@@ -37,7 +38,7 @@ _REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
 class Registry:
     """Who has registered, by group."""
 
-    __slots__ = ("_limits", "_loop", "_note", "_open", "_slots", "groups")
+    __slots__ = ("_limits", "_loop", "_note", "_open", "_repeats", "_slots", "groups")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Registry:
         self._slots = slots
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
+        self._repeats: dict[int, Repeats] = {}  # by user
         self.groups = [Group(loop, limits, number) for number in range(len(slots))]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
@@ -74,7 +76,7 @@ class Registry:
         uid = _user_of(sock)
         count = self._open.get(uid, 0)
         if count >= MOST_OF_A_USER or sum(self._open.values()) >= _MOST:
-            self._note(f"not registered: user {uid} has {count} connections already")
+            self._say(uid, f"not registered: user {uid} has {count} connections already")
             sock.close()
             return
         self._open[uid] = count + 1
@@ -85,7 +87,7 @@ class Registry:
             passage = Passage.over(self._loop, sock)
         except OSError as error:
             self._forget(uid)
-            self._note(f"not registered: user {uid}: {error.strerror}")
+            self._say(uid, f"not registered: user {uid}: {error.strerror}")
             return
         self._loop.spawn(
             self._register(passage, uid, place),
@@ -97,7 +99,7 @@ class Registry:
 
         def on_end() -> None:
             self._forget(uid)
-            self._note(f"group {number}: the receiver of user {uid} has gone")
+            self._say(uid, f"group {number}: the receiver of user {uid} has gone")
 
         try:
             with self._loop.deadline(_PATIENCE):
@@ -106,7 +108,7 @@ class Registry:
             number = self._number(request, uid, place)
             send(passage.socket, _ACCEPTED)
             self._loop.unregister(passage.reader)  # what has come since is told once more
-            self._note(f"group {number}: a receiver of user {uid} has registered")
+            self._say(uid, f"group {number}: a receiver of user {uid} has registered")
             self.groups[number].register(passage.socket, on_end)
         except BaseException:
             passage.close()
@@ -130,7 +132,21 @@ class Registry:
         self._forget(uid)
         if not isinstance(error, (OSError, RemoteProtocolError)):
             raise error
-        self._note(f"not registered: {error}")
+        self._say(uid, f"not registered: {error}")
+
+    def _say(self, uid: int, text: str) -> None:
+        """Note something that this user has caused, who may do that as often as it likes."""
+        repeats = self._repeats.get(uid)
+        if repeats is None:
+            repeats = Repeats(self._loop, lambda more: self._say_how_many(uid, more))
+            self._repeats[uid] = repeats
+        if repeats.may():
+            self._note(text)
+
+    def _say_how_many(self, uid: int, more: int) -> None:
+        del self._repeats[uid]
+        if more:
+            self._note(f"user {uid}: {more} more of that in a second")
 
     def _forget(self, uid: int) -> None:
         self._open[uid] -= 1
@@ -141,6 +157,8 @@ class Registry:
         """Let all receivers go."""
         for group in self.groups:
             group.leave()
+        for repeats in list(self._repeats.values()):
+            repeats.close()
 
 
 def _user_of(sock: socket) -> int:
