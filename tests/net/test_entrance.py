@@ -142,7 +142,7 @@ def test_a_client_over_a_unix_socket_is_passed(receiver: Receiver, path: str) ->
         pass_on(path, conn.fileno())
         taken, peer = receiver.take()
         with closing(taken):
-            assert (peer.text, peer.address) == ("unix", None)
+            assert (peer.text, peer.address, peer.is_shared) == ("unix", None, True)
             assert not os.get_blocking(taken.fileno())
 
 
