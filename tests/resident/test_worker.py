@@ -19,6 +19,7 @@ from muonsocks.net.entrance import Listener, Receiver
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import SocketFile, listen_on, receive_at
 from muonsocks.net.loop import Loop
+from muonsocks.net.passing import receive_first
 from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
 from muonsocks.resident.board import _FIELDS, CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
@@ -925,6 +926,30 @@ def test_the_last_are_taken_in(tmp_path: Path) -> None:
     assert (failures, clients) == ([], [])
     assert (board.total(SERVED), board.total(REFUSED)) == (6, 0)
     assert lines in ([], ["all 2 connections of --max are in use"])
+
+
+def test_a_worker_that_is_replaced_leaves_them_to_others(tmp_path: Path) -> None:
+    path, clients = str(tmp_path / "receiver"), list[socket.socket]()
+    others = list[socket.socket]()
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        others.append(socket.socket(fileno=os.dup(worker._entrances[0].fileno())))
+        clients.append(front.client())
+        while worker._board.total(OPEN) < 1:
+            await worker._loop.sleep(0.002)
+        clients.extend(front.client() for _ in range(4))
+        assert await echoed(worker._loop, clients.pop(0))
+        await worker.drain(PATIENCE, is_last=False)
+
+    board, _ = run_receiver(path, story, Capacity(1, option="--max"))
+    assert board.total(SERVED) == 1
+    [queue] = others
+    with queue:
+        for client in clients:
+            fd = receive_first(queue)
+            assert fd is not None
+            with socket.socket(fileno=fd) as conn, client:
+                assert conn.getpeername() == client.getsockname()
 
 
 def test_the_last_are_taken_in_by_a_worker_that_is_full(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
 from muonsocks.net.entrance import NobodyComes
 from muonsocks.net.task import Task, Waitable
-from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import CUT, ENDED, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.repeats import Repeats
 
 TYPE_CHECKING = False
@@ -125,13 +125,15 @@ class Worker:
         self._board.set(FULL, 0)
         self._resume()
 
-    async def drain(self, seconds: float) -> None:
-        """Accept no more, and wait for the connections to end; then cut those that are left."""
+    async def drain(self, seconds: float, is_last: bool = True) -> None:
+        """Accept no more, and wait for the connections to end; then cut those that are left. If it
+        `is_last`, and no other worker goes on or replaces it, who has come is taken in before.
+        """
         self._draining = True
         self._board.set(FULL, 1)
         self._stop_accepting()
         for entrance in self._entrances:
-            if entrance.waits_for_nobody_else:
+            if is_last and entrance.waits_for_nobody_else:
                 self._take_the_last(entrance)
             entrance.close()
         if self._tasks:
@@ -293,7 +295,9 @@ class Worker:
         """Do without an entrance that nobody comes in at any more."""
         if self._draining:
             return
-        self._log.warning(str(end))
+        if not self._board.total(ENDED):  # the others find that out at the same moment
+            self._board.add(ENDED, 1)
+            self._log.warning(str(end))
         self._loop.unregister(entrance.fileno())
         self._entrances.remove(entrance)
         entrance.close()
