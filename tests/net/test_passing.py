@@ -200,6 +200,23 @@ def test_the_first_descriptor(kind: socket.SocketKind, count: int, data: bytes) 
     os.close(writer)
 
 
+def test_an_empty_message_is_not_the_end() -> None:
+    """Not even when the sender has closed, if more has come before that."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        for _ in range(2):
+            theirs.send(b"")
+        socket.send_fds(theirs, [b"\0"], [0])
+        theirs.close()
+        for _ in range(2):
+            with pytest.raises(RemoteProtocolError, match="without a descriptor"):
+                passing.receive_first(ours)
+        fd = passing.receive_first(ours)
+        assert fd is not None
+        os.close(fd)
+        assert passing.receive_first(ours) is None
+
+
 @pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("data", [b"", bytes(5000)], ids=len)
 def test_the_first_descriptor_with_nothing_and_with_much(

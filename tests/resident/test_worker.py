@@ -19,10 +19,12 @@ from muonsocks.net.entrance import Listener, Receiver
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import SocketFile, listen_on, receive_at
 from muonsocks.net.loop import Loop
+from muonsocks.net.passing import receive_first
 from muonsocks.net.stream import Stream
 from muonsocks.resident import worker as worker_module
 from muonsocks.resident.board import _FIELDS, CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.plan import Capacity
+from muonsocks.resident.repeats import MOST
 from muonsocks.resident.worker import Worker
 
 LOOPBACK = bytes([127, 0, 0, 1])
@@ -832,6 +834,23 @@ def test_what_is_passed_and_is_no_connection(tmp_path: Path) -> None:
     ]
 
 
+def test_messages_that_are_no_connections_do_not_fill_the_log(tmp_path: Path) -> None:
+    path = str(tmp_path / "receiver")
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        for count in range(MOST + 25):
+            while worker._board.total(REFUSED) < count:
+                await worker._loop.sleep(0.001)
+            pass_on(path)
+        await worker._loop.sleep(1.1)
+        assert await echoed(worker._loop, front.client())
+
+    board, lines = run_receiver(path, story, Capacity(0))
+    assert board.total(REFUSED) == MOST + 25
+    assert len(lines) == MOST + 1
+    assert lines[-1].endswith('detail="25 more in a second"')
+
+
 @pytest.mark.parametrize("busy", [1, 100])
 def test_the_end_of_all_entrances(busy: int) -> None:
     """Who has come before is served to the end."""
@@ -907,6 +926,30 @@ def test_the_last_are_taken_in(tmp_path: Path) -> None:
     assert (failures, clients) == ([], [])
     assert (board.total(SERVED), board.total(REFUSED)) == (6, 0)
     assert lines in ([], ["all 2 connections of --max are in use"])
+
+
+def test_a_worker_that_is_replaced_leaves_them_to_others(tmp_path: Path) -> None:
+    path, clients = str(tmp_path / "receiver"), list[socket.socket]()
+    others = list[socket.socket]()
+
+    async def story(worker: Worker, front: Front, _: list[bool]) -> None:
+        others.append(socket.socket(fileno=os.dup(worker._entrances[0].fileno())))
+        clients.append(front.client())
+        while worker._board.total(OPEN) < 1:
+            await worker._loop.sleep(0.002)
+        clients.extend(front.client() for _ in range(4))
+        assert await echoed(worker._loop, clients.pop(0))
+        await worker.drain(PATIENCE, is_last=False)
+
+    board, _ = run_receiver(path, story, Capacity(1, option="--max"))
+    assert board.total(SERVED) == 1
+    [queue] = others
+    with queue:
+        for client in clients:
+            fd = receive_first(queue)
+            assert fd is not None
+            with socket.socket(fileno=fd) as conn, client:
+                assert conn.getpeername() == client.getsockname()
 
 
 def test_the_last_are_taken_in_by_a_worker_that_is_full(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Those who receive: in their turn, when there is room, or not at all; and nothing stays open."""
 
+import contextlib
 import errno
 import os
+import resource
 import socket
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,12 +18,8 @@ from places import descriptor_limit, in_child, root_only
 from muonsocks.net.loop import Loop
 from muonsocks.socketbox import receivers
 from muonsocks.socketbox.limits import Limits
-from muonsocks.socketbox.receivers import (
-    AtPath,
-    OverSocket,
-    Refused,
-    Registered,
-)
+from muonsocks.socketbox.receivers import AtPath, Group, OverSocket
+from muonsocks.socketbox.waiting import LATE, SOON, Refused
 
 
 class Bench:
@@ -43,12 +41,15 @@ class Bench:
             self.loop.spawn(self._one(to, number), pytest.fail)
 
     async def _one(self, to: Any, number: int) -> None:
+        fd = os.dup(0)
         try:
-            await to.take(0)
+            await to.take(fd)
         except Refused as error:
             self.refused.append(str(error))
         else:
             self.taken.append(number)
+        finally:
+            os.close(fd)
 
     async def until(self, holds: Callable[[], Any]) -> None:
         with self.loop.deadline(15):
@@ -85,11 +86,12 @@ def taken_by(there: Receiver, count: int = 1000) -> int:
 
 @pytest.fixture(autouse=True)
 def standard_input() -> Iterator[None]:
-    """Pass a socket, as that is what the receiver expects."""
+    """Pass a connection, as that is what the receiver expects."""
     kept = os.dup(0)
-    with socket.socket() as sock:
-        os.dup2(sock.fileno(), 0)
-    yield
+    ours, client = socket.socketpair()
+    with ours, client:
+        os.dup2(ours.fileno(), 0)
+        yield
     os.dup2(kept, 0)
     os.close(kept)
 
@@ -121,7 +123,7 @@ def test_in_their_turn(tmp_path: Path) -> None:
             while got < 100:
                 got += taken_by(there, 3)
                 await bench.loop.sleep(0)
-            assert bench.loop.now - since < receivers._MOVED
+            assert bench.loop.now - since < LATE
             assert bench.taken == list(range(100))
 
     run(story)
@@ -131,7 +133,7 @@ def test_nobody_is_there_yet(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         bench.pass_on(bench.at(tmp_path / "r"), 3)
         assert bench.limits.waiting == 3
-        await bench.loop.sleep(receivers._AGAIN)
+        await bench.loop.sleep(SOON)
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: len(bench.taken) == 3)
             assert taken_by(there) == 3
@@ -194,9 +196,7 @@ def test_too_many_wait(tmp_path: Path) -> None:
 
 @root_only()
 def test_one_that_is_back_and_has_yet_to_let_us_in() -> None:
-    """As systemd makes one: bound first, and then given to a group. Who comes for one that lets
-    nobody in, and has not waited yet, is told so.
-    """
+    """As systemd makes one: bound first, and then given to a group."""
     place = Path(tempfile.mkdtemp())  # where others may go
     place.chmod(0o777)
 
@@ -217,9 +217,7 @@ def test_one_that_is_back_and_has_yet_to_let_us_in() -> None:
                 await bench.until(lambda: looks > 1)
             finally:
                 receivers.send = original
-            bench.pass_on(bench.at(place / "r"), 3)
-            assert bench.refused == [os.strerror(errno.EACCES)]
-            assert bench.taken == []
+            assert bench.taken == bench.refused == []
             (place / "r").chmod(0o600)
             await bench.until(lambda: len(bench.taken) == 2)
             assert taken_by(there) == 2
@@ -256,12 +254,16 @@ def test_no_descriptor_for_a_look(tmp_path: Path) -> None:
     """Then it is looked again."""
 
     async def story(bench: Bench) -> None:
-        with descriptor_limit(0):
-            bench.pass_on(bench.at(tmp_path / "r"))
-            await bench.loop.sleep(0.01)
-            assert bench.limits.waiting == 1
-        with receiver(tmp_path / "r"):
-            await bench.until(lambda: bench.taken)
+        to = bench.at(tmp_path / "r")
+        ends: list[None] = []
+        with receiver(tmp_path / "r") as there:
+            bench.pass_on(to, queue_length())
+            with descriptor_limit(0):
+                bench.loop.spawn(to.take(0), pytest.fail, ends.append)
+                assert bench.limits.waiting == 1
+            taken_by(there)
+            await bench.until(lambda: ends)
+            assert taken_by(there) == 1
 
     run(story)
 
@@ -283,6 +285,31 @@ def test_one_that_waits_is_interrupted(tmp_path: Path) -> None:
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: len(bench.taken) == 2)
             assert taken_by(there) == 2
+
+    run(story)
+
+
+def test_a_client_that_has_gone(tmp_path: Path) -> None:
+    """Makes room for others, and is passed to nobody; one that has only said all is still there."""
+
+    async def story(bench: Bench) -> None:
+        to = bench.at(tmp_path / "r")
+        pairs = [socket.socketpair() for _ in range(3)]
+        ends: list[BaseException] = []
+        tasks = [bench.loop.spawn(to.take(ours.fileno()), ends.append) for ours, _ in pairs]
+        pairs[0][1].shutdown(socket.SHUT_WR)
+        pairs[1][1].close()
+        await bench.until(lambda: ends)
+        assert [str(end) for end in ends] == ["the client has gone"]
+        assert [task.is_over for task in tasks] == [False, True, False]
+        assert bench.limits.waiting == 2
+        with receiver(tmp_path / "r") as there:
+            await bench.until(lambda: all(task.is_over for task in tasks))
+            assert taken_by(there) == 2
+        assert len(ends) == 1
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
 
     run(story)
 
@@ -318,32 +345,232 @@ def test_over_a_socket(kind: int) -> None:
     run(story)
 
 
-@pytest.mark.parametrize("how", ["it closes", "it says something"])
-def test_one_that_has_registered(how: str) -> None:
+def test_over_a_socket_with_a_little_room() -> None:
+    """The kernel says that there is room once three quarters are free; nobody waits for that."""
+
     async def story(bench: Bench) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         there = Receiver(theirs)
-        ended: list[Registered] = []
-        with theirs:
-            to = Registered(bench.loop, bench.limits, ours, ended.append)
-            bench.pass_on(to)
+        with ours, theirs:
+            to = OverSocket(bench.loop, bench.limits, ours)
+            bench.pass_on(to, 400)
+            room = len(bench.taken)
+            assert room < 300
+            assert taken_by(there, room // 2) == room // 2
+            since = bench.loop.now
+            await bench.until(lambda: len(bench.taken) == 400)
+            assert bench.loop.now - since < 2 * LATE
+
+    run(story)
+
+
+def group_socket() -> tuple[socket.socket, Receiver]:
+    """Who registers has a queue for a few, as the registry sees to."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+    return ours, Receiver(theirs)
+
+
+@pytest.mark.parametrize("how", ["it closes", "it says something", "it reads no more"])
+def test_a_group(how: str) -> None:
+    """Who waits, waits for the next one that registers."""
+
+    async def story(bench: Bench) -> None:
+        to = Group(bench.loop, bench.limits)
+        bench.pass_on(to, 100)
+        assert bench.limits.waiting == 100 and not to.is_there
+        ended: list[str] = []
+        ours, there = group_socket()
+        with there.socket as theirs:
+            to.register(ours, lambda: ended.append("first"))
+            assert to.is_there and 2 <= len(bench.taken) < 20
             got = there.message()
             got.socket.close()
             assert (got.data, got.count) == (b"\3\0\0\0", 1)
-            bench.pass_on(to, 900)
-            assert bench.limits.waiting
             received = 1
-            while received < 900:
-                received += taken_by(there, 7)
+            while received < 50:
+                received += taken_by(there, 1)
                 await bench.loop.sleep(0)
-            bench.pass_on(to, 1800)
             if how == "it closes":
                 theirs.close()
-            else:
+            elif how == "it says something":
                 theirs.send(b"?")
+            else:
+                theirs.shutdown(socket.SHUT_RD)
             await bench.until(lambda: ended)
-            assert ended == [to] and to.has_gone
-            assert set(bench.refused) == {"it has gone"}
-            assert ours.fileno() == -1
+            assert ours.fileno() == -1 and not to.is_there
+        assert 30 < bench.limits.waiting < 50
+        ours, there = group_socket()
+        with there.socket:
+            to.register(ours, lambda: ended.append("second"))
+            while bench.limits.waiting:
+                taken_by(there)
+                await bench.loop.sleep(0)
+            to.leave()
+            to.leave()
+        assert ended == ["first", "second"]
+        assert bench.taken == list(range(100))
+        assert not bench.refused
 
     run(story)
+
+
+def test_a_group_whose_receiver_reads_no_more() -> None:
+    """Is free at once, though nobody waits: it would be refused for ever."""
+
+    async def story(bench: Bench) -> None:
+        ended: list[int] = []
+        to = Group(bench.loop, bench.limits)
+        ours, there = group_socket()
+        to.register(ours, lambda: ended.append(1))
+        there.socket.shutdown(socket.SHUT_RD)
+        bench.pass_on(to)
+        assert ended == [1] and not to.is_there
+        ours, other = group_socket()
+        with there.socket, other.socket:
+            to.register(ours, lambda: ended.append(2))
+            assert taken_by(other) == 1
+            to.leave()
+
+    run(story)
+
+
+# What makes it senseless to listen to the kernel
+
+
+@contextlib.contextmanager
+def too_many_on_their_way() -> Iterator[None]:
+    """Have so many descriptors on their way that this user may send no more (unix(7))."""
+    most = 40
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        os.setresuid(-1, 64321, -1)  # who is root may send as many as it likes
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+            ours.setblocking(False)
+            with pytest.raises(OSError) as caught:
+                for _ in range(100):
+                    socket.send_fds(ours, [b"x"], [ours.fileno()])
+            assert caught.value.errno == errno.ETOOMANYREFS
+            yield
+        finally:
+            os.setresuid(-1, 0, -1)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@root_only()
+@pytest.mark.parametrize("kind", ["at a path", "over a socket", "in a group"])
+def test_too_many_descriptors_on_their_way(tmp_path: Path, kind: str) -> None:
+    """Each attempt makes room that the kernel tells of: nobody goes by that."""
+
+    async def story(bench: Bench) -> None:
+        ours, there = group_socket()
+        with ours, there.socket, receiver(tmp_path / "r") as other:
+            to: Any = bench.at(tmp_path / "r")
+            if kind == "over a socket":
+                to = OverSocket(bench.loop, bench.limits, ours)
+            elif kind == "in a group":
+                to = Group(bench.loop, bench.limits)
+                to.register(ours, lambda: None)
+            bench.pass_on(to, queue_length() + 3)  # some wait already
+            assert bench.taken and bench.limits.waiting
+            taken_by(other if kind == "at a path" else there)
+            with too_many_on_their_way():
+                tried = count_attempts(to)
+                await bench.loop.sleep(0.3)
+                assert tried() < 10
+            while bench.limits.waiting:
+                await bench.loop.sleep(0.002)
+                taken_by(other if kind == "at a path" else there)
+            if kind == "in a group":
+                to.leave()
+
+    run(story)
+
+
+def count_attempts(to: Any) -> Callable[[], int]:
+    """Count those from now on."""
+    count = [0]
+    send, kind = to._send, type(to)
+
+    class Counting(kind):  # type: ignore[misc, valid-type]
+        __slots__ = ()
+
+        def _send(self, fd: int) -> None:
+            count[0] += 1
+            send(fd)
+
+    to.__class__ = Counting
+    return lambda: count[0]
+
+
+@root_only()
+def test_a_path_that_is_not_ours_yet(tmp_path: Path) -> None:
+    """Programs bind, and then say who may send. Until then they are waited for."""
+
+    async def story(bench: Bench) -> None:
+        to = bench.at(tmp_path / "r")
+        with receiver(tmp_path / "r") as there:
+            os.chmod(tmp_path / "r", 0o600)
+            tmp_path.chmod(0o755)
+            os.setresuid(-1, 64321, -1)
+            try:
+                bench.pass_on(to, 2)
+                assert bench.limits.waiting == 2
+            finally:
+                os.setresuid(-1, 0, -1)
+            await bench.until(lambda: len(bench.taken) == 2)
+            assert taken_by(there) == 2
+
+    run(story)
+
+
+def test_what_there_was_besides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Is said with the refusal."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    async def story(bench: Bench) -> None:
+        monkeypatch.setattr(receivers, "send", fail)
+        bench.pass_on(bench.at(tmp_path / "r"))
+        await bench.until(lambda: bench.refused)
+        assert bench.refused == ["it was full, or not there, for 0.02 s: Permission denied"]
+
+    run(story, Limits(0.02, 10))
+
+
+def test_who_is_not_there_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket is made for it, and it is looked more and more seldom."""
+    times: list[float] = []
+    send = receivers.send
+
+    def count(*arguments: Any) -> int:
+        times.append(bench.loop.now)
+        return send(*arguments)
+
+    monkeypatch.setattr(receivers, "send", count)
+    monkeypatch.setattr(receivers, "socket", lambda *_: pytest.fail("a socket for nobody"))
+
+    async def story(a_bench: Bench) -> None:
+        nonlocal bench
+        bench = a_bench
+        bench.pass_on(bench.at(tmp_path / "r"))
+        await bench.until(lambda: bench.refused)
+        assert 4 <= len(times) < 7
+
+    bench: Bench
+    run(story, Limits(0.8, 10))
+
+
+def test_the_last_look(tmp_path: Path) -> None:
+    """When its time is up, a receiver may have come that nobody has looked for yet."""
+
+    async def story(bench: Bench) -> None:
+        bench.pass_on(bench.at(tmp_path / "r"), 3)
+        with receiver(tmp_path / "r") as there:
+            await bench.until(lambda: bench.taken)
+            assert len(bench.taken) == taken_by(there) == 3
+
+    run(story, Limits(SOON / 2, 10))

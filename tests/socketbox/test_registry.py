@@ -14,6 +14,7 @@ from places import descriptor_limit
 
 from muonsocks.net.listen import listen_at
 from muonsocks.net.loop import Loop
+from muonsocks.resident.repeats import MOST
 from muonsocks.socketbox import registry as registry_module
 from muonsocks.socketbox.json_configuration import Slot
 from muonsocks.socketbox.json_value import Node
@@ -31,7 +32,7 @@ class Bench:
         self.listener = listen_at(self.path)
         slots = [Slot(Node({"uid": os.getuid(), "path_nr": 0}, "test")) for _ in range(3)]
         self.registry = Registry(
-            self.loop, Limits(5, 10), slots, [self.listener], self.notes.append
+            self.loop, Limits(5, 100), slots, [self.listener], self.notes.append
         )
 
     def client(self, data: bytes = b"") -> socket.socket:
@@ -81,13 +82,14 @@ def test_one_registers(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         with bench.client(request(2)) as sock:
             assert await bench.answer(sock) == ACCEPTED
-            assert bench.registry.receivers.keys() == {2}
+            groups = bench.registry.groups
+            assert [group.is_there for group in groups] == [False, False, True]
             with socket.socket() as passed:
-                await bench.registry.receivers[2].take(passed.fileno())
+                await groups[2].take(passed.fileno())
             got = Receiver(sock).message()
             got.socket.close()
             assert got.data == b"\3\0\0\0"
-        await bench.until(lambda: not bench.registry.receivers)
+        await bench.until(lambda: not groups[2].is_there)
         with bench.client(request(2)) as sock:
             assert await bench.answer(sock) == ACCEPTED
             bench.registry.close()
@@ -109,7 +111,8 @@ def test_one_that_has_gone_before_the_answer(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         for _ in range(20):
             bench.client(request(0)).close()
-        await bench.until(lambda: len(bench.notes) >= 20 and not bench.registry._open)
+            await bench.loop.sleep(0.002)
+        await bench.until(lambda: not bench.registry._open)
         with bench.client(request(0)) as sock:
             assert await bench.answer(sock) == ACCEPTED
 
@@ -140,6 +143,28 @@ def test_too_many(tmp_path: Path) -> None:
     assert "has 5 connections already" in run(tmp_path, story).notes[0]
 
 
+def test_the_log_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one who comes and goes: a few lines, and then a count."""
+    said: list[str] = []
+    say = Registry._say
+
+    def note(registry: Registry, uid: int, text: str) -> None:
+        said.append(text)
+        say(registry, uid, text)
+
+    monkeypatch.setattr(Registry, "_say", note)
+
+    async def story(bench: Bench) -> None:
+        for count in range(200):
+            bench.client().close()
+            await bench.until(lambda: len(said) > count)  # noqa: B023
+
+    notes = run(tmp_path, story).notes
+    assert len(notes) <= 5 * (MOST + 1)
+    more = [int(note.split()[2]) for note in notes if note.endswith("more of that in a second")]
+    assert sum(more) + len(notes) - len(more) == 200
+
+
 def test_no_descriptor_for_one(tmp_path: Path) -> None:
     """It waits for a moment, and there is no busy loop meanwhile."""
 
@@ -148,5 +173,44 @@ def test_no_descriptor_for_one(tmp_path: Path) -> None:
             with descriptor_limit(0):
                 await bench.until(lambda: bench.listener.fileno() not in bench.loop.handlers)
             assert await bench.answer(sock) == ACCEPTED
+
+    run(tmp_path, story)
+
+
+def test_two_that_ask_at_once(tmp_path: Path) -> None:
+    """For the same group: one gets it, and keeps it when the other one has gone."""
+
+    async def story(bench: Bench) -> None:
+        clients = [bench.client(request(1)) for _ in range(2)]
+        answers = [await bench.answer(sock) for sock in clients]
+        assert sorted(answers) == [b"", ACCEPTED]
+        clients.pop(answers.index(b"")).close()
+        await bench.until(lambda: sum(bench.registry._open.values()) == 1)
+        assert bench.registry.groups[1].is_there
+        clients.pop().close()
+        await bench.until(lambda: not bench.registry._open)
+
+    run(tmp_path, story)
+
+
+def test_how_many_a_receiver_hoards(tmp_path: Path) -> None:
+    """One that takes nothing has a few in its queue, and the others wait."""
+
+    async def story(bench: Bench) -> None:
+        pairs = [socket.socketpair() for _ in range(20)]
+        with bench.client(request(0)) as sock:
+            assert await bench.answer(sock) == ACCEPTED
+            taken: list[None] = []
+            for ours, _ in pairs:
+                to = bench.registry.groups[0]
+                bench.loop.spawn(to.take(ours.fileno()), pytest.fail, taken.append)
+            assert 2 <= len(taken) <= 12
+            while len(taken) < 20:
+                Receiver(sock).take().close()
+                await bench.loop.sleep(0)
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+        await bench.until(lambda: not bench.registry._open)
 
     run(tmp_path, story)

@@ -91,6 +91,19 @@ def test_passed_and_not_passed(tmp_path: Path) -> None:
     assert log[1].endswith(f'reason="{reason}there is no other receiver"')
 
 
+def test_a_client_that_goes_while_it_waits(tmp_path: Path) -> None:
+    """No other receiver is asked."""
+
+    async def story(bench: Bench) -> None:
+        bench.come().close()
+        await bench.loop.sleep(0.01)
+
+    rules = tmp_path / "rules"
+    rules.write_text(f"rule-set:0\njump-unix:{tmp_path}/none else jump-unix:{tmp_path}/other\n")
+    [line] = run(File(str(rules)), story, patience=10).log.lines
+    assert line.startswith("closed ") and line.endswith('reason="the client has gone"')
+
+
 def test_quiet(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         bench.log.level = WARNING

@@ -868,6 +868,29 @@ def test_too_few_descriptors(tmp_path: Path) -> None:
         assert box.count("closed ") == 0
 
 
+def test_too_few_descriptors_for_those_that_wait(tmp_path: Path) -> None:
+    """One receiver is down: it takes nothing from the other one."""
+    down, path, rules = tmp_path / "down", tmp_path / "r", tmp_path / "rules"
+    rules.write_text(
+        f"rule-set:0\nip:127.0.0.0/8 rip:127.0.0.2 jump-unix:{path}\njump-unix:{down}\n"
+    )
+    few = ("prlimit", "--nofile=48")
+    with (
+        receiver(path) as there,
+        boxed("-f", str(rules), "--queue-timeout=60", before=few, drain=0.1) as box,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(100):
+            stack.enter_context(box.connect())
+        with socket.socket() as client:
+            client.bind(("127.0.0.2", 0))
+            client.settimeout(SECONDS)
+            client.connect(box.address)
+            there.serve()
+            assert is_served(client)
+        assert "no descriptors for more that wait" in box.await_log("closed ")
+
+
 @pytest.mark.parametrize("error", ["ECONNABORTED", "EPERM", "EMFILE", "ENOBUFS", "EPROTO", "EINTR"])
 def test_errors_of_accept(tmp_path: Path, error: str) -> None:
     """Told by strace. The C program ends for some of them."""
@@ -881,7 +904,8 @@ def test_errors_of_accept(tmp_path: Path, error: str) -> None:
 def test_errors_of_sendmsg(tmp_path: Path) -> None:
     """Those that may pass are waited for, and others are not."""
     path = tmp_path / "r"
-    for error, way in (("ENOBUFS", "passed"), ("ETOOMANYREFS", "passed"), ("EACCES", "closed")):
+    ways = {"ENOBUFS": "passed", "ETOOMANYREFS": "passed", "EACCES": "passed", "EPERM": "closed"}
+    for error, way in ways.items():
         inject = f"inject=sendmsg:error={error}:when=1"
         strace = ("strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", inject)
         with receiver(path), boxed("-S", str(path), before=strace) as box, box.connect():

@@ -157,6 +157,33 @@ def test_a_connection_that_they_are_passed_over(kind: int) -> None:
         assert server.status == 0
 
 
+def test_the_end_is_told_once() -> None:
+    """Whatever the number of workers."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    options = ("-e", f"-l{theirs.fileno()}", "-c127.0.0.1", "-p9")
+    with ours, relaying(*options, workers=3, keep=(theirs.fileno(),)) as server:
+        theirs.close()
+        ours.close()
+        assert server.status == 0
+    assert server.count("who passed connections on has gone") == 1
+
+
+def test_a_socket_that_its_sender_keeps(path: str) -> None:
+    """Has nothing to do with us once it is closed, and can be passed again."""
+    with (
+        listener() as far,
+        relaying(f"-s{path}", *to(far)) as server,
+        accepted() as (client, passed),
+    ):
+        for count in (1, 2, 3):
+            pass_on(path, passed.fileno())
+            with accept(far) as conn:
+                conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            server.await_log("closed client=", count)
+        assert "could not be carried out" not in server.log
+        assert client.fileno() >= 0
+
+
 def test_sockets_of_systemd(path: str) -> None:
     def activated(sock: socket.socket, option: str) -> Any:
         script = f'exec 3<&{sock.fileno()}; LISTEN_PID=$$ exec "$@"'
@@ -349,7 +376,7 @@ def test_who_has_gone_before_that(path: str) -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
             pass_on(path, passed.fileno())
-        server.await_log("closed client=gone .* end=client-lost")
+        server.await_log("refused client=- end=no-connection")
 
 
 # A connection

@@ -107,6 +107,18 @@ class NoSocket:
             close(fd)
 
 
+class Passed(Peer):
+    """A client whose socket was passed: who has passed it may have it open for as long as it likes.
+
+    So it must be taken out of a loop before it is closed. It would else stay there, under a number
+    that the next client gets.
+    """
+
+    __slots__ = ()
+
+    is_shared = True
+
+
 class Receiver:
     """A unix socket that connections come to which another program has accepted, and passes on:
     one for datagrams, or a connection of messages.
@@ -153,6 +165,7 @@ class Receiver:
         sock = connection_of(fd, self._strictness)
         if not self._is_left_alone:
             try:
+                sock.getpeername()  # or no service could do anything with it
                 sock.setblocking(False)
                 if is_tcp(sock):
                     prepare_tcp(sock)
@@ -161,7 +174,8 @@ class Receiver:
                 raise RemoteProtocolError(
                     f"a socket that is passed is of no use: {error.strerror}"
                 ) from None
-        return sock, peer_of(sock, {})
+        peer = peer_of(sock, {})
+        return sock, Passed(peer.text, peer.address)
 
     def shut(self) -> None:
         """Have nobody find it any more, and who has found it told that it is over."""

@@ -113,6 +113,8 @@ class Peer:
 
     __slots__ = ("address", "text")
 
+    is_shared = False  # its socket, as `Stream` has it
+
     def __init__(self, text: str, address: bytes | None = None) -> None:
         self.text = text
         self.address = address

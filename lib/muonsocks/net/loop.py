@@ -168,9 +168,9 @@ class Loop:
         self._new.add(fd)
         return True
 
-    def watch_room(self, fd: int) -> None:
-        """Tell its handler when a registered `fd` has room for output, from now on."""
-        self._epoll.modify(fd, _INPUT_AND_ROOM)
+    def watch_room(self, fd: int, is_wanted: bool = True) -> None:
+        """Tell its handler when a registered `fd` has room for output, from now on, or no more."""
+        self._epoll.modify(fd, _INPUT_AND_ROOM if is_wanted else _INPUT)
 
     def register_listener(self, fd: int, handler: Callable[[int], None]) -> None:
         """Call `handler` while connections wait at `fd`; of several processes, one is woken each.

@@ -23,6 +23,7 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
+from fcntl import ioctl
 from os import close, dup, strerror
 from select import POLLRDHUP, poll
 from sys import byteorder
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+_SIOCINQ = 0x541B  # unix(7)
 _INT = 4  # bytes of a descriptor in a control message
 _SCM_PIDFD = 4  # unix(7): the sender, as a descriptor, where SO_PASSPIDFD is set
 _ANY_DATA = 4096  # bytes that are read where they do not matter
@@ -130,12 +132,16 @@ def _take(sock: socket, limit: int, room: int) -> tuple[bytes, list[int], int]:
 
 
 def _has_hung_up(sock: socket) -> bool:
-    """Say whether the peer sends no more, as a message may look like the end: empty. Who sends
-    datagrams never hangs up.
+    """Say whether the peer sends no more, and nothing is left of what it has sent: a message may
+    look like the end, as it is empty. Who sends datagrams never hangs up.
     """
     looks = poll()
     looks.register(sock, POLLRDHUP)
-    return any(events & POLLRDHUP for _, events in looks.poll(0))
+    if not any(events & POLLRDHUP for _, events in looks.poll(0)):
+        return False
+    left = bytearray(_INT)
+    ioctl(sock.fileno(), _SIOCINQ, left)  # the bytes of all messages
+    return not any(left)
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -10,8 +10,8 @@ from mmap import mmap
 from time import monotonic_ns
 
 OPEN, SERVED, REFUSED, CUT, SHORT, HEARTBEAT, FULL, _COUNTS = range(8)
-FIRST_OWN, SECOND_OWN, OWN_OPEN = range(8, 11)
-_FIELDS = 11  # 64-bit numbers a worker
+FIRST_OWN, SECOND_OWN, OWN_OPEN, ENDED = range(8, 12)
+_FIELDS = 12  # 64-bit numbers a worker
 _ROWS, _BITS = 4, 16
 _CELLS = 1 << _BITS  # of each row of the sketch that counts connections by source
 
@@ -22,7 +22,8 @@ class Board:
     The fields: connections that are OPEN, have been SERVED, were REFUSED for a limit, were CUT at
     the end of a drain; whether the worker is SHORT of something; when it was last alive; whether it
     is FULL, as one is that is not there. A service may count what it likes in two of its OWN, and
-    in OWN_OPEN what it has for the moment, which is gone with the worker.
+    in OWN_OPEN what it has for the moment, which is gone with the worker. ENDED are the entrances
+    that nobody comes in at any more.
 
     The sources are counted in a count-min sketch, so that no peer can make it grow: a source may be
     taken for more than it is when in each of four rows others share its cell. With a hash that

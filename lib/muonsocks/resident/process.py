@@ -84,7 +84,7 @@ class Process:
         self._plan = plan
         self._board = board
         self._log = log
-        self._drain = Mailbox()  # has something once it is time to
+        self._drain = Mailbox()  # has something once it is time to: whether all workers do
         self._status = 0
 
     def run(self, channel: socket, beat: float) -> NoReturn:
@@ -122,7 +122,7 @@ class Process:
             self._status = GIVEN_UP if failed else NOTHING_LEFT
         if cuts:
             self._loop.call_later(_FAREWELL, self._worker.cut)
-        self._drain.post(DRAIN)
+        self._drain.post(for_good)
 
     async def _work(self, channel: Stream, worker: Worker, beat: float) -> None:
         """Accept until told to stop, then drain."""
@@ -140,8 +140,8 @@ class Process:
                 worker.adopt(self._plan.adopts(loop, pid))
         worker.start()
         loop.spawn(self._obey(channel, worker), self._on_failure)
-        await self._drain.take()
-        await worker.drain(self._plan.drain)
+        is_last = await self._drain.take()
+        await worker.drain(self._plan.drain, is_last)
 
     async def _obey(self, channel: Stream, worker: Worker) -> None:
         """Follow the supervisor's orders."""
@@ -151,11 +151,11 @@ class Process:
                     length = int.from_bytes(await _exactly(channel, 4), "big")
                     self._service.take(_pickle.loads(await _exactly(channel, length)))
                 elif order == DRAIN:
-                    self._drain.post(order)
+                    self._drain.post(True)
                 else:
                     worker.cut()
         finally:
-            self._drain.post(DRAIN)  # the supervisor is gone, and a new one may want to listen
+            self._drain.post(True)  # the supervisor is gone, and a new one may want to listen
 
     def _on_failure(self, error: BaseException) -> None:
         if not isinstance(error, ConnectionError):  # then the supervisor is gone, too

@@ -15,7 +15,8 @@ from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
 from muonsocks.net.entrance import NobodyComes
 from muonsocks.net.task import Task, Waitable
-from muonsocks.resident.board import CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import CUT, ENDED, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.repeats import Repeats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Worker:
         "_full",
         "_log",
         "_loop",
+        "_no_connections",
         "_paused",
         "_recovery",
         "_retire",
@@ -113,7 +115,8 @@ class Worker:
         self._draining = False
         self._drained = Waitable()
         self._full = False
-        left = _descriptors_left()
+        self._no_connections = Repeats(loop, self._count_no_connections)
+        left = descriptors_left()
         self._fits = max((left - pipes.limit(left // 4)) // capacity.each, 1)
 
     # Life cycle
@@ -130,13 +133,15 @@ class Worker:
         self._tasks[task] = b""
         task.step()
 
-    async def drain(self, seconds: float) -> None:
-        """Accept no more, and wait for the connections to end; then cut those that are left."""
+    async def drain(self, seconds: float, is_last: bool = True) -> None:
+        """Accept no more, and wait for the connections to end; then cut those that are left. If it
+        `is_last`, and no other worker goes on or replaces it, who has come is taken in before.
+        """
         self._draining = True
         self._board.set(FULL, 1)
         self._stop_accepting()
         for entrance in self._entrances:
-            if entrance.waits_for_nobody_else:
+            if is_last and entrance.waits_for_nobody_else:
                 self._take_the_last(entrance)
             entrance.close()
         if self._tasks:
@@ -145,6 +150,7 @@ class Worker:
                     await self._drained
             except TimeoutError:
                 self.cut()
+        self._no_connections.close()
 
     def _take_the_last(self, entrance: Entrance) -> None:
         """Take in who has come, whatever the limits are: it is a queue of a few."""
@@ -259,7 +265,8 @@ class Worker:
         except RemoteProtocolError as error:
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
-            self._log.fill_in(INFO, _REFUSED, ("-", "no-connection"), ("detail", str(error)))
+            if self._no_connections.may():
+                self._note_no_connection(str(error))
             return True
         except NobodyComes as end:
             board.add(OPEN, -1)
@@ -285,11 +292,20 @@ class Worker:
             self._is_full()
         return self._paused is None
 
+    def _note_no_connection(self, detail: str) -> None:
+        self._log.fill_in(INFO, _REFUSED, ("-", "no-connection"), ("detail", detail))
+
+    def _count_no_connections(self, more: int) -> None:
+        if more:
+            self._note_no_connection(f"{more} more in a second")
+
     def _close(self, entrance: Entrance, end: NobodyComes) -> None:
         """Do without an entrance that nobody comes in at any more."""
         if self._draining:
             return
-        self._log.warning(str(end))
+        if not self._board.total(ENDED):  # the others find that out at the same moment
+            self._board.add(ENDED, 1)
+            self._log.warning(str(end))
         self._loop.unregister(entrance.fileno())
         self._entrances.remove(entrance)
         entrance.close()
@@ -385,7 +401,7 @@ def _limit() -> int:
     return getrlimit(RLIMIT_NOFILE)[0]
 
 
-def _descriptors_left() -> int:
+def descriptors_left() -> int:
     """How many descriptors this process may still open for connections."""
     with os.scandir("/proc/self/fd") as entries:
         used = sum(1 for _ in entries) - 1

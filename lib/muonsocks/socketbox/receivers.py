@@ -1,165 +1,46 @@
 """Who connections are passed to: the programs that receive them at unix sockets.
 
 A receiver takes a connection at once, as long as there is room in its queue, which by default is
-for ten (net.unix.max_dgram_qlen). When there is none, or nobody is there, the connection waits, in
-its turn, until it is taken or its time is up: a receiver may be slow for a moment, or be restarted.
-Without all that it costs one call of the kernel.
+for ten (net.unix.max_dgram_qlen). When there is none, or nobody is there, the connection waits: a
+receiver may be slow for a moment, or be restarted. Else it costs one call of the kernel.
 """
 
 from __future__ import annotations
 
 import errno
-from _collections import deque
+import os
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
-from muonsocks.net.loop import READABLE, WRITABLE
+from muonsocks.net.loop import READABLE
 from muonsocks.net.passing import send
 from muonsocks.net.stream import unix_address
-from muonsocks.net.task import Waitable
+from muonsocks.socketbox.waiting import AWAY, Receiver, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from muonsocks.net.loop import Loop, Timer
+    from muonsocks.net.loop import Loop
     from muonsocks.socketbox.limits import Limits
 
 WORD = b"\0"  # what comes with a descriptor in a datagram: something has to
 FRAME = b"\3\0\0\0"  # and what comes with it to a receiver that has registered
-_GONE = "it has gone"
-_AGAIN = 0.05  # s until it is looked again whether a receiver is there
-_MOVED = 1.0  # s until it is looked whether another one has taken the place of one that is full
-_SENT, _IS_FULL, _IS_AWAY = range(3)
-_FULL = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
-_AWAY = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
-
-
-class Refused(Exception):
-    """A receiver does not take a connection, for the reason given."""
-
-
-class _Waiting(Waitable):
-    """A connection that waits: a descriptor, and what became of it."""
-
-    __slots__ = ("fd", "is_taken", "reason")
-
-    def __init__(self, fd: int) -> None:
-        super().__init__()
-        self.fd = fd
-        self.is_taken = False
-        self.reason = ""  # why it can never be taken
-
-
-class Receiver:
-    """What all have in common: the queue of the connections that wait."""
-
-    __slots__ = ("_limits", "_loop", "_queue")
-
-    def __init__(self, loop: Loop, limits: Limits) -> None:
-        self._loop = loop
-        self._limits = limits
-        self._queue: deque[_Waiting] = deque()
-
-    async def take(self, fd: int) -> None:
-        """Pass a connection on. Refused if its time is up, or it cannot be."""
-        if not self._queue and self._try(fd) == _SENT:
-            return
-        limits = self._limits
-        if not limits.enter():
-            most = limits.most_waiting
-            raise Refused(f"it is full, or not there, and {most} connections wait already")
-        one = _Waiting(fd)
-        self._queue.append(one)
-        try:
-            if len(self._queue) == 1:
-                self._watch()
-            with self._loop.deadline(limits.patience) as deadline:
-                while not (one.is_taken or one.reason):
-                    await one
-        except TimeoutError:
-            if not deadline.passed:
-                raise
-            raise Refused(f"it was full, or not there, for {limits.patience:g} s") from None
-        finally:
-            limits.leave()
-            if not (one.is_taken or one.reason):
-                self._queue.remove(one)
-            if not self._queue:
-                self._unwatch()
-        if one.reason:
-            raise Refused(one.reason)
-
-    def _try(self, fd: int) -> int:
-        """Send a connection now, or say what is in the way. Refused if that will stay so."""
-        try:
-            self._send(fd)
-        except OSError as error:
-            if error.errno in _FULL:
-                return _IS_FULL
-            if error.errno in _AWAY:
-                return _IS_AWAY
-            if error.errno == errno.EACCES and self._queue:
-                return _IS_AWAY  # it has come back, and is yet to let us in: bind(2), then chown(2)
-            raise Refused(error.strerror or str(error)) from None
-        return _SENT
-
-    def _go_on(self) -> int:
-        """Send those that wait, as many as there is room for; say what is in the way of more."""
-        queue = self._queue
-        while queue:
-            one = queue[0]
-            try:
-                result = self._try(one.fd)
-            except Refused as refused:
-                one.reason = str(refused)
-            else:
-                if result != _SENT:
-                    return result
-                one.is_taken = True
-            queue.popleft()
-            one.wake()
-        return _SENT
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no connection waits: then nothing is open for it, and it can be made anew."""
-        return not self._queue
-
-    def refuse_all(self, reason: str) -> None:
-        """Let nobody wait any more."""
-        while self._queue:
-            one = self._queue.popleft()
-            one.reason = reason
-            one.wake()
-
-    # What a kind has of its own
-
-    def _send(self, fd: int) -> None:
-        raise NotImplementedError
-
-    def _watch(self) -> None:
-        """See that `_go_on` is called when there may be room."""
-        raise NotImplementedError
-
-    def _unwatch(self) -> None:
-        raise NotImplementedError
 
 
 class AtPath(Receiver):
     """A receiver of datagrams at a path; with @ in front it is an abstract name.
 
-    All of a process are sent to by one socket, `sender`. While connections wait for one there is
-    another socket, connected to it: the kernel tells that when there is room.
+    All of a process are sent to by one socket, `sender`. While connections wait for one that is
+    full there is another socket, connected to it: the kernel tells that when there is room.
     """
 
-    __slots__ = ("_connected", "_path", "_sender", "_timer")
+    __slots__ = ("_connected", "_path", "_sender")
 
     def __init__(self, loop: Loop, limits: Limits, sender: socket, path: str) -> None:
-        super().__init__(loop, limits)
+        super().__init__(loop, limits, os.fsencode(path))
         self._sender = sender
         self._path = path
         self._connected: socket | None = None
-        self._timer: Timer | None = None
 
     def _send(self, fd: int) -> None:
         if self._connected is None:
@@ -173,108 +54,115 @@ class AtPath(Receiver):
             sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
             sock.connect(unix_address(self._path))
             self._loop.register(sock.fileno(), self._on_event, room=True)
-        except OSError:  # nobody is there, or there is no descriptor for it now
+        except OSError:  # it has just gone, or there is no descriptor for this: the timer will do
             if sock is not None:
                 sock.close()
-            self._go_on()  # or this is no receiver, and they need not wait
-            if self._queue and self._connected is None and self._timer is None:
-                self._timer = self._loop.call_later(_AGAIN, self._watch_again)
         else:
             self._connected = sock
-            self._timer = self._loop.call_later(_MOVED, self._watch_again)
 
     def _unwatch(self) -> None:
         sock, self._connected = self._connected, None
         if sock is not None:
             self._loop.unregister(sock.fileno())
             sock.close()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _watch_again(self) -> None:
-        self._unwatch()
-        self._watch()
-
-    def _on_event(self, events: int) -> None:
-        if events & WRITABLE and self._go_on() == _IS_AWAY:
-            self._unwatch()
-            self._timer = self._loop.call_later(_AGAIN, self._watch_again)
 
 
 class OverSocket(Receiver):
-    """A receiver at the other end of a connected unix socket; each connection comes with `word`.
-
-    When it `has_gone` nothing more can be sent, and those that wait are refused.
+    """A receiver at the other end of a connected unix socket, for as long as it is there: when it
+    `has_gone` nothing more can be sent.
     """
 
-    __slots__ = ("_sock", "_word", "has_gone")
+    __slots__ = ("_sock", "has_gone")
 
-    def __init__(self, loop: Loop, limits: Limits, sock: socket, word: bytes = WORD) -> None:
-        super().__init__(loop, limits)
+    def __init__(self, loop: Loop, limits: Limits, sock: socket) -> None:
+        super().__init__(loop, limits, b"fd %d" % sock.fileno())
         self._sock = sock
-        self._word = word
         self.has_gone = False
 
     def _send(self, fd: int) -> None:
-        if self.has_gone:
-            raise Refused(_GONE)
-        send(self._sock, self._word, (fd,))
+        if not self.has_gone:
+            try:
+                send(self._sock, WORD, (fd,))
+                return
+            except OSError as error:
+                if error.errno not in AWAY:
+                    raise
+                self.has_gone = True
+        raise Refused("it has gone")
 
     def _watch(self) -> None:
-        self._loop.register(self._sock.fileno(), self._on_event, room=True)
+        try:
+            self._loop.register(self._sock.fileno(), self._on_event, room=True)
+        except OSError:
+            pass  # epoll(7) has a limit for each user: the timer will do
 
     def _unwatch(self) -> None:
         self._loop.unregister(self._sock.fileno())
 
-    def _on_event(self, events: int) -> None:
-        if events & WRITABLE and self._go_on() == _IS_AWAY:
-            self._leave()
 
-    def _leave(self) -> None:
-        """Note that it has gone."""
-        self.has_gone = True
-        self.refuse_all(_GONE)
+class Group(Receiver):
+    """The receivers that register for a group, one after the other: each over the connection by
+    which it did. It says no more, and when it closes that, connections wait for the next one.
 
-
-class Registered(OverSocket):
-    """A receiver that has registered, over the connection by which it did; who has registered
-    says no more, and when it closes that, `on_end` is called.
-
-    The connection stays in the loop, which tells both that it ends and that there is room.
+    The connection is in the loop, which tells that it ends.
     """
 
-    __slots__ = ("_on_end",)
+    __slots__ = ("_on_end", "_sock")
 
-    def __init__(
-        self,
-        loop: Loop,
-        limits: Limits,
-        sock: socket,
-        on_end: Callable[[Registered], None],
-    ) -> None:
-        super().__init__(loop, limits, sock, FRAME)
+    def __init__(self, loop: Loop, limits: Limits, number: int = 0) -> None:
+        super().__init__(loop, limits, b"group %d" % number)
+        self._sock: socket | None = None
+        self._on_end: Callable[[], None]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether one has registered."""
+        return self._sock is not None
+
+    def register(self, sock: socket, on_end: Callable[[], None]) -> None:
+        """Send to this one from now on, which is ours to close; `on_end` is called when that is
+        over. OSError, and nothing is taken over, if it cannot be waited for.
+        """
+        self._loop.register(sock.fileno(), self._on_event)
+        self._sock = sock
         self._on_end = on_end
-        loop.register(sock.fileno(), self._on_event, room=True)
+        self._look()
+
+    def leave(self) -> None:
+        """Send it no more, and let go of it. Harmless when nobody has registered."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._loop.unregister(sock.fileno())
+            sock.close()
+            self._on_end()
+
+    def _send(self, fd: int) -> None:
+        if self._sock is None:
+            raise OSError(errno.ENOTCONN, "nobody has registered")
+        try:
+            send(self._sock, FRAME, (fd,))
+        except OSError as error:
+            if error.errno in AWAY:  # EPIPE: it may be there still, and reads no more
+                self.leave()
+            raise
 
     def _watch(self) -> None:
-        """The loop has it."""
+        if self._sock is not None:
+            self._loop.watch_room(self._sock.fileno())
 
     def _unwatch(self) -> None:
-        """It stays there."""
+        if self._sock is not None:
+            self._loop.watch_room(self._sock.fileno(), False)
 
     def _on_event(self, events: int) -> None:
-        if self.has_gone:
-            return
         if events & READABLE and self._has_ended():
             self.leave()
-            return
         super()._on_event(events)
-        if self.has_gone:
-            self.leave()
 
     def _has_ended(self) -> bool:
         """Say whether it has closed, or says what it has no business to."""
+        if self._sock is None:
+            return False
         try:
             self._sock.recv(1, MSG_DONTWAIT)
         except BlockingIOError:
@@ -282,10 +170,3 @@ class Registered(OverSocket):
         except OSError:
             return True  # a reset
         return True
-
-    def leave(self) -> None:
-        """Send it no more, and let go of it."""
-        self._leave()
-        self._loop.unregister(self._sock.fileno())
-        self._sock.close()
-        self._on_end(self)

@@ -12,12 +12,13 @@ A group, or slot, is for one user and one path, and for one receiver at a time.
 from __future__ import annotations
 
 import errno
-from _socket import SO_PEERCRED, SOL_SOCKET, socket
+from _socket import SO_PEERCRED, SO_SNDBUF, SOL_SOCKET, socket
 from sys import byteorder
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.net.passing import Passage
-from muonsocks.socketbox.receivers import Registered
+from muonsocks.net.passing import Passage, send
+from muonsocks.resident.repeats import Repeats
+from muonsocks.socketbox.receivers import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
 class Registry:
     """Who has registered, by group."""
 
-    __slots__ = ("_limits", "_loop", "_note", "_open", "_slots", "receivers")
+    __slots__ = ("_limits", "_loop", "_note", "_open", "_repeats", "_slots", "groups")
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class Registry:
         self._slots = slots
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
-        self.receivers: dict[int, Registered] = {}
+        self._repeats: dict[int, Repeats] = {}  # by user
+        self.groups = [Group(loop, limits, number) for number in range(len(slots))]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
 
@@ -74,15 +76,18 @@ class Registry:
         uid = _user_of(sock)
         count = self._open.get(uid, 0)
         if count >= MOST_OF_A_USER or sum(self._open.values()) >= _MOST:
-            self._note(f"not registered: user {uid} has {count} connections already")
+            self._say(uid, f"not registered: user {uid} has {count} connections already")
             sock.close()
             return
         self._open[uid] = count + 1
         try:
+            # What is in its queue is lost when a receiver dies, and nobody's to wait for: let that
+            # be a handful, as with datagrams, and not hundreds. The kernel makes it its minimum.
+            sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 0)
             passage = Passage.over(self._loop, sock)
         except OSError as error:
             self._forget(uid)
-            self._note(f"not registered: user {uid}: {error.strerror}")
+            self._say(uid, f"not registered: user {uid}: {error.strerror}")
             return
         self._loop.spawn(
             self._register(passage, uid, place),
@@ -92,42 +97,56 @@ class Registry:
     async def _register(self, passage: Passage, uid: int, place: int) -> None:
         """Hear what one wants, and let it have that or close the connection."""
 
-        def on_end(receiver: Registered) -> None:
-            del self.receivers[group]
+        def on_end() -> None:
             self._forget(uid)
-            self._note(f"group {group}: the receiver of user {uid} has gone")
+            self._say(uid, f"group {number}: the receiver of user {uid} has gone")
 
         try:
             with self._loop.deadline(_PATIENCE):
                 request, _ = await passage.receive_message(len(_REQUEST) + 4)
-            group = self._group(request, uid, place)
-            await passage.send_message(_ACCEPTED)
+            # From here on nothing is waited for, or another one could be given the group meanwhile.
+            number = self._number(request, uid, place)
+            send(passage.socket, _ACCEPTED)
             self._loop.unregister(passage.reader)  # what has come since is told once more
-            self.receivers[group] = Registered(self._loop, self._limits, passage.socket, on_end)
+            self._say(uid, f"group {number}: a receiver of user {uid} has registered")
+            self.groups[number].register(passage.socket, on_end)
         except BaseException:
             passage.close()
             raise
-        self._note(f"group {group}: a receiver of user {uid} has registered")
 
-    def _group(self, request: bytes, uid: int, place: int) -> int:
+    def _number(self, request: bytes, uid: int, place: int) -> int:
         """Give the group that is asked for and may be had. RemoteProtocolError if it may not."""
         if len(request) != len(_REQUEST) + 4 or request[:4] != _REQUEST:
             raise RemoteProtocolError(f"user {uid} sends no request: {request.hex(' ') or 'end'}")
-        group = int.from_bytes(request[4:], "big")
-        if group >= len(self._slots):
-            raise RemoteProtocolError(f"user {uid} asks for group {group}, which there is not")
-        slot = self._slots[group]
+        number = int.from_bytes(request[4:], "big")
+        if number >= len(self._slots):
+            raise RemoteProtocolError(f"user {uid} asks for group {number}, which there is not")
+        slot = self._slots[number]
         if slot.uid != uid or slot.control_path != place:
-            raise RemoteProtocolError(f"user {uid} may not have group {group} by paths[{place}]")
-        if group in self.receivers:
-            raise RemoteProtocolError(f"user {uid}: group {group} has its receiver already")
-        return group
+            raise RemoteProtocolError(f"user {uid} may not have group {number} by paths[{place}]")
+        if self.groups[number].is_there:
+            raise RemoteProtocolError(f"user {uid}: group {number} has its receiver already")
+        return number
 
     def _on_failure(self, uid: int, error: BaseException) -> None:
         self._forget(uid)
         if not isinstance(error, (OSError, RemoteProtocolError)):
             raise error
-        self._note(f"not registered: {error}")
+        self._say(uid, f"not registered: {error}")
+
+    def _say(self, uid: int, text: str) -> None:
+        """Note something that this user has caused, who may do that as often as it likes."""
+        repeats = self._repeats.get(uid)
+        if repeats is None:
+            repeats = Repeats(self._loop, lambda more: self._say_how_many(uid, more))
+            self._repeats[uid] = repeats
+        if repeats.may():
+            self._note(text)
+
+    def _say_how_many(self, uid: int, more: int) -> None:
+        del self._repeats[uid]
+        if more:
+            self._note(f"user {uid}: {more} more of that in a second")
 
     def _forget(self, uid: int) -> None:
         self._open[uid] -= 1
@@ -136,8 +155,10 @@ class Registry:
 
     def close(self) -> None:
         """Let all receivers go."""
-        for receiver in list(self.receivers.values()):
-            receiver.leave()
+        for group in self.groups:
+            group.leave()
+        for repeats in list(self._repeats.values()):
+            repeats.close()
 
 
 def _user_of(sock: socket) -> int:

@@ -112,4 +112,5 @@ class Relayer:
             client = Stream(loop, sock)
         except OSError as error:
             return close_and_raise(sock, error)
+        client.is_shared = peer.is_shared
         return ForwardSession(client, peer, self._errand, self._policy, self._log).run()

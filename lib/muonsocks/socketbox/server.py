@@ -15,13 +15,15 @@ from muonsocks.log import INFO, Form, quoted
 from muonsocks.net.front import clear_transparent
 from muonsocks.net.privileges import Identity, gain_no_privileges, give_up
 from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
+from muonsocks.resident.worker import descriptors_left
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
 from muonsocks.socketbox.limits import SharedLimits
-from muonsocks.socketbox.receivers import AtPath, OverSocket, Receiver, Refused
+from muonsocks.socketbox.receivers import AtPath, OverSocket
 from muonsocks.socketbox.registry import Registry
 from muonsocks.socketbox.substitution import substitute
+from muonsocks.socketbox.waiting import ClientGone, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from muonsocks.socketbox.json_configuration import Slot
     from muonsocks.socketbox.rulebook import Rulebook
     from muonsocks.socketbox.rules import Rules
+    from muonsocks.socketbox.waiting import Receiver
 
 # Lines of the log, muonsocks(7)
 _PASSED = Form("passed", "client", "local", "to", "waited")
@@ -49,13 +52,15 @@ class Manner:
 
     `identity`, `root`: as whom, and inside which directory. `substitutes`: a path has the local
     address in it. `clears_transparent`: a socket is made an ordinary one before. `patience`,
-    `most_waiting`: how long (s) they may wait, and how many. `inherited`: the descriptors that
+    `most_waiting`: how long (s) they may wait, and how many; half of them for the same receiver,
+    unless it `has_one_receiver`. `inherited`: the descriptors that
     rules may name. `ends_with`: the one of these that all depends on. None and -1 for none.
     """
 
     __slots__ = (
         "clears_transparent",
         "ends_with",
+        "has_one_receiver",
         "identity",
         "inherited",
         "most_waiting",
@@ -71,6 +76,7 @@ class Manner:
         self.clears_transparent = False
         self.identity: Identity | None = None
         self.root: str | None = None
+        self.has_one_receiver = False
         self.inherited: frozenset[int] = frozenset()
         self.ends_with = -1
 
@@ -158,7 +164,13 @@ class Box:
         manner = self._manner
         self._loop = loop
         self._retire = retire
-        self._limits = SharedLimits(manner.patience, manner.most_waiting, self.board, self._turn)
+        self._limits = SharedLimits(
+            manner.patience,
+            manner.most_waiting,
+            self.board,
+            self._turn,
+            None if manner.has_one_receiver else descriptors_left() // 2,
+        )
         self._sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
         give_up(manner.identity, manner.root)
         gain_no_privileges()
@@ -214,6 +226,8 @@ class Box:
                 receiver = self._receiver(action)
                 await receiver.take(sock.fileno())
                 return action, "; ".join(reasons)
+            except ClientGone as gone:
+                return None, str(gone)
             except Refused as refused:
                 reasons.append(f"{action.text}: {refused}")
                 if isinstance(action, ToDescriptor):
@@ -245,10 +259,10 @@ class Box:
                 there = self._new_at_path(action.path)
             return there
         if isinstance(action, ToGroup):
-            registered = self._registry and self._registry.receivers.get(action.number)
-            if not registered:
-                raise Refused("nobody has registered for it")
-            return registered
+            groups = self._registry.groups if self._registry else ()
+            if action.number >= len(groups):
+                raise Refused("nobody can register for it")
+            return groups[action.number]
         over = self._over.get(action.number)
         if over is None:
             over = self._new_over(action.number)

@@ -169,4 +169,5 @@ class Socks:
             client = Stream(loop, sock)
         except OSError as error:
             return close_and_raise(sock, error)
+        client.is_shared = peer.is_shared
         return Session(client, peer, self._policy, self._log).run()

@@ -213,6 +213,7 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
     )
     manner.inherited = inherited
     manner.substitutes = given.flag("--substitute")
+    manner.has_one_receiver = isinstance(rulebook, OneAction) and not manner.substitutes
     manner.clears_transparent = given.flag("--clear-transparent")
     if given.flag("--send-over"):
         manner.ends_with = given.number("--send-over", 1 << 30)
@@ -236,7 +237,9 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
             raise UsageError("who registers does so with one process", "leave --workers out")
         workers = 1
     workers = workers or len(os.sched_getaffinity(0))
-    plan = Plan(workers, Capacity(0), given.seconds("--drain-timeout", 30), lambda: box.state)
+    plan = Plan(
+        workers, Capacity(0, each=1), given.seconds("--drain-timeout", 30), lambda: box.state
+    )
     box.board = plan.board
     if given.flag("--daemon"):
         notify = background(log)

@@ -1,0 +1,193 @@
+"""Connections that wait for a receiver, in their turn, until it takes them or their time is up.
+
+While any wait it is looked again: when the kernel tells that there is room, and by a timer, since
+there is more that it does not tell. A unix socket that is connected is said to have room only once
+three quarters of its queue are gone; a receiver that comes, or takes another one's place, says
+nothing; and a shortage ends without a word.
+"""
+
+from __future__ import annotations
+
+import errno
+from _collections import deque
+
+from muonsocks.net.stream import HANG_UP
+from muonsocks.net.task import Waitable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.net.loop import Loop, Timer
+    from muonsocks.socketbox.limits import Limits
+
+SOON, LATE = 0.05, 1.0  # s until it is looked again: at first, and at last if nothing changes
+_SENT, _IS_FULL, _IS_AWAY, _IS_HINDERED = range(4)
+AWAY = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
+# What may be otherwise in a moment, and is said if it is not: shortages, and the mode of a socket
+# that is new. The kernel may tell that there is room at each attempt, and is not listened to.
+_HINDRANCES = frozenset((errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EACCES))
+
+
+class Refused(Exception):
+    """A receiver does not take a connection, for the reason given."""
+
+
+class ClientGone(Refused):
+    """Nor would any other: the client has reset the connection."""
+
+    def __init__(self) -> None:
+        super().__init__("the client has gone")
+
+
+class _Waiting(Waitable):
+    """A connection that waits: a descriptor, and what became of it.
+
+    A client that resets it keeps nobody else from waiting, and gives no receiver anything to do.
+    """
+
+    __slots__ = ("fd", "is_taken", "refused")
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.fd = fd
+        self.is_taken = False
+        self.refused: Refused | None = None  # why it can never be taken
+
+
+class Receiver:
+    """Who connections are passed to, and the queue of those that wait."""
+
+    __slots__ = ("_hindrance", "_limits", "_loop", "_name", "_pause", "_queue", "_timer")
+
+    def __init__(self, loop: Loop, limits: Limits, name: bytes) -> None:
+        """By `name` all workers know whom they mean."""
+        self._loop = loop
+        self._limits = limits
+        self._name = name
+        self._queue: deque[_Waiting] = deque()
+        self._hindrance = ""  # what there is besides being full, or not there
+        self._pause = SOON
+        self._timer: Timer | None = None
+
+    async def take(self, fd: int) -> None:
+        """Pass a connection on. Refused if its time is up, or it cannot be."""
+        obstacle = self._go_on() or self._try(fd)
+        if obstacle == _SENT:
+            return
+        limits = self._limits
+        if why := limits.enter(self._name):
+            raise Refused(f"it is full, or not there, and {why}")
+        one = _Waiting(fd)
+        self._queue.append(one)
+        try:
+            self._loop.register(fd, lambda events: self._on_client(one, events))
+        except OSError:
+            pass  # epoll(7) has a limit for each user: it waits all the same
+        try:
+            if len(self._queue) == 1:
+                self._pause = SOON
+                self._wait_for(obstacle)
+            with self._loop.deadline(limits.patience) as deadline:
+                while not (one.is_taken or one.refused):
+                    await one
+        except TimeoutError:
+            if not deadline.passed:
+                raise
+            self._go_on()
+            if not (one.is_taken or one.refused):
+                hindrance = self._hindrance and f": {self._hindrance}"
+                raise Refused(
+                    f"it was full, or not there, for {limits.patience:g} s{hindrance}"
+                ) from None
+        finally:
+            self._loop.unregister(fd)
+            limits.leave(self._name)
+            if not (one.is_taken or one.refused):
+                self._queue.remove(one)
+            if not self._queue:
+                self._rest()
+        if one.refused:
+            raise one.refused
+
+    def _try(self, fd: int) -> int:
+        """Send a connection now, or say what is in the way. Refused if that will stay so."""
+        self._hindrance = ""
+        try:
+            self._send(fd)
+        except BlockingIOError:
+            return _IS_FULL
+        except OSError as error:
+            if error.errno in AWAY:
+                return _IS_AWAY
+            text = error.strerror or str(error)
+            if error.errno in _HINDRANCES:
+                self._hindrance = text
+                return _IS_HINDERED
+            raise Refused(text) from None
+        return _SENT
+
+    def _go_on(self) -> int:
+        """Send those that wait, as many as there is room for; say what is in the way of more."""
+        queue = self._queue
+        while queue:
+            one = queue[0]
+            try:
+                obstacle = self._try(one.fd)
+            except Refused as refused:
+                one.refused = refused
+            else:
+                if obstacle != _SENT:
+                    return obstacle
+                one.is_taken = True
+                self._pause = SOON
+            queue.popleft()
+            one.wake()
+        return _SENT
+
+    def _on_client(self, one: _Waiting, events: int) -> None:
+        if events & HANG_UP:
+            one.refused = ClientGone()
+            self._queue.remove(one)
+            one.wake()
+
+    def _look(self) -> None:
+        """See whether something has changed that nobody tells."""
+        self._rest()
+        obstacle = self._go_on()
+        if self._queue:
+            self._wait_for(obstacle)
+
+    def _wait_for(self, obstacle: int) -> None:
+        """Go on when it is out of the way."""
+        if obstacle == _IS_FULL:
+            self._watch()
+        self._timer = self._loop.call_later(self._pause, self._look)
+        self._pause = min(2 * self._pause, LATE)
+
+    def _on_event(self, _: int) -> None:
+        if self._go_on() != _IS_FULL:
+            self._unwatch()
+
+    def _rest(self) -> None:
+        """Look no more."""
+        self._unwatch()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no connection waits: then nothing is open for it, and it can be made anew."""
+        return not self._queue
+
+    # What a kind has of its own
+
+    def _send(self, fd: int) -> None:
+        raise NotImplementedError
+
+    def _watch(self) -> None:
+        """See that `_on_event` is called when there may be room, if that can be."""
+        raise NotImplementedError
+
+    def _unwatch(self) -> None:
+        """Do that no more. Harmless when it is not done."""
+        raise NotImplementedError
