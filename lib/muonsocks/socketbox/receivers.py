@@ -75,11 +75,16 @@ class Receiver:
         self._limits = limits
         self._queue: deque[_Waiting] = deque()
 
-    async def take(self, fd: int) -> None:
-        """Pass a connection on. Refused if its time is up, or it cannot be."""
+    async def take(self, fd: int, waited: float = 0.0) -> None:
+        """Pass a connection on, which has `waited` so long (s) for others already. Refused if its
+        time is up, or it cannot be.
+        """
         if not self._queue and self._try(fd) == _SENT:
             return
         limits = self._limits
+        patience = limits.patience - waited
+        if patience <= 0:
+            raise Refused("it is full, or not there, and there is no time left to wait")
         waiting = limits.waiting + limits.elsewhere()
         if waiting >= limits.most_waiting:
             raise Refused(f"it is full, or not there, and {waiting} connections wait already")
@@ -89,13 +94,13 @@ class Receiver:
         try:
             if len(self._queue) == 1:
                 self._watch()
-            with self._loop.deadline(limits.patience) as deadline:
+            with self._loop.deadline(patience) as deadline:
                 while not (one.is_taken or one.reason):
                     await one
         except TimeoutError:
             if not deadline.passed:
                 raise
-            raise Refused(f"it was full, or not there, for {limits.patience:g} s") from None
+            raise Refused(f"it was full, or not there, for {patience:.3g} s") from None
         finally:
             limits.waiting -= 1
             if not (one.is_taken or one.reason):
