@@ -108,6 +108,7 @@ VALID: tuple[tuple[str, str], ...] = (
         "R; port:1 jump-unix:/a else jump-fd:3 else jump-rule:0 else fail",
     ),
     ("R; jump-fd:1 jump-fd:2 else jump-fd:3", "R; jump-fd:2 else jump-fd:3"),
+    ("R; jump-fd:3" + " else jump-fd:3" * 15, "R; jump-fd:3" + " else jump-fd:3" * 15),
     (
         "rule-set:0 default jump-fd:3 else fail; jump-fd:4 else jump-fd:5",
         "R; default jump-fd:4 else jump-fd:5",
@@ -336,6 +337,11 @@ INVALID: tuple[tuple[str, str, str], ...] = (
     ("D; jump-fd:3; else fail", "else", "there is no action before else"),
     ("R; fail else jump-fd:3", "else", "fail closes the connection; leave out what comes after it"),
     ("R; jump-fd:3 else", "else", f"there is no action after else; write {ACTIONS}"),
+    (
+        "R; jump-fd:3" + " else jump-fd:3" * 16,
+        "else",
+        "this line has 16 actions; leave out the others",
+    ),
     ("R; jump-fd:3 else # fail", "else", "there is no action after else"),
     ("D; jump-fd:3 else", "else", "there is no action after else"),
     ("R; jump-fd:3 else port:1", "port:1", f"this does not go after else; write {ACTIONS}"),

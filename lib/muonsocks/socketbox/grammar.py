@@ -43,6 +43,7 @@ from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
 
 LARGEST_FILE = 4 << 20  # bytes
 MOST_SETS = 1000  # of each kind
+_MOST_ACTIONS = 16  # of a line
 _HIGHEST_INT = (1 << 31) - 1
 _FIELDS = {field.name: field for field in (LOCAL_ADDRESS, LOCAL_PORT, REMOTE_ADDRESS, REMOTE_PORT)}
 _FIELD_OF_KEY = {field.match: field for field in _FIELDS.values()}
@@ -274,6 +275,8 @@ class _Reader:
             raise UsageError("there is no action before else", f"write {usage(*ACTIONS)} first")
         if isinstance(self._actions[-1], Fail):
             raise UsageError("fail closes the connection", "leave out what comes after it")
+        if len(self._actions) == _MOST_ACTIONS:
+            raise UsageError(f"this line has {_MOST_ACTIONS} actions", "leave out the others")
         self._is_joined = self._is_open = True
 
     def _end_line(self) -> None:
