@@ -318,10 +318,15 @@ def test_rules_are_read_again(document: Document, tmp_path: Path) -> None:
         ):
             with document.connect(), there.take():
                 pass
+            document.path.write_text("1" * 5000)
+            process.send_signal(1)
+            what = f"not reloaded, all stays as it was: {document.path}: a number has more digits"
+            until("it says so", lambda: what in log.read_text())
+            with document.connect(), there.take():
+                pass
             document.write(outgoing=[])
             process.send_signal(1)
-            until("it says so", lambda: "not reloaded" in log.read_text())
-            assert "there is no slot 0" in log.read_text()
+            until("it says so", lambda: "there is no slot 0" in log.read_text())
             document.write(paths=[], outgoing=[{"uid": ME, "path_nr": 0}])
             process.send_signal(1)
             what = f"{document.path}: paths has changed, and is read at the start only; restart"
@@ -349,6 +354,8 @@ WRONG = {
     "[]": "FILE: an object is expected; begin with {",
     "\udcff": "FILE is not UTF-8 text",
     "[" * 100000: "FILE: there is too much inside of each other",
+    '{"socketbox-version": ' + "1" * 5000 + "}": "FILE: a number has more digits than can be read; "
+    "no number here has more than ten",
     '{"socketbox-version": 2, "incoming": [], "rules": {}}': "FILE: socketbox-version: "
     "this version is not known; write 1",
 }

@@ -93,6 +93,9 @@ def _parsed(path: str) -> dict[str, Any]:
         raise UsageError(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None
+    except ValueError:  # the one that is left, of int()
+        problem = f"{path}: a number has more digits than can be read"
+        raise UsageError(problem, "no number here has more than ten") from None
     except RecursionError:
         raise UsageError(f"{path}: there is too much inside of each other") from None
     if not isinstance(document, dict):
