@@ -115,6 +115,8 @@ KNOWN = "known are socketbox-version, incoming, rules, final_netns, paths, daemo
         (incoming(x=1), "incoming[0].x: there is no such key; known are address, port"),
         (incoming(address="localhost"), "incoming[0].address: 'localhost' is not an address;"),
         (incoming(address="fe80::1%"), "incoming[0].address: 'fe80::1%' is not an address"),
+        (incoming(address="fe80::1%\ud800"), "incoming[0].address: 'fe80::1%\\ud800' is not an"),
+        (incoming(address="fe80::1%a\0"), "incoming[0].address: 'fe80::1%a\\x00' is not an"),
         (incoming(address="1.2.3.4%lo"), "incoming[0].address: '1.2.3.4%lo' is not an address"),
         (incoming(port=65536), "incoming[0].port: the number is out of range; write 0 to 65535"),
         (incoming(transparent="yes"), "incoming[0].transparent: true or false is expected"),
@@ -144,6 +146,7 @@ KNOWN = "known are socketbox-version, incoming, rules, final_netns, paths, daemo
         ({"daemon": []}, "daemon: an object is expected, and this is a list"),
         ({"daemon": {"user": 1}}, "daemon.user: there is no such key; known are chroot, groups"),
         ({"daemon": {"groups": 1}}, "daemon.groups: a list is expected, and this is a number"),
+        ({"daemon": {"groups": [1] * 65537}}, "daemon.groups: there are 65537 groups; write 65536"),
         ({"daemon": {"groups": [0, -1]}}, "daemon.groups[1]: the number is out of range"),
         ({"daemon": {"uid": "me"}}, "daemon.uid: a number is expected, and this is a string"),
         ({"daemon": {"gid": 1 << 32}}, "daemon.gid: the number is out of range"),
@@ -171,6 +174,8 @@ def test_no_object() -> None:
 
 
 def test_limits_that_are_kept() -> None:
+    assert len(changed(daemon={"groups": [1] * 65536}).daemon.groups) == 65536
+    assert changed(final_netns="/\udcff").final_netns == "/\udcff"
     made = changed(**path(socket="a" * 90, mode="0o1750", uid=-1, gid=(1 << 32) - 2))
     assert slots_of(made.control_paths[0]) == ((1 << 32) - 2, 0o1750, "a" * 90, -1)
     assert changed(**incoming(address="192.0.2.1", port=65535)).listeners[0].port == 65535

@@ -36,6 +36,7 @@ def test_ways() -> None:
         ((), "text", "a string is expected, and this is no JSON"),
         ("", "path_of_file", "'' is no path of a file"),
         ("a\0", "path_of_file", "'a\\x00' is no path of a file"),
+        ("a\ud800", "path_of_file", "'a\\ud800' is no path of a file"),
     ],
 )
 def test_another_kind(value: Any, asked: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from muonsocks.address import parse_address
 from muonsocks.socketbox.json_rules import read_rules
-from muonsocks.socketbox.json_value import Node
+from muonsocks.socketbox.json_value import Node, is_for_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _HIGHEST_INT = (1 << 31) - 1
 _HIGHEST_ID = (1 << 32) - 2
 _LONGEST_CONTROL_PATH = 90  # characters
 _LONGEST_UNIX_PATH = 107  # bytes, unix(7)
+_MOST_GROUPS = 65536  # NGROUPS_MAX, setgroups(2)
 
 
 class Listener:
@@ -51,7 +52,7 @@ class Listener:
         text = members["address"].text()
         address, percent, self.scope = text.partition("%")
         packed = parse_address(address)
-        if packed is None or (percent and not (self.scope and len(packed) == 16)):
+        if packed is None or (percent and not (is_for_system(self.scope) and len(packed) == 16)):
             problem = f"{text[:60]!r} is not an address"
             raise members["address"].error(problem, "write an IPv4 or IPv6 address in full")
         self.address = packed
@@ -88,7 +89,7 @@ class ControlPath:
         members = node.known(("socket",), ("mode", "uid", "gid"))
         socket = members["socket"]
         self.path = socket.path_of_file()
-        length = len(self.path.encode("utf-8", "surrogatepass"))
+        length = len(self.path.encode("utf-8", "surrogateescape"))
         if len(self.path) > _LONGEST_CONTROL_PATH or length > _LONGEST_UNIX_PATH:
             limit = f"at most {_LONGEST_CONTROL_PATH} fit"
             raise socket.error(f"the path has {len(self.path)} characters", limit)
@@ -123,7 +124,11 @@ class Daemon:
         self.chroot = members["chroot"].path_of_file() if "chroot" in members else ""
         self.groups: list[int] | None = None
         if "groups" in members:
-            self.groups = [item.number(0, _HIGHEST_ID) for item in members["groups"].items()]
+            groups = members["groups"].items()
+            if len(groups) > _MOST_GROUPS:
+                problem = f"there are {len(groups)} groups"
+                raise members["groups"].error(problem, f"write {_MOST_GROUPS} at most")
+            self.groups = [item.number(0, _HIGHEST_ID) for item in groups]
         self.gid, self.uid = (
             members[name].number(0, _HIGHEST_ID) if name in members else None
             for name in ("gid", "uid")

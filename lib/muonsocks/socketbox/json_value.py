@@ -23,6 +23,15 @@ _KINDS = {
 }
 
 
+def is_for_system(text: str) -> bool:
+    """Say whether a system call can take a text, as os.fsencode writes it, and none is empty."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False  # half of a pair of surrogates
+    return bool(text) and "\0" not in text
+
+
 class Node:
     """A value, and the way to it from the top."""
 
@@ -110,6 +119,6 @@ class Node:
     def path_of_file(self) -> str:
         """Give the path of a file."""
         text = self.text()
-        if not text or "\0" in text:
+        if not is_for_system(text):
             raise self.error(f"{text[:60]!r} is no path of a file")
         return text
