@@ -92,7 +92,8 @@ VALID: tuple[tuple[str, str], ...] = (
     ("R; rip:::1-::ffff", "R; rip:::1-::ffff fail"),
     ("R; ip:192.0.2.1-192.0.2.1", "R; ip:192.0.2.1 fail"),
     ("R; port:80-89,443 rport:0-65535", "R; port:80-89,443 rport:0-65535 fail"),
-    ("R; port:80-80 rport:1,1-1", "R; port:80 rport:1,1 fail"),
+    ("R; port:80-80 rport:1,1-1", "R; port:80 rport:1 fail"),
+    ("R; port:9,2-5,4-7,1,5,7-8,20-21", "R; port:1,2-8,9,20-21 fail"),
     ("map-set:0 match-lip:128; ip:192.0.2.1 fail", "M; match-lip:128; ip:192.0.2.1 fail"),
     # sizes and numbers of sets that are not said, or later, or larger
     ("R; fail; size:1", "rule-set:0 size:1; fail"),
