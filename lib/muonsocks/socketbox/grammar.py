@@ -4,8 +4,9 @@
     entries  --ip rip port rport and actions: one entry of each line that has some--
     default  --actions: what is done if no entry matches, until the next rule-set or map-set--
 
-Everything that the C program takes for good is taken, with the same result. What it takes by
-accident is an error, or a warning where it has a result that somebody may count on.
+Everything that the C program takes for good is taken, with the same result, but for files beyond
+all measure. What it takes by accident is an error, or a warning where it has a result that somebody
+may count on.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ from muonsocks.socketbox.keywords import (
 )
 from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
 
-LARGEST_FILE = 4 << 20  # bytes
+LARGEST_FILE = 8 << 20  # bytes; as many entries as there may be fit
 MOST_SETS = 1000  # of each kind
 _MOST_ACTIONS = 16  # of a line
 _HIGHEST_INT = (1 << 31) - 1
 _FIELDS = {field.name: field for field in (LOCAL_ADDRESS, LOCAL_PORT, REMOTE_ADDRESS, REMOTE_PORT)}
 _FIELD_OF_KEY = {field.match: field for field in _FIELDS.values()}
 _SET_OF_JUMP = {"jump-rule": "rule-set", "jump-map": "map-set"}
+_FEWER = "let one entry stand for several, by a network, a range or -U"
 _FIRST_A_SET = f"write {usage(*SETS)} first"
 _LIMIT = dict(zip(SETS, LIMITS, strict=True))
 
@@ -55,7 +57,7 @@ _LIMIT = dict(zip(SETS, LIMITS, strict=True))
 def parse_configuration(content: bytes, source: str) -> Rules:
     """Read a file of rules. UsageError with `source`, line, token and what was expected."""
     if len(content) > LARGEST_FILE:
-        raise UsageError(f"{source} is larger than {LARGEST_FILE} bytes")
+        raise UsageError(f"{source} is larger than {LARGEST_FILE} bytes", _FEWER)
     reader = _Reader(source)
     # A path may have bytes that are no text, and keeps them.
     text = content.decode("utf-8", "surrogateescape")
@@ -239,7 +241,7 @@ class _Reader:
                 more = "write a larger size, or leave it out"
                 raise UsageError(f"this is entry {count} of {there.name}", more)
             if self._entries == MOST_ENTRIES:
-                raise UsageError(f"there are more than {MOST_ENTRIES} entries")
+                raise UsageError(f"there are more than {MOST_ENTRIES} entries", _FEWER)
             self._entries += 1
             self._conditions = {}
         return self._conditions

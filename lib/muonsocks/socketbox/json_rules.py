@@ -67,12 +67,13 @@ class _Reader:
         return RuleList(node.path, entries)
 
     def _mask(self, node: Node) -> int:
-        """Read what a map has for a key: the parts that are named, whatever values they have."""
+        """Read what a map has for a key: the parts that are named, with the bits of their masks."""
         return Entry(_conditions(node.known((), _CONDITIONS)), Verdict((), "")).mask
 
     def _entry(self, node: Node, above: Node) -> Entry:
         if self._entries == MOST_ENTRIES:
-            raise node.error(f"there are more than {MOST_ENTRIES} rules")
+            hint = "let one stand for several, by l_mask or r_mask"
+            raise node.error(f"there are more than {MOST_ENTRIES} rules", hint)
         self._entries += 1
         members = node.known(("jump",), _CONDITIONS)
         action = self._jump(members["jump"], above)

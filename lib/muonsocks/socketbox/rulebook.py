@@ -86,7 +86,8 @@ def _content(path: str) -> bytes:
 def _parsed(path: str) -> dict[str, Any]:
     content = _content(path)
     if len(content) > LARGEST_FILE:
-        raise UsageError(f"{path} is larger than {LARGEST_FILE} bytes")
+        problem = f"{path} is larger than {LARGEST_FILE} bytes"
+        raise UsageError(problem, "let one rule stand for several")
     try:
         document = json.loads(content)
     except json.JSONDecodeError as error:
