@@ -150,6 +150,8 @@ KNOWN = "known are socketbox-version, incoming, rules, final_netns, paths, daemo
         ({"daemon": {"groups": [0, -1]}}, "daemon.groups[1]: the number is out of range"),
         ({"daemon": {"uid": "me"}}, "daemon.uid: a number is expected, and this is a string"),
         ({"daemon": {"gid": 1 << 32}}, "daemon.gid: the number is out of range"),
+        ({"daemon": {"uid": 0}}, "daemon.uid: this is root; name a user with less power"),
+        ({"daemon": {"chroot": "/x"}}, "daemon.chroot: this does not hold root, who can leave any"),
         ({"daemon": {"chroot": ""}}, "daemon.chroot: '' is no path of a file"),
         ({"rules": []}, "rules: an object is expected, and this is a list"),
     ],
@@ -179,6 +181,11 @@ def test_limits_that_are_kept() -> None:
     made = changed(**path(socket="a" * 90, mode="0o1750", uid=-1, gid=(1 << 32) - 2))
     assert slots_of(made.control_paths[0]) == ((1 << 32) - 2, 0o1750, "a" * 90, -1)
     assert changed(**incoming(address="192.0.2.1", port=65535)).listeners[0].port == 65535
+
+
+def test_a_control_path_is_a_file() -> None:
+    made = changed(**path(socket="@" + "a" * 89))
+    assert made.control_paths[0].path == "./@" + "a" * 89
 
 
 def test_a_slot_that_nobody_can_have() -> None:

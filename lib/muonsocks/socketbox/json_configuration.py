@@ -89,8 +89,10 @@ class ControlPath:
         members = node.known(("socket",), ("mode", "uid", "gid"))
         socket = members["socket"]
         self.path = socket.path_of_file()
+        if self.path.startswith("@"):
+            self.path = f"./{self.path}"  # to us alone it would be an abstract name
         length = len(self.path.encode("utf-8", "surrogateescape"))
-        if len(self.path) > _LONGEST_CONTROL_PATH or length > _LONGEST_UNIX_PATH:
+        if len(socket.text()) > _LONGEST_CONTROL_PATH or length > _LONGEST_UNIX_PATH:
             limit = f"at most {_LONGEST_CONTROL_PATH} fit"
             raise socket.error(f"the path has {len(self.path)} characters", limit)
         self.mode = _mode(members["mode"]) if "mode" in members else 0o700
@@ -133,6 +135,11 @@ class Daemon:
             members[name].number(0, _HIGHEST_ID) if name in members else None
             for name in ("gid", "uid")
         )
+        if self.uid == 0:
+            raise members["uid"].error("this is root", "name a user with less power")
+        if self.chroot and self.uid is None:
+            problem = "this does not hold root, who can leave any directory"
+            raise members["chroot"].error(problem, "write uid, too")
 
 
 class Configuration:

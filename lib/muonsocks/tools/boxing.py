@@ -183,8 +183,6 @@ def identity(daemon: Daemon) -> Identity | None:
     """Make as whom a document has it."""
     if daemon.uid is None and daemon.gid is None and daemon.groups is None:
         return None
-    if daemon.uid == 0:
-        raise UsageError("daemon.uid is root's", "name a user with less power")
     groups = None if daemon.groups is None else tuple(daemon.groups)
     return Identity(daemon.uid, daemon.gid, groups, implied=False)
 
