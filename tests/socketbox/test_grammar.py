@@ -331,6 +331,11 @@ INVALID: tuple[tuple[str, str, str], ...] = (
     ("R; jump-fd:-1", "jump-fd:-1", "-1 is out of range; write 0 to 2147483647"),
     ("R; jump-rule:x", "jump-rule:x", "'x' is not a number"),
     ("R; jump-map:2147483648", "jump-map:2147483648", "2147483648 is out of range"),
+    (
+        f"R; port:{'0' * 5000}2-1",
+        f"port:{'0' * 55}",
+        f"'{'0' * 60}' is not a range of ports; write the lower one first",
+    ),
     # else
     ("else", "else", f"there is no action before else; write {ACTIONS} first"),
     ("R; port:1 else fail", "else", f"there is no action before else; write {ACTIONS} first"),

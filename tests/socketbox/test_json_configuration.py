@@ -193,6 +193,8 @@ def test_a_slot_that_nobody_can_have() -> None:
     assert made.rules.warnings == [
         "box: outgoing[1].path_nr: there is no paths[1]: nobody can register for it"
     ]
+    many = changed(outgoing=[{"uid": 0, "path_nr": 0}] * 500).rules.warnings
+    assert (len(many), many[-1]) == (101, "and 400 more warnings like these")
 
 
 def test_what_the_rules_may_name() -> None:

@@ -78,5 +78,9 @@ def test_names_that_are_not_known_or_missing() -> None:
         node({"x": 1, "q": 2}).known(("x",), ("y",))
     assert str(caught.value) == "box: a[0]['b c'].q: there is no such key; known are x, y"
     with pytest.raises(UsageError) as caught:
+        node({"q" * 5000: 2}).known(("x",))
+    way = "box: a[0]['b c']." + "q" * 188
+    assert str(caught.value) == f"{way}...: there is no such key; known are x"
+    with pytest.raises(UsageError) as caught:
         node({"y": 1}).known(("x",), ("y",))
     assert str(caught.value) == WAY + "'x' is missing"

@@ -53,6 +53,11 @@ def test_a_document(tmp_path: Path) -> None:
         [name] = change
         with pytest.raises(UsageError, match=f"{name} has changed"):
             book.read()
+    text = json.dumps(DOCUMENT)
+    path.write_text(text.replace('"uid": 0', '"uid": 1, "uid": 0, "uid": 0'))
+    assert book.read().warnings == [
+        f"{path}: 'uid' stands twice in one object: the last one counts"
+    ]
     path.write_text(json.dumps({k: v for k, v in DOCUMENT.items() if k != "rules"}))
     with pytest.raises(UsageError, match="'rules' is missing"):
         book.read()

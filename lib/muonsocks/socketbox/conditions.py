@@ -133,7 +133,7 @@ def read_ports(text: str) -> Condition:
         low = read_number(first, 0, _HIGHEST_PORT)
         high = read_number(last, 0, _HIGHEST_PORT) if dash else low
         if high < low:
-            raise UsageError(f"{part!r} is not a range of ports", "write the lower one first")
+            raise UsageError(f"{part[:60]!r} is not a range of ports", "write the lower one first")
         spans.append((low, high))
     return _condition(spans, _HIGHEST_PORT)
 
@@ -157,7 +157,7 @@ def read_addresses(text: str) -> Condition:
         raise UsageError(f"{text[:60]!r} has two kinds of address", "write both IPv4 or both IPv6")
     low, high = (number_of(end) for end in ends)
     if high < low:
-        raise UsageError(f"{text!r} is not a range of addresses", "write the lower one first")
+        raise UsageError(f"{text[:60]!r} is not a range of addresses", "write the lower one first")
     return _condition([(low, high)], _EVERYTHING)
 
 

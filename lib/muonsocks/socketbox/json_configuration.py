@@ -12,6 +12,7 @@ from muonsocks.socketbox.json_value import Node, is_for_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from muonsocks.socketbox.rules import Rules
@@ -151,7 +152,8 @@ class Configuration:
 
     __slots__ = ("control_paths", "daemon", "final_netns", "listeners", "rules", "slots")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, warnings: Iterable[str] = ()) -> None:
+        """`warnings` are there about the document already."""
         needed = ("socketbox-version", "incoming", "rules")
         members = node.known(needed, ("final_netns", "paths", "daemon", "outgoing"))
         version = members["socketbox-version"]
@@ -164,19 +166,24 @@ class Configuration:
         self.control_paths = [ControlPath(item) for item in paths.items()] if paths else []
         self.slots = [Slot(item) for item in slots.items()] if slots else []
         self.daemon = Daemon(members.get("daemon", Node({}, "")))
-        self.rules: Rules = read_rules(members["rules"], len(self.slots), len(self.listeners))
+        found = [*warnings]
         for number, slot in enumerate(self.slots):
             if slot.control_path >= len(self.control_paths):
                 why = f"there is no paths[{slot.control_path}]: nobody can register for it"
-                self.rules.warnings.append(f"{node.origin}: outgoing[{number}].path_nr: {why}")
+                found.append(f"{node.origin}: outgoing[{number}].path_nr: {why}")
+        self.rules: Rules = read_rules(
+            members["rules"], len(self.slots), len(self.listeners), found
+        )
 
 
-def read_json(document: Any, source: str) -> Configuration:
+def read_json(document: Any, source: str, warnings: Iterable[str] = ()) -> Configuration:
     """Read a document, which json.loads has given, from the file `source`.
+
+    `warnings` are there about it already; `rules.warnings` has them and all others.
 
     UsageError that says where in the document: `FILE: rules.web.rules[3].jump: ...`.
     """
-    return Configuration(Node(document, source))
+    return Configuration(Node(document, source), warnings)
 
 
 def _listeners(node: Node) -> list[Listener | Inherited]:

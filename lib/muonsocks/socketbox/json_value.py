@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_LONGEST_WAY = 200  # characters in a message
 _KINDS = {
     dict: "an object",
     list: "a list",
@@ -46,7 +47,8 @@ class Node:
     @property
     def origin(self) -> str:
         """Where this is, for messages."""
-        return f"{self._source}: {self.path}" if self.path else self._source
+        way = self.path if len(self.path) <= _LONGEST_WAY else f"{self.path[:_LONGEST_WAY]}..."
+        return f"{self._source}: {way}" if way else self._source
 
     def error(self, problem: str, hint: str = "") -> UsageError:
         """Make an error about this value."""
