@@ -124,7 +124,7 @@ def test_over_a_descriptor(kind: int) -> None:
     port = free_port("127.0.0.1")
     with (
         theirs,
-        served_by("-i", number, "-p", str(port), pass_fds=(theirs.fileno(),)) as process,
+        served_by("-i", f"0{number}", "-p", f"00{port}", pass_fds=(theirs.fileno(),)) as process,
     ):
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port), SECONDS) as client:

@@ -61,7 +61,7 @@ class Options:
             return default
         hint = f"give {smallest} to {largest}"
         try:
-            value = int(text, 0)
+            value = int(text, 10 if text.isdecimal() else 0)  # 010 is what atoi(3) has for it
         except ValueError:
             raise UsageError(f"{name}: {text!r} is not a number", hint) from None
         if not smallest <= value <= largest:
@@ -159,9 +159,10 @@ def descriptor(text: str, what: str) -> int:
     """
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise UsageError(f"{what}: {text[:60]!r} is no descriptor", "give its number, say 3")
+    fd = int(text)
     try:
-        os.fstat(int(text))
+        os.fstat(fd)
     except OSError:
-        hint = f"leave it open for this program, as a shell does with {text}<&0"
-        raise UsageError(f"{what}: descriptor {text} is not open", hint) from None
-    return int(text)
+        hint = f"leave it open for this program, as a shell does with {fd}<&0"
+        raise UsageError(f"{what}: descriptor {fd} is not open", hint) from None
+    return fd

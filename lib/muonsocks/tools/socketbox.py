@@ -82,7 +82,7 @@ from muonsocks.tools.boxing import (
     privileges,
     receiving_socket,
 )
-from muonsocks.tools.command_line import Options, parse, unix_path
+from muonsocks.tools.command_line import Options, descriptor, parse, unix_path
 from muonsocks.tools.listening import notify_fd
 
 TYPE_CHECKING = False
@@ -217,8 +217,9 @@ def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
     manner.inherited = inherited
     manner.substitutes = given.flag("--substitute")
     manner.clears_transparent = given.flag("--clear-transparent")
-    if given.flag("--send-over"):
-        manner.ends_with = given.number("--send-over", 1 << 30)
+    fd = given.text("--send-over")
+    if fd is not None:
+        manner.ends_with = descriptor(fd, "-i")
     notify = notify_fd(given)
     if given.flag("--daemon") and notify is not None:
         raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
