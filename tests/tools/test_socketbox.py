@@ -105,6 +105,15 @@ def test_ipv4_over_an_ipv6_socket(tmp_path: Path) -> None:
         assert served.getsockname()[0] == "::ffff:127.0.0.1"
 
 
+def test_rules_that_are_not_read(tmp_path: Path) -> None:
+    """As with the C program, which does not even open them; here it is said."""
+    path = tmp_path / "r"
+    with receiver(path) as there, boxed("-S", str(path), "-f", "/no/such") as box:
+        box.await_log("the rules of -f are not read: --send-to is for all")
+        with box.connect(), there.take():
+            pass
+
+
 def test_several_addresses_and_ports(tmp_path: Path) -> None:
     path = str(tmp_path / "r")
     ports = [str(free_port("127.0.0.1")) for _ in range(2)]
@@ -520,6 +529,9 @@ def test_a_program_that_gets_the_socket() -> None:
     where = ["-l", "127.0.0.1", "-p", str(port)]
     status, lines = ended(*where, "-e", "python3", "-c", code, program=(SOCKETBOX,))
     assert (status, lines) == (0, [f"('127.0.0.1', {port}) 0 True ['NoNewPrivs:\\t0\\n']"])
+    for arguments in (["--check"], ["--explain", "-x"], ["-z", "--check"]):
+        status, lines = ended(*where, "-te", "echo", *arguments, program=(SOCKETBOX,))
+        assert (status, lines) == (0, [" ".join(arguments)])
     for program, expected in (("/no/such", 127), ("/etc/passwd", 126)):
         status, lines = ended("-e", *where, program, program=(SOCKETBOX,))
         assert status == expected
@@ -571,6 +583,16 @@ def test_check(tmp_path: Path) -> None:
     assert (status, lines) == (111, ["socketbox: /no/such: No such file or directory"])
 
 
+def test_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_bytes(b"rule-set:0\njump-unix:/a\x1b[2J\xff\xc3\xa4 port:1\njump-rule:1\n")
+    status, lines = ended("--explain", "-f", str(rules), "1.2.3.4:1", "unix", program=(SOCKETBOX,))
+    assert (status, lines[2]) == (
+        0,
+        f"  {rules}:2: port:1 jump-unix:/a\\x1b[2J\\udcff\u00e4: matches",
+    )
+
+
 def test_explain(tmp_path: Path) -> None:
     rules = tmp_path / "rules"
     rules.write_text("rule-set:0\nip:192.0.2.0/24 jump-unix:/run/p#//P_\ndefault fail\n")
@@ -596,8 +618,14 @@ WRONG = {
     ("-i", "99"): "-i: descriptor 99 is not open; leave it open for this program, "
     "as a shell does with 99<&0",
     ("-i", "0"): "-i: descriptor 0 is no unix socket; give one end of a unix socket",
-    ("-S", "x", "-i", "0"): "--send-to and --send-over exclude each other; leave one of them out",
-    ("-S", "x", "-f", "y"): "--rules and --send-to exclude each other; leave one of them out",
+    ("-S", "x", "-i", "0"): "-S and -i exclude each other; leave one of them out",
+    ("-S", "", "-i", "0"): "-S and -i exclude each other; leave one of them out",
+    ("-f", ""): "a file name is empty; name a file, or leave the option out",
+    ("--check", ""): "a file name is empty; name a file, or leave the option out",
+    ("--check", "-f", "", "x"): "there are two files to check; name one",
+    ("--json", "", "--check"): "a file name is empty; name a file, or leave the option out",
+    ("--json", "", "-f", "x"): "--rules does not go with --json; write it into that file",
+    ("--json", "x", "-u", ""): "--user does not go with --json; write it into that file",
     ("-S", "x", "-l", "localhost"): "-l: 'localhost' is not an address; "
     "give IPv4 or IPv6 in full, a path or @NAME",
     ("-S", "x", "-p", "80x"): "-p is '80x'; it must be a port, 0 to 65535",

@@ -91,6 +91,7 @@ if TYPE_CHECKING:
 
 PEER_GONE = 11  # what -i leads to has gone
 _DEFAULT_FILE = "/etc/socketbox.conf"
+_WITH_VALUE = "lpbsPfSiugGx"  # short options that take what stands behind them
 _NOT_WITH_JSON = (
     *("--listen", "--port", "--transparent", "--freebind", "--no-reuse-address", "--reuse-port"),
     *("--socket", "--register", "--rules", "--send-to", "--send-over", "--substitute", "--user"),
@@ -102,11 +103,11 @@ def main(arguments: list[str], log: Log) -> int:
     """Pass connections on until told to stop."""
     inherited = frozenset(int(name) for name in os.listdir("/proc/self/fd"))
     inherited = frozenset(fd for fd in inherited if _is_open(fd))
-    looks_only = any(word in ("--check", "--explain") for word in arguments)
+    looks_only = any(word in ("--check", "--explain") for word in _before_program(arguments))
     given = parse(__doc__, arguments, log, program_follows=not looks_only)
     if given is None:
         return DONE
-    _expect_sense(given)
+    _expect_sense(given, log)
     if given.flag("--check"):
         return _check(given)
     if given.flag("--explain"):
@@ -118,6 +119,20 @@ def main(arguments: list[str], log: Log) -> int:
     return _serve(given, inherited, log)
 
 
+def _before_program(arguments: list[str]) -> list[str]:
+    """Give the words before -e: behind it is a program, with options of its own."""
+    return arguments[: next((i for i, word in enumerate(arguments) if _is_exec(word)), None)]
+
+
+def _is_exec(word: str) -> bool:
+    if word.startswith("--"):
+        return word == "--" or (len(word) > len("--ex") and "--exec".startswith(word))
+    for letter in word[1:] if word.startswith("-") else "":
+        if letter == "e" or letter in _WITH_VALUE:
+            return letter == "e"
+    return False
+
+
 def _is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
@@ -126,17 +141,19 @@ def _is_open(fd: int) -> bool:
     return fd > 2
 
 
-def _expect_sense(given: Options) -> None:
+def _expect_sense(given: Options, log: Log) -> None:
     """Refuse what excludes each other. UsageError."""
     if given.arguments and not any(map(given.flag, ("--check", "--explain", "--exec"))):
         raise UsageError(f"{given.arguments[0]!r} is not an option", "-e has a program follow")
-    if given.flag("--json"):
+    if given.text("--json") is not None:
         for name in _NOT_WITH_JSON:
-            if given.flag(name):
+            if given.flag(name) or given.text(name) == "":
                 raise UsageError(f"{name} does not go with --json", "write it into that file")
-    ways = [name for name in ("--rules", "--send-to", "--send-over") if given.text(name)]
+    ways = [name for name in ("--send-to", "--send-over") if given.text(name) is not None]
     if len(ways) > 1:
-        raise UsageError(f"{ways[0]} and {ways[1]} exclude each other", "leave one of them out")
+        raise UsageError("-S and -i exclude each other", "leave one of them out")
+    if ways and given.text("--rules") is not None:
+        log.warning(f"the rules of -f are not read: {ways[0]} is for all")
 
 
 # Instead of serving
@@ -144,19 +161,19 @@ def _expect_sense(given: Options) -> None:
 
 def _check(given: Options) -> int:
     """Say what is wrong or odd in a file."""
-    if given.arguments and (given.text("--rules") or given.text("--json")):
+    if given.arguments and (given.text("--rules"), given.text("--json")) != (None, None):
         raise UsageError("there are two files to check", "name one")
     if given.arguments:
-        book: Rulebook = File(given.arguments[0])
+        book: Rulebook = File(_named(given.arguments[0]))
     else:
         book = _rulebook(given)
     rules = book.read()
     for warning in rules.warnings:
-        os.write(1, f"{warning}\n".encode("utf-8", "backslashreplace"))
+        _print(warning)
     if not given.flag("--quiet"):
         entries = sum(len(one.entries) for one in rules.sets.values())
         counts = ((len(rules.sets), "set"), (entries, "entry"), (len(rules.warnings), "warning"))
-        os.write(1, f"good: {', '.join(_count(*one) for one in counts)}\n".encode())
+        _print(f"good: {', '.join(_count(*one) for one in counts)}")
     return DONE
 
 
@@ -171,8 +188,14 @@ def _explain(given: Options) -> int:
     local, remote = given.arguments
     connection = read_connection(local, remote)
     for line in explain(_rulebook(given).read(), connection, given.flag("--substitute")):
-        os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
+        _print(line)
     return DONE
+
+
+def _print(line: str) -> None:
+    """Write a line, and nothing of it that a terminal would take for more than text."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    os.write(1, f"{''.join(shown)}\n".encode())
 
 
 def _execute(given: Options, log: Log) -> int:
@@ -204,9 +227,16 @@ def _rulebook(given: Options) -> Rulebook:
         return OneAction(ToDescriptor(receiving_socket(fd)), "-i")
     json = given.text("--json")
     if json is not None:
-        return Document(os.path.abspath(json))
+        return Document(os.path.abspath(_named(json)))
+    rules = given.text("--rules")
     # Whole, as the working directory may be another one when they are read again.
-    return File(os.path.abspath(given.text("--rules") or _DEFAULT_FILE))
+    return File(_DEFAULT_FILE if rules is None else os.path.abspath(_named(rules)))
+
+
+def _named(path: str) -> str:
+    if not path:
+        raise UsageError("a file name is empty", "name a file, or leave the option out")
+    return path
 
 
 def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
