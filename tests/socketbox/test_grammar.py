@@ -401,6 +401,10 @@ def test_longest_paths() -> None:
         assert action.path == path
 
 
+def test_a_mark_in_front() -> None:
+    assert parse_configuration(b"\xef\xbb\xbfrule-set:0\n", "box").text() == "rule-set:0\n"
+
+
 def test_too_large_a_file() -> None:
     assert parse_configuration(b"#" * LARGEST_FILE, "box").text() == ""
     with pytest.raises(

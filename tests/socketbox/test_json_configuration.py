@@ -183,6 +183,23 @@ def test_limits_that_are_kept() -> None:
     assert changed(**incoming(address="192.0.2.1", port=65535)).listeners[0].port == 65535
 
 
+def test_where_a_connection_comes_in() -> None:
+    made = changed(
+        incoming=[
+            {"fd": 3},
+            {"address": "::", "port": 80},
+            {"address": "0.0.0.0", "port": 81},
+            {"address": "192.0.2.1", "port": 80},
+            {"address": "::2", "port": 80, "transparent": True},
+        ]
+    )
+    four, one = bytes((192, 0, 2, 1)), bytes(15) + b"\1"
+    expected = {(four, 80): 3, (one, 80): 1, (four, 81): 2, (one, 81): 4, (bytes(16), 0): 4}
+    assert {end: made.listener_at(*end) for end in expected} == expected
+    assert changed(incoming=[{"address": "::", "port": 1}, {"fd": 3}]).listener_at(one, 80) == 1
+    assert changed(**incoming()).listener_at(one, 81) == 0
+
+
 def test_a_control_path_is_a_file() -> None:
     made = changed(**path(socket="@" + "a" * 89))
     assert made.control_paths[0].path == "./@" + "a" * 89

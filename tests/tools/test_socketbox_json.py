@@ -349,10 +349,26 @@ def is_closed(document: Document) -> bool:
             return False
 
 
+def test_explain(document: Document) -> None:
+    """Which listener it comes in at is found by its address."""
+    start = [{"incoming_socket": number, "jump": f"o:{number}"} for number in (1, 0)]
+    document.write(
+        rules={"_start": {"type": "rule", "rules": start}},
+        incoming=[{"address": "::", "port": 80}, {"address": "::1", "port": 80}],
+        outgoing=[{"uid": ME, "path_nr": 0}] * 2,
+    )
+    for address, number in (("[::1]:80", 1), ("[::2]:80", 0), ("1.2.3.4:80", 0)):
+        _, lines = ended(
+            *("--json", str(document.path), "--explain", address, "[::9]:1"), program=(SOCKETBOX,)
+        )
+        assert lines[1] == f"listener {number}, as its address and port have it"
+        assert any(line.startswith(f"decision: o:{number} ") for line in lines)
+
+
 WRONG = {
     "{": r"FILE:1:2: no JSON: Expecting property name enclosed in double quotes",
     "[]": "FILE: an object is expected; begin with {",
-    "\udcff": "FILE is not UTF-8 text",
+    "\udcff": "FILE is not UTF-8 text; write it so",
     "[" * 100000: "FILE: there is too much inside of each other",
     '{"socketbox-version": ' + "1" * 5000 + "}": "FILE: a number has more digits than can be read; "
     "no number here has more than ten",

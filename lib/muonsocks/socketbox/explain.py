@@ -6,19 +6,27 @@ from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Fail, ToPath
 from muonsocks.socketbox.conditions import read_number
-from muonsocks.socketbox.connection import FIELDS, Connection, Field
+from muonsocks.socketbox.connection import FIELDS, LISTENER, Connection, Field
 from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
 from muonsocks.socketbox.substitution import substitute
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _MOST_SHOWN = 8  # entries before the one that matches; of more only the nearest are shown
 _NEAREST = 3
+_HINT = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
 
 
-def read_connection(local: str, remote: str) -> Connection:
+def read_connection(
+    local: str, remote: str, listener_at: Callable[[bytes, int], int] = lambda *_: 0
+) -> Connection:
     """Make the connection that a command line names: ADDRESS:PORT or [ADDRESS]:PORT each, or
-    `unix` for an end that has none. UsageError.
+    `unix` for an end that has none. `listener_at` says at which listener it comes in. UsageError.
     """
-    return Connection(*_end(local), *_end(remote))
+    end = _end(local)
+    return Connection(*end, *_end(remote), listener_at(*end))
 
 
 def _end(text: str) -> tuple[bytes, int]:
@@ -28,19 +36,25 @@ def _end(text: str) -> tuple[bytes, int]:
     is_bracketed = host.startswith("[") and host.endswith("]")
     packed = parse_address(host[1:-1] if is_bracketed else host)
     if packed is None or is_bracketed != (":" in host):
-        hint = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
-        raise UsageError(f"{text[:60]!r} is not an address and a port", hint)
+        raise UsageError(f"{text[:60]!r} is not an address and a port", _HINT)
+    if not port[:1].isdecimal():  # a sign, too, would be a number to the rules
+        raise UsageError(f"{text[:60]!r} has no port", _HINT)
     return packed, read_number(port, 0, 65535)
 
 
-def explain(rules: Rules, connection: Connection, substitutes: bool = False) -> list[str]:
+def explain(
+    rules: Rules, connection: Connection, substitutes: bool = False, listeners: int = 1
+) -> list[str]:
     """Say which sets a connection comes to, what it finds there and why not before, what is
     decided, and what is tried if that cannot be; as lines of text.
 
-    With `substitutes` a decision has the path that `substitute` makes.
+    With `substitutes` a decision has the path that `substitute` makes. There are so many
+    `listeners`, and if it could be another one, it is said which is assumed.
     """
     lines = [f"connection {connection}"]
     key = connection.key
+    if listeners > 1:
+        lines.append(f"listener {LISTENER.of(key)}, as its address and port have it")
 
     def note(hop: int, there: RuleList, found: Entry | None) -> None:
         lines.append(f"hop {hop}: {there.name}, {_count(len(there.entries))}")

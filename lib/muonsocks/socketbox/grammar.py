@@ -44,6 +44,7 @@ from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
 
 LARGEST_FILE = 8 << 20  # bytes; as many entries as there may be fit
 MOST_SETS = 1000  # of each kind
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors begin a file
 _MOST_ACTIONS = 16  # of a line
 _HIGHEST_INT = (1 << 31) - 1
 _FIELDS = {field.name: field for field in (LOCAL_ADDRESS, LOCAL_PORT, REMOTE_ADDRESS, REMOTE_PORT)}
@@ -60,7 +61,7 @@ def parse_configuration(content: bytes, source: str) -> Rules:
         raise UsageError(f"{source} is larger than {LARGEST_FILE} bytes", _FEWER)
     reader = _Reader(source)
     # A path may have bytes that are no text, and keeps them.
-    text = content.decode("utf-8", "surrogateescape")
+    text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     for line in text.split("\n"):
         reader.read_line(line)
     return reader.rules()

@@ -175,6 +175,22 @@ class Configuration:
             members["rules"], len(self.slots), len(self.listeners), found
         )
 
+    def listener_at(self, address: bytes, port: int) -> int:
+        """Say which listener a connection to this address and port is likely to come in at: one of
+        that address, one of any or of others too, or an inherited one; else the first.
+        """
+
+        def aim(number: int) -> int:
+            one = self.listeners[number]
+            if isinstance(one, Inherited):
+                return 3
+            if one.port == port and one.address == address:
+                return 0
+            is_any = one.address == bytes(16) or one.address == bytes(len(address))
+            return 1 if one.port == port and is_any else 2 if one.transparent else 4
+
+        return min(range(len(self.listeners)), key=aim)
+
 
 def read_json(document: Any, source: str, warnings: Iterable[str] = ()) -> Configuration:
     """Read a document, which json.loads has given, from the file `source`.

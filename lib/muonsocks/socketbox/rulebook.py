@@ -106,7 +106,7 @@ def _parsed(path: str) -> tuple[dict[str, Any], list[str]]:
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
+        raise UsageError(f"{path} is not UTF-8 text", "write it so") from None
     except ValueError:  # the one that is left, of int()
         problem = f"{path}: a number has more digits than can be read"
         raise UsageError(problem, "no number here has more than ten") from None

@@ -186,8 +186,14 @@ def _count(number: int, what: str) -> str:
 def _explain(given: Options) -> int:
     """Say how the rules decide on a connection."""
     local, remote = given.arguments
-    connection = read_connection(local, remote)
-    for line in explain(_rulebook(given).read(), connection, given.flag("--substitute")):
+    book = _rulebook(given)
+    if isinstance(book, Document):
+        configuration = book.configuration
+        connection = read_connection(local, remote, configuration.listener_at)
+        listeners = len(configuration.listeners)
+    else:
+        connection, listeners = read_connection(local, remote), 1
+    for line in explain(book.read(), connection, given.flag("--substitute"), listeners):
         _print(line)
     return DONE
 
