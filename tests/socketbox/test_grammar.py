@@ -279,8 +279,10 @@ INVALID: tuple[tuple[str, str, str], ...] = (
     (
         "R; ip:1.2.3.4-::5",
         "ip:1.2.3.4-::5",
-        "'1.2.3.4-::5' has two kinds of address; write both IPv4 or both IPv6",
+        "of '1.2.3.4-::5' one end is an IPv4 address and one is not; "
+        "write both so; ::ffff:A.B.C.D is IPv4",
     ),
+    ("R; jump-unix:a\rb", "jump-unix:a\\rb", "'a\\rb' is no path of a socket"),
     ("R; ip:1.2.3.4-", "ip:1.2.3.4-", "'' is not an address"),
     (
         "M; rip:1.2.3.0/24",
@@ -385,6 +387,8 @@ LAST_COUNTS = "of several actions in a line the last one counts; else lets all b
         ("D; fail; fail:", "fail:", "this replaces the default of box:3"),
         ("D; fail rule-set:0 default fail", "fail", "this replaces the default of box:3"),
         ("R; jump-fd:3 else jump-fd:4; jump-fd:3; default; jump-fd:3", "", ""),
+        ("D; fail; jump-fd:3 rule-set:1", "jump-fd:3", "this replaces the default of box:3"),
+        ("D; fail; jump-fd:3 # fail", "jump-fd:3", "this replaces the default of box:3"),
     ],
 )
 def test_warnings(text: str, token: str, warning: str) -> None:

@@ -223,6 +223,15 @@ def test_a_look_up_can_be_watched() -> None:
                 "has no effect"
             ],
         ),
+        (
+            "rule-set:0\nmap-set:1 match-lip:128 match-lport\nip:::1 fail\nport:1 ip:::1 f:\nf:",
+            [
+                "box:5: the local address is in the key of map-set:1, and this entry is for zero "
+                "there, as it does not say it",
+                "box:3: the local port is in the key of map-set:1, and this entry is for zero "
+                "there, as it does not say it",
+            ],
+        ),
     ],
 )
 def test_warnings(text: str, warnings: list[str]) -> None:

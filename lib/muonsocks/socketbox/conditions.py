@@ -154,7 +154,8 @@ def read_addresses(text: str) -> Condition:
         return read_address(text, hint)
     ends = [_packed(part, hint) for part in (first, last)]
     if len(ends[0]) != len(ends[1]):
-        raise UsageError(f"{text[:60]!r} has two kinds of address", "write both IPv4 or both IPv6")
+        problem = f"of {text[:60]!r} one end is an IPv4 address and one is not"
+        raise UsageError(problem, "write both so; ::ffff:A.B.C.D is IPv4")
     low, high = (number_of(end) for end in ends)
     if high < low:
         raise UsageError(f"{text[:60]!r} is not a range of addresses", "write the lower one first")

@@ -92,7 +92,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self._source = source
         self._line = 0
-        self._token = ""
+        self._token = self._token_of_action = ""
         self._sets: dict[str, _Set] = {}
         self._limits: dict[str, int] = {}  # by kind of set
         self._entries = 0
@@ -128,8 +128,9 @@ class _Reader:
     def _origin(self) -> str:
         return f"{self._source}:{self._line}"
 
-    def _warn(self, text: str) -> None:
-        self._warnings.append(f"{self._origin()}: near {self._token[:60]!r}: {text}")
+    def _warn(self, text: str, token: str = "") -> None:
+        near = (token or self._token)[:60]
+        self._warnings.append(f"{self._origin()}: near {near!r}: {text}")
 
     def _take(self, token: str) -> None:
         if token == ELSE:
@@ -272,6 +273,7 @@ class _Reader:
             self._warn("of several actions in a line the last one counts; else lets all be tried")
         self._actions.append(_read_action(keyword, value))
         self._is_open = False
+        self._token_of_action = self._token
 
     def _else(self) -> None:
         if not self._actions or self._is_open:
@@ -297,7 +299,8 @@ class _Reader:
         """Keep what the default's actions are by this line, before another line or another set."""
         if self._set and self._in_default and self._actions:
             if self._set.default:
-                self._warn(f"this replaces the default of {self._set.default.origin}")
+                replaced = self._set.default.origin
+                self._warn(f"this replaces the default of {replaced}", self._token_of_action)
             self._set.default = Verdict(tuple(self._actions), self._origin())
             self._actions = []
             self._is_joined = False

@@ -73,6 +73,6 @@ def read_path(text: str) -> str:
     if length > _LONGEST_PATH:
         limit = f"at most {_LONGEST_PATH} fit"
         raise UsageError(f"the path has {length} bytes", limit)
-    if text == "@" or "\0" in text:
+    if text == "@" or "\0" in text or "\r" in text:  # at the end of a line that would be lost
         raise UsageError(f"{text!r} is no path of a socket", "write a path, or @NAME")
     return text

@@ -156,6 +156,12 @@ class Map(RuleList):
                     f"{unused[0].verdict.origin}: {field.words} is no part of the key of "
                     f"{self.name}: a condition on it has no effect"
                 )
+            lacking = [e for e in self.entries if field.of(self.mask) and field not in e.conditions]
+            if lacking:
+                found.append(
+                    f"{lacking[0].verdict.origin}: {field.words} is in the key of {self.name}, and "
+                    "this entry is for zero there, as it does not say it"
+                )
         return found
 
 
