@@ -187,7 +187,10 @@ def test_rules_are_passed_to_workers(tmp_path: Path) -> None:
 
     async def story(bench: Bench) -> None:
         path.write_text(f"rule-set:0\nport:0,7-9 jump-unix:{tmp_path}/r\njump-rule:7\n")
-        there_and_back = _pickle.loads(_pickle.dumps(bench.box.reread()))
+        read = bench.box.reread()
+        there_and_back = _pickle.loads(_pickle.dumps(read))
+        assert there_and_back.text() == read.text()
+        assert read.text().startswith("rule-set:0\nport:0,7-9 jump-unix:")
         bench.box.take(there_and_back)
         with receiver(tmp_path / "r") as there, bench.come(), there.take():
             pass

@@ -576,6 +576,8 @@ def test_check(tmp_path: Path) -> None:
     assert ended("--check", str(good), program=program) == expected
     assert ended("--check", "-f", str(good), program=program) == expected
     assert ended("--check", "-q", str(good), program=program) == (0, [warning])
+    rules = ["rule-set:0", "port:80 jump-rule:1"]
+    assert ended("--check", "-v", str(good), program=program) == (0, [*rules, *expected[1]])
     status, [line] = ended("--check", str(bad), program=program)
     assert status == 100
     assert line.startswith(f"socketbox: {bad}:3: near 'port:80x': ")

@@ -48,7 +48,8 @@ As whom it runs:
 
 Instead of serving:
   -e, --exec                  bind, and execute PROG with $SKBOX_LISTEN_FD
-  --check                     say what is wrong or odd in FILE, or that of -f or --json
+  --check                     say what is wrong or odd in FILE, or that of -f or --json;
+                              with -v also which rules it has
   --explain                   say which rules decide on a connection from REMOTE to LOCAL
 
 Other:
@@ -168,6 +169,9 @@ def _check(given: Options) -> int:
     else:
         book = _rulebook(given)
     rules = book.read()
+    if given.flag("--verbose"):
+        for line in rules.text().splitlines():
+            _print(line)
     for warning in rules.warnings:
         _print(warning)
     if not given.flag("--quiet"):
