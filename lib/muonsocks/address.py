@@ -41,6 +41,11 @@ def unmapped(packed: bytes) -> bytes:
     return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
 
 
+def mapped(packed: bytes) -> bytes:
+    """Give the IPv4-mapped form of an IPv4 address, and any other address as it is."""
+    return _MAPPED + packed if len(packed) == 4 else packed
+
+
 class Endpoint:
     """A host and a port. `packed` is the address, or None when `host` is a name to be resolved.
 

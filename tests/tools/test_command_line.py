@@ -47,6 +47,13 @@ def test_no_numbers(text: str) -> None:
         command_line.Options({"-n": text}, []).number("-n", 99)
 
 
+def test_brackets_come_in_pairs() -> None:
+    for text, bare in (("[::1]", "::1"), ("::1", "::1"), ("1.2.3.4", "1.2.3.4")):
+        assert command_line.bare_address(text) == bare
+    for text in ("[::1", "::1]", "[1.2.3.4]", "[", "]", "[]", ""):
+        assert command_line.bare_address(text) == text
+
+
 @pytest.mark.parametrize(("option", "level"), [("-q", WARNING), ("-v", DEBUG)])
 def test_what_is_logged(option: str, level: int) -> None:
     log = Log("test")

@@ -630,6 +630,8 @@ WRONG = {
     ("--json", "x", "-u", ""): "--user does not go with --json; write it into that file",
     ("-S", "x", "-l", "localhost"): "-l: 'localhost' is not an address; "
     "give IPv4 or IPv6 in full, a path or @NAME",
+    ("-S", "x", "-l", "[::1"): "-l: '[::1' is not an address; "
+    "give IPv4 or IPv6 in full, a path or @NAME",
     ("-S", "x", "-p", "80x"): "-p is '80x'; it must be a port, 0 to 65535",
     ("-S", "x", "-b", "x"): "--backlog: 'x' is not a number; give 0 to 2147483647",
     ("-S", "x", "-s", "0", "-p", "1"): "connections come from somewhere already; "

@@ -9,13 +9,11 @@ nothing else an IPv4-mapped address could be: who listens on IPv6 for both sees 
 
 from __future__ import annotations
 
-from muonsocks.address import Endpoint, format_address, unmapped
+from muonsocks.address import Endpoint, format_address, mapped, unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_MAPPED = 0xFFFF << 32
 
 
 class Field:
@@ -94,8 +92,7 @@ class Connection:
 
 def number_of(packed: bytes) -> int:
     """Make the number of a packed address."""
-    number = int.from_bytes(packed, "big")
-    return number | _MAPPED if len(packed) == 4 else number
+    return int.from_bytes(mapped(packed), "big")
 
 
 def is_ipv4(number: int) -> bool:

@@ -22,7 +22,7 @@ from muonsocks.net.privileges import Identity, give_up
 from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
-from muonsocks.tools.command_line import Options, descriptor, unix_path
+from muonsocks.tools.command_line import Options, bare_address, descriptor, unix_path
 from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
@@ -144,7 +144,7 @@ def _registration(text: str) -> socket:
 
 def _address(text: str) -> bytes:
     """Pack an address in the family that it is written in."""
-    bare = text.removeprefix("[").removesuffix("]")
+    bare = bare_address(text)
     try:
         return inet_pton(AF_INET6 if ":" in bare else AF_INET, bare)
     except (OSError, ValueError):  # ValueError: a NUL

@@ -152,6 +152,12 @@ def unix_path(path: str, what: str) -> str:
     return path
 
 
+def bare_address(text: str) -> str:
+    """Take the brackets off an IPv6 address that has them."""
+    is_bracketed = text.startswith("[") and text.endswith("]") and ":" in text
+    return text[1:-1] if is_bracketed else text
+
+
 def descriptor(text: str, what: str) -> int:
     """Read the number of a descriptor that has been left open for us. UsageError.
 

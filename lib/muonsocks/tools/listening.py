@@ -21,7 +21,7 @@ from muonsocks.net.listen import (
     receive_at,
 )
 from muonsocks.net.registration import LARGEST_GROUP, register
-from muonsocks.tools.command_line import unix_path
+from muonsocks.tools.command_line import bare_address, unix_path
 from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
@@ -140,7 +140,7 @@ def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Rec
 
 
 def _address(text: str) -> bytes:
-    packed = parse_address(text.removeprefix("[").removesuffix("]"))
+    packed = parse_address(bare_address(text))
     if packed is None:
         raise UsageError(f"-i: {text!r} is not an address", "give IPv4 or IPv6 in full")
     return packed

@@ -170,7 +170,7 @@ def _check(given: Options) -> int:
         book = _rulebook(given)
     rules = book.read()
     if given.flag("--verbose"):
-        for line in rules.text().splitlines():
+        for line in rules.text().split("\n")[:-1]:
             _print(line)
     for warning in rules.warnings:
         _print(warning)
