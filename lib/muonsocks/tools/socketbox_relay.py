@@ -236,12 +236,14 @@ def _translation(given: Options) -> Translation | None:
         if given.flag("--last-64"):
             raise UsageError("-x is for -N", "give that too")
         return None
-    prefix = _address(given.text("--prefix") or "64:ff9b::", "-P")
-    return Translation(prefix, 8 if given.flag("--last-64") else 4)
+    prefix = given.text("--prefix") or "64:ff9b::"
+    if ":" not in prefix:  # it would be all of IPv4, ::ffff:0:0/96
+        raise UsageError(f"-P: {prefix[:60]!r} is not an IPv6 address", "give it in full")
+    return Translation(_address(prefix, "-P"), 8 if given.flag("--last-64") else 4)
 
 
 def _address(text: str, what: str) -> bytes:
     packed = parse_address(text)
     if packed is None:
-        raise UsageError(f"{what}: {text!r} is not an address", "give IPv4 or IPv6 in full")
+        raise UsageError(f"{what}: {text[:60]!r} is not an address", "give IPv4 or IPv6 in full")
     return packed
