@@ -15,7 +15,7 @@ from places import root_only
 
 from muonsocks.errors import UsageError
 from muonsocks.net import privileges
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import Identity, expect_rights, give_up
 
 LIB = Path(__file__).resolve().parents[2] / "lib"
 NOBODY = Identity(65534, 65534)
@@ -215,6 +215,37 @@ def test_parts_that_are_taken_on() -> None:
 
 
 @root_only()
+@pytest.mark.parametrize(
+    ("identity", "root", "is_root", "said"),
+    [
+        (Identity(1, 1), None, False, "UsageError: to become another user or group takes root's"),
+        (Identity(None, 1, None, implied=False), None, False, "UsageError: to become another user"),
+        (Identity(65534, None, (7,), implied=False), None, False, "UsageError: to become another"),
+        (NOBODY, "/usr", False, "UsageError: -r takes root's privileges; start it as root, or"),
+        (None, "/usr", True, "UsageError: -r alone does not hold root"),
+        (NOBODY, "/etc/passwd", True, "UsageError: -r: '/etc/passwd' is not a directory"),
+        (NOBODY, "/no/such", True, "OSError: No such file or directory"),
+        (NOBODY, None, False, "done"),
+        (Identity(65534, 65534, (4242,), implied=False), None, False, "done"),
+        (None, None, False, "done"),
+        (NOBODY, "/usr", True, "done"),
+    ],
+)
+def test_rights_that_are_looked_at_before(
+    identity: Identity | None, root: str | None, is_root: bool, said: str
+) -> None:
+    """What is found good then can be done."""
+
+    def prepare() -> None:
+        if not is_root:
+            become_nobody()
+        expect_rights(identity, root, "-r")
+
+    with Child(identity, root, prepare) as child:
+        assert child.said.startswith(said)
+
+
+@root_only()
 def test_a_group_alone_leaves_root_its_capabilities() -> None:
     """Root without any could not do what it is kept for."""
     with Child(Identity(None, 1234, (5,), implied=False)) as child:
@@ -338,7 +369,7 @@ def test_a_directory_that_is_open_is_a_way_out(tmp_path: Path) -> None:
         NOBODY, str(tmp_path), prepare=lambda: os.dup2(os.open("/", os.O_PATH), 77)
     ) as child:
         assert child.said.startswith("UsageError: descriptor ")
-        assert "is a directory, and would be a way out of -C" in child.said
+        assert "is a directory, and would be a way out;" in child.said
         assert child.link("root") == "/"
 
 
@@ -346,7 +377,7 @@ LEFT_OUT = {
     "setgroups": "the groups are still others",
     "setresgid": "the groups are still others",
     "setresuid": "the user is still another one",
-    "chdir": "the working directory is outside of -C",
+    "chdir": "the working directory is outside of it",
     "capset": "capabilities are left",
     "prctl": "a program that is executed could get privileges",
 }

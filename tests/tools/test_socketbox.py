@@ -736,11 +736,39 @@ def test_another_root_directory(tmp_path: Path) -> None:
         box.await_log("reloaded$")
         with box.connect(), there.take():
             pass
-    status, lines = ended("-S", "x", "-p", "0", "-x", str(root), program=(SOCKETBOX,))
-    assert status == 111
-    assert lines[-1].endswith(
-        "-C alone does not hold root, who can leave any directory; add -u USER"
-    )
+
+
+@root_only()
+@pytest.mark.parametrize(
+    ("options", "user", "reason"),
+    [
+        (
+            ("-x", "/"),
+            0,
+            "-x alone does not hold root, who can leave any directory; add a user that is not root",
+        ),
+        (
+            ("-x", "/etc/passwd", "-u", "nobody"),
+            0,
+            "-x: '/etc/passwd' is not a directory; name one",
+        ),
+        (
+            ("-x", "/", "-u", "nobody"),
+            65534,
+            "-x takes root's privileges; start it as root, or leave that out",
+        ),
+        (
+            ("-u", "4321"),
+            65534,
+            "to become another user or group takes root's privileges; "
+            "start it as root, or leave that out",
+        ),
+    ],
+)
+def test_rights_are_looked_at_first(options: tuple[str, ...], user: int, reason: str) -> None:
+    """Before anybody can come."""
+    wrong = ended("-S", "x", "-p", "0", *options, program=(SOCKETBOX,), user=user)
+    assert wrong == (100, [f"socketbox: {reason}"])
 
 
 def in_directory(path: Path) -> tuple[str, ...]:

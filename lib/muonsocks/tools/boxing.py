@@ -18,7 +18,7 @@ from muonsocks.errors import UsageError
 from muonsocks.net.front import Manner, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import Identity, expect_rights, give_up
 from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
@@ -217,6 +217,9 @@ def privileges(given: Options, for_program: bool = False) -> tuple[Identity | No
     root = given.text("--chroot")
     if root == "":
         raise UsageError("-x is empty", "name a directory, or leave it out")
+    if root is not None:
+        root = os.path.join(os.getcwd(), root)  # -d leaves it
+    expect_rights(asked, root, "-x")
     if for_program:
         give_up(asked, root, for_program=True)
     return asked, root

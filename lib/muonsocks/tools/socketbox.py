@@ -67,6 +67,7 @@ import site
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
+from muonsocks.net.privileges import expect_rights
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
@@ -266,6 +267,7 @@ def _serve(given: Options, inherited: frozenset[int], log: Log) -> int:
     if isinstance(rulebook, Document):
         daemon = rulebook.configuration.daemon
         manner.identity, manner.root = identity(daemon), daemon.chroot or None
+        expect_rights(manner.identity, manner.root, "daemon.chroot")
         sources = from_json(rulebook.configuration)
         box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
     else:
