@@ -60,7 +60,7 @@ class ToAddress:
         return Endpoint.at(address, port, self._scope)
 
 
-class ToPath:
+class ToUnixSocket:
     """To a unix socket; with a translation, to one for each address, PATH-xxxxxxxx."""
 
     __slots__ = ("_path", "_translation")

@@ -15,7 +15,7 @@ from _socket import (
 )
 
 from muonsocks.errors import UsageError
-from muonsocks.net.front import Manner, adopt, bind_front
+from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
 from muonsocks.net.privileges import Identity, expect_rights, give_up
@@ -101,7 +101,7 @@ def from_options(given: Options) -> Sources:
         sources.add(sock, None)
     if sources.sockets:
         return sources
-    manner = Manner(
+    options = BindOptions(
         given.flag("--transparent"),
         given.flag("--freebind"),
         not given.flag("--no-reuse-address"),
@@ -120,7 +120,7 @@ def from_options(given: Options) -> Sources:
     for address in packed:
         for number in numbers:
             both = is_alone or address != _ANY
-            sources.add(bind_front(address, number, manner, both_families=both), backlog)
+            sources.add(bind_front(address, number, options, both_families=both), backlog)
     return sources
 
 
@@ -167,8 +167,8 @@ def from_json(configuration: Configuration) -> Sources:
             continue
         if one.netns:
             enter_network(one.netns)
-        manner = Manner(one.transparent, one.freebind, one.reuseaddr, one.reuseport)
-        sources.add(bind_front(one.address, one.port, manner, one.scope), one.backlog)
+        options = BindOptions(one.transparent, one.freebind, one.reuseaddr, one.reuseport)
+        sources.add(bind_front(one.address, one.port, options, one.scope), one.backlog)
     if configuration.final_netns:
         enter_network(configuration.final_netns)
     for control in configuration.control_paths:

@@ -71,7 +71,7 @@ from muonsocks.net.stream import is_tcp, prepare_tcp
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
-from muonsocks.socketbox.destination import ToAddress, ToPath, Translation
+from muonsocks.socketbox.destination import ToAddress, ToUnixSocket, Translation
 from muonsocks.socketbox.proxy_header import version_1, version_2
 from muonsocks.socketbox.relay import Errand, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
@@ -214,7 +214,7 @@ def _errand(given: Options, log: Log) -> Errand:
     unix_path(path + suffix if path else path, "-u")
     if given.flag("-i"):
         log.warning("-i is for addresses; --proxy-protocol=1 says it to a unix socket, too")
-    return Errand(ToPath(path, translation), header)
+    return Errand(ToUnixSocket(path, translation), header)
 
 
 def _to_address(given: Options, translation: Translation | None) -> ToAddress:
