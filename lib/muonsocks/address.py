@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _MAPPED = bytes(10) + b"\xff\xff"
 
 

@@ -57,7 +57,7 @@ def explain(
         lines.append(f"listener {LISTENER.of(key)}, as its address and port have it")
 
     def note(hop: int, there: RuleList, found: Entry | None) -> None:
-        lines.append(f"hop {hop}: {there.name}, {_count(len(there.entries))}")
+        lines.append(f"hop {hop}: {there.name}, {counted(len(there.entries), 'entry')}")
         lines.extend(f"  {line}" for line in _in_set(there, key, found))
 
     decision = rules.look_up(connection, note)
@@ -76,8 +76,11 @@ def _say(decision: Decision, connection: Connection, substitutes: bool) -> str:
     return f"{text} ({decision.why})"
 
 
-def _count(number: int) -> str:
-    return f"{number:,} " + ("entry" if number == 1 else "entries")
+def counted(number: int, what: str) -> str:
+    """Write how many there are of something."""
+    if number != 1:
+        what = "entries" if what == "entry" else f"{what}s"
+    return f"{number:,} {what}"
 
 
 def _in_set(there: RuleList, key: int, found: Entry | None) -> list[str]:
@@ -118,7 +121,9 @@ def _passed_over(there: RuleList, key: int, found: Entry | None) -> list[str]:
     if len(before) > _MOST_SHOWN:
         near = sorted(range(len(before)), key=lambda place: _distance(before[place], key))
         shown = [before[place] for place in sorted(near[:_NEAREST])]
-        lines.append(f"{_count(len(before))} do not match, of which {_NEAREST} are nearest:")
+        lines.append(
+            f"{counted(len(before), 'entry')} do not match, of which {_NEAREST} are nearest:"
+        )
     for entry in shown:
         reasons = " and ".join(
             f"{field.words} is {field.format(field.of(key))}" for field in _missed(entry, key)

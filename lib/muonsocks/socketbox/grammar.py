@@ -12,7 +12,7 @@ may count on.
 from __future__ import annotations
 
 from muonsocks.errors import UsageError
-from muonsocks.socketbox.actions import FAIL, Action, Fail, Jump, ToDescriptor, ToPath, Verdict
+from muonsocks.socketbox.actions import FAIL, Action, Fail, Verdict
 from muonsocks.socketbox.conditions import (
     Condition,
     prefix_mask,
@@ -37,7 +37,7 @@ from muonsocks.socketbox.keywords import (
     LIMITS,
     SETS,
     keyword_of,
-    read_path,
+    read_action,
     usage,
 )
 from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
@@ -46,10 +46,8 @@ LARGEST_FILE = 8 << 20  # bytes; as many entries as there may be fit
 MOST_SETS = 1000  # of each kind
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors begin a file
 _MOST_ACTIONS = 16  # of a line
-_HIGHEST_INT = (1 << 31) - 1
 _FIELDS = {field.name: field for field in (LOCAL_ADDRESS, LOCAL_PORT, REMOTE_ADDRESS, REMOTE_PORT)}
 _FIELD_OF_KEY = {field.match: field for field in _FIELDS.values()}
-_SET_OF_JUMP = {"jump-rule": "rule-set", "jump-map": "map-set"}
 _FEWER = "let one entry stand for several, by a network, a range or -U"
 _FIRST_A_SET = f"write {usage(*SETS)} first"
 _LIMIT = dict(zip(SETS, LIMITS, strict=True))
@@ -271,7 +269,7 @@ class _Reader:
         if self._actions and not self._is_open:
             self._actions.clear()
             self._warn("of several actions in a line the last one counts; else lets all be tried")
-        self._actions.append(_read_action(keyword, value))
+        self._actions.append(read_action(keyword, value))
         self._is_open = False
         self._token_of_action = self._token
 
@@ -304,14 +302,3 @@ class _Reader:
             self._set.default = Verdict(tuple(self._actions), self._origin())
             self._actions = []
             self._is_joined = False
-
-
-def _read_action(keyword: str, value: str) -> Action:
-    if keyword == "jump-unix":
-        return ToPath(read_path(value))
-    if keyword == "jump-fd":
-        return ToDescriptor(read_number(value, 0, _HIGHEST_INT))
-    if keyword in _SET_OF_JUMP:
-        number = read_number(value, 0, _HIGHEST_INT)
-        return Jump(f"{_SET_OF_JUMP[keyword]}:{number}", f"{keyword}:{number}")
-    return FAIL

@@ -6,7 +6,7 @@ what is not known is an error.
 
 from __future__ import annotations
 
-from muonsocks.address import parse_address
+from muonsocks.address import LONGEST_UNIX_PATH, parse_address
 from muonsocks.socketbox.json_rules import read_rules
 from muonsocks.socketbox.json_value import Node, is_for_system
 
@@ -22,7 +22,6 @@ _BACKLOG = 4096
 _HIGHEST_INT = (1 << 31) - 1
 _HIGHEST_ID = (1 << 32) - 2
 _LONGEST_CONTROL_PATH = 90  # characters
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _MOST_GROUPS = 65536  # NGROUPS_MAX, setgroups(2)
 
 
@@ -93,7 +92,7 @@ class ControlPath:
         if self.path.startswith("@"):
             self.path = f"./{self.path}"  # to us alone it would be an abstract name
         length = len(self.path.encode("utf-8", "surrogateescape"))
-        if len(socket.text()) > _LONGEST_CONTROL_PATH or length > _LONGEST_UNIX_PATH:
+        if len(socket.text()) > _LONGEST_CONTROL_PATH or length > LONGEST_UNIX_PATH:
             limit = f"at most {_LONGEST_CONTROL_PATH} fit"
             raise socket.error(f"the path has {len(self.path)} characters", limit)
         self.mode = _mode(members["mode"]) if "mode" in members else 0o700

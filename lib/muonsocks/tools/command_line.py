@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 
 from muonsocks import __version__
+from muonsocks.address import LONGEST_UNIX_PATH
 from muonsocks.errors import UsageError
 from muonsocks.log import DEBUG, WARNING, Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 
 
 class Options:
@@ -147,7 +146,7 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 def unix_path(path: str, what: str) -> str:
     """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
-    if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+    if not 0 < len(os.fsencode(path)) <= LONGEST_UNIX_PATH:
         raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
     return path
 

@@ -72,7 +72,7 @@ from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socketbox.actions import ToDescriptor, ToPath
-from muonsocks.socketbox.explain import explain, read_connection
+from muonsocks.socketbox.explain import counted, explain, read_connection
 from muonsocks.socketbox.rulebook import Document, File, OneAction
 from muonsocks.socketbox.server import Box, Manner
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
@@ -178,14 +178,8 @@ def _check(given: Options) -> int:
     if not given.flag("--quiet"):
         entries = sum(len(one.entries) for one in rules.sets.values())
         counts = ((len(rules.sets), "set"), (entries, "entry"), (len(rules.warnings), "warning"))
-        _print(f"good: {', '.join(_count(*one) for one in counts)}")
+        _print(f"good: {', '.join(counted(*one) for one in counts)}")
     return DONE
-
-
-def _count(number: int, what: str) -> str:
-    if number != 1:
-        what = "entries" if what == "entry" else f"{what}s"
-    return f"{number:,} {what}"
 
 
 def _explain(given: Options) -> int:
