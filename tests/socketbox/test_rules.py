@@ -1,5 +1,7 @@
 """Where connections go: hops, alternatives, addresses, warnings; and how long that takes."""
 
+import _pickle
+
 import pytest
 
 from muonsocks.address import parse_address
@@ -175,6 +177,16 @@ def test_a_look_up_can_be_watched() -> None:
     assert seen == [(1, "rule-set:0", "jump-map:0"), (2, "map-set:0", "")]
     decision.otherwise(note)
     assert seen[2:] == [(3, "rule-set:0", "jump-map:0"), (4, "map-set:0", "")]
+
+
+def test_a_copy_is_small() -> None:
+    """Each worker gets one when the rules are read again, and nobody is served meanwhile."""
+    lines = [f"ip:10.0.{n >> 8}.{n & 255} jump-unix:/r/{n}" for n in range(1000)]
+    rules = rules_of("\n".join(("map-set:0 match-lip:128", *lines)))
+    copy = _pickle.dumps(rules)
+    assert len(copy) < 150 * len(lines)
+    again = _pickle.loads(copy)
+    assert again.text() == rules.text()
 
 
 # What is odd

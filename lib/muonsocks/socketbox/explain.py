@@ -138,5 +138,5 @@ def _missed(entry: Entry, key: int) -> list[Field]:
 
 def _distance(entry: Entry, key: int) -> tuple[int, int]:
     """How many conditions do not hold, and by how many bits."""
-    missed = _missed(entry, key)
-    return len(missed), sum(entry.conditions[field].distance(field.of(key)) for field in missed)
+    far = [wanted.distance(field.of(key)) for field, wanted in entry.conditions.items()]
+    return len(far) - far.count(0), sum(far)
