@@ -61,6 +61,8 @@ def test_a_document(tmp_path: Path) -> None:
     path.write_text(json.dumps({k: v for k, v in DOCUMENT.items() if k != "rules"}))
     with pytest.raises(UsageError, match="'rules' is missing"):
         book.read()
+    path.write_text(json.dumps(DOCUMENT).ljust(LARGEST_FILE))
+    assert book.read().warnings == []
     path.write_text(" " * (LARGEST_FILE + 1))
     with pytest.raises(UsageError, match=r"is larger than .*; let one"):
         book.read()

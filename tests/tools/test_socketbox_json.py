@@ -367,7 +367,7 @@ def test_explain(document: Document) -> None:
 
 WRONG = {
     "{": r"FILE:1:2: no JSON: Expecting property name enclosed in double quotes",
-    "[]": "FILE: an object is expected; begin with {",
+    "[]": "FILE: an object is expected, and this is a list",
     "\udcff": "FILE is not UTF-8 text; write it so",
     "[" * 100000: "FILE: there is too much inside of each other",
     '{"socketbox-version": ' + "1" * 5000 + "}": "FILE: a number has more digits than can be read; "

@@ -112,6 +112,4 @@ def _parsed(path: str) -> tuple[dict[str, Any], list[str]]:
         raise UsageError(problem, "no number here has more than ten") from None
     except RecursionError:
         raise UsageError(f"{path}: there is too much inside of each other") from None
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: an object is expected", "begin with {")
     return document, warnings
