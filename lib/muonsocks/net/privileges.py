@@ -90,10 +90,10 @@ class Identity:
                 uid, gid = entry.pw_uid, entry.pw_gid
             except (KeyError, ValueError):
                 uid = _number(user, -1)
-            if uid in (0, -1):
-                raise UsageError(
-                    f"there is no user {user!r} to become", "name one that is not root"
-                )
+            if uid < 0:
+                raise UsageError(f"there is no user {user!r}", "name one, or a number")
+            if uid == 0:
+                raise UsageError(f"the user {user!r} is root", "name one with less power")
             if os.getresuid() == (uid,) * 3:
                 gid = None  # what comes with the user has come
         if group is not None:

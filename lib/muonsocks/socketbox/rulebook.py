@@ -84,7 +84,7 @@ def _content(path: str) -> bytes:
         return file.read(LARGEST_FILE + 1)
 
 
-def _parsed(path: str) -> tuple[dict[str, Any], list[str]]:
+def _parsed(path: str) -> tuple[Any, list[str]]:
     """Give a document, and what is odd about it."""
     warnings: list[str] = []
 

@@ -44,13 +44,15 @@ def notify_fd(given: Options) -> int | None:
     fd = given.number("--notify-fd", 1 << 20)
     if fd == 2:
         # It is closed in the end, and then a client's socket could become where the log goes.
-        raise UsageError("-d: descriptor 2 is for the log", "give another one, say 3")
+        raise UsageError("--notify-fd: descriptor 2 is for the log", "give another one, say 3")
     try:
         if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise UsageError(f"-d: descriptor {fd} is only for reading", "give the other end")
+            raise UsageError(
+                f"--notify-fd: descriptor {fd} is only for reading", "give the other end"
+            )
         os.set_inheritable(fd, False)
     except OSError as error:
-        raise UsageError(f"-d: descriptor {fd}: {error.strerror}", "see --help") from None
+        raise UsageError(f"--notify-fd: descriptor {fd}: {error.strerror}", "see --help") from None
     return fd
 
 
