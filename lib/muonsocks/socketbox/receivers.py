@@ -100,7 +100,7 @@ class Receiver:
         except TimeoutError:
             if not deadline.passed:
                 raise
-            raise Refused(f"it was full, or not there, for {patience:.3g} s") from None
+            raise Refused(f"it was full, or not there, for {round(patience, 2):g} s") from None
         finally:
             limits.waiting -= 1
             if not (one.is_taken or one.reason):
