@@ -13,6 +13,7 @@ from muonsocks.address import (
     format_address,
     is_name,
     is_own_side,
+    mapped,
     parse_address,
     parse_networks,
     unmapped,
@@ -37,6 +38,12 @@ def meant(address: Address) -> Address:
 
 
 # Text
+
+
+def test_mapped() -> None:
+    assert mapped(b"\1\2\3\4") == bytes(10) + b"\xff\xff\1\2\3\4"
+    assert unmapped(mapped(b"\1\2\3\4")) == b"\1\2\3\4"
+    assert mapped(bytes(16)) == bytes(16)
 
 
 @some

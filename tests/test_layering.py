@@ -70,6 +70,7 @@ PURE_STDLIB = {
     "_struct",
     "base64",
     "binascii",
+    "bisect",
     "errno",
     "hashlib",
     "hmac",

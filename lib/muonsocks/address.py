@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -39,6 +40,11 @@ def format_address(packed: bytes) -> str:
 def unmapped(packed: bytes) -> bytes:
     """Give the IPv4 address inside an IPv4-mapped one, and any other address as it is."""
     return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
+
+
+def mapped(packed: bytes) -> bytes:
+    """Give the IPv4-mapped form of an IPv4 address, and any other address as it is."""
+    return _MAPPED + packed if len(packed) == 4 else packed
 
 
 class Endpoint:

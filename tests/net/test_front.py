@@ -10,7 +10,7 @@ from ends import nothing_left_behind
 from places import in_own_network, root_only, sh
 
 from muonsocks.errors import UsageError
-from muonsocks.net.front import Manner, adopt, bind_front, clear_transparent
+from muonsocks.net.front import BindOptions, adopt, bind_front, clear_transparent
 
 LOOPBACK, LOOPBACK_6 = socket.inet_aton("127.0.0.1"), bytes(15) + b"\1"
 IPV6_TRANSPARENT, IPV6_FREEBIND, IP_TRANSPARENT, IP_FREEBIND = 75, 78, 19, 15
@@ -18,7 +18,7 @@ IPV6_TRANSPARENT, IPV6_FREEBIND, IP_TRANSPARENT, IP_FREEBIND = 75, 78, 19, 15
 
 @pytest.mark.parametrize("address", [LOOPBACK, LOOPBACK_6])
 def test_it_is_bound_and_does_not_listen(address: bytes) -> None:
-    with closing(bind_front(address, 0, Manner())) as sock:
+    with closing(bind_front(address, 0, BindOptions())) as sock:
         assert sock.getsockname()[0] == ("127.0.0.1" if len(address) == 4 else "::1")
         assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
@@ -29,44 +29,44 @@ def test_it_is_bound_and_does_not_listen(address: bytes) -> None:
 
 
 def test_reuse() -> None:
-    manner = Manner(reuse_address=False, reuse_port=True)
-    with closing(bind_front(LOOPBACK, 0, manner)) as sock:
+    options = BindOptions(reuse_address=False, reuse_port=True)
+    with closing(bind_front(LOOPBACK, 0, options)) as sock:
         assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
-        with closing(bind_front(LOOPBACK, sock.getsockname()[1], manner)):
+        with closing(bind_front(LOOPBACK, sock.getsockname()[1], options)):
             pass
 
 
 def test_both_families_or_one() -> None:
     for both in (True, False):
-        with closing(bind_front(bytes(16), 0, Manner(), both_families=both)) as sock:
+        with closing(bind_front(bytes(16), 0, BindOptions(), both_families=both)) as sock:
             assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) is int(not both)
     mapped = socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1")
-    with closing(bind_front(mapped, 0, Manner())) as sock:
+    with closing(bind_front(mapped, 0, BindOptions())) as sock:
         assert sock.getsockname()[0] == "::ffff:127.0.0.1"
 
 
 def test_an_address_that_is_taken_or_not_ours() -> None:
-    with nothing_left_behind(), closing(bind_front(LOOPBACK, 0, Manner())) as sock:
+    with nothing_left_behind(), closing(bind_front(LOOPBACK, 0, BindOptions())) as sock:
         sock.listen()
         port = sock.getsockname()[1]
         with pytest.raises(OSError) as caught:
-            bind_front(LOOPBACK, port, Manner())
+            bind_front(LOOPBACK, port, BindOptions())
         assert caught.value.errno == errno.EADDRINUSE
         problem = f"cannot listen on 127.0.0.1:{port}: Address already in use"
         assert caught.value.strerror == problem
         other = socket.inet_pton(socket.AF_INET6, "2001:db8::9")
         with pytest.raises(OSError) as caught:
-            bind_front(other, 80, Manner())
+            bind_front(other, 80, BindOptions())
         problem = "cannot listen on [2001:db8::9]:80: Cannot assign requested address"
         assert caught.value.strerror == problem
 
 
 def test_freebind() -> None:
-    with closing(bind_front(socket.inet_aton("192.0.2.1"), 0, Manner(freebind=True))) as sock:
+    with closing(bind_front(socket.inet_aton("192.0.2.1"), 0, BindOptions(freebind=True))) as sock:
         assert sock.getsockopt(socket.IPPROTO_IP, IP_FREEBIND)
     other = socket.inet_pton(socket.AF_INET6, "2001:db8::9")
-    with closing(bind_front(other, 0, Manner(freebind=True))) as sock:
+    with closing(bind_front(other, 0, BindOptions(freebind=True))) as sock:
         assert sock.getsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND)
 
 
@@ -77,7 +77,7 @@ def test_transparent() -> None:
         (LOOPBACK, socket.IPPROTO_IP, IP_TRANSPARENT),
         (LOOPBACK_6, socket.IPPROTO_IPV6, IPV6_TRANSPARENT),
     ):
-        with closing(bind_front(address, 0, Manner(transparent=True))) as sock:
+        with closing(bind_front(address, 0, BindOptions(transparent=True))) as sock:
             assert sock.getsockopt(level, option)
             clear_transparent(sock)
             assert not sock.getsockopt(level, option)
@@ -91,10 +91,10 @@ def test_link_local() -> None:
         sh("ip addr add fe80::7/64 dev lo nodad")
         address = socket.inet_pton(socket.AF_INET6, "fe80::7")
         for scope in ("lo", "1"):
-            with closing(bind_front(address, 0, Manner(), scope)) as sock:
+            with closing(bind_front(address, 0, BindOptions(), scope)) as sock:
                 assert sock.getsockname()[3] == 1
         with pytest.raises(OSError, match=r"\[fe80::7%none\]:80: there is no interface none"):
-            bind_front(address, 80, Manner(), "none")
+            bind_front(address, 80, BindOptions(), "none")
 
     in_own_network(check)
 

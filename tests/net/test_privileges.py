@@ -15,7 +15,7 @@ from places import in_child, root_only
 
 from muonsocks.errors import UsageError
 from muonsocks.net import privileges
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import Identity, expect_rights, give_up
 
 LIB = Path(__file__).resolve().parents[2] / "lib"
 NOBODY = Identity(65534, 65534)
@@ -180,7 +180,7 @@ def test_parts_of_an_identity() -> None:
 
 @pytest.mark.parametrize("text", ["root", "0", "00", "", "no-such", "-1", "4294967295", "\u0661"])
 def test_parts_that_are_not_to_be_had(text: str) -> None:
-    with pytest.raises(UsageError, match="to become"):
+    with pytest.raises(UsageError, match=r"there is no user|is root;"):
         Identity.of_parts(text, None, None, False)
     if text not in ("root", "0", "00"):
         with pytest.raises(UsageError, match="there is no group"):
@@ -224,6 +224,37 @@ def test_parts_that_are_taken_on() -> None:
             assert child.status["Gid"].split() == [gid] * 4
             assert child.status["Groups"] == groups
             child.is_powerless()
+
+
+@root_only()
+@pytest.mark.parametrize(
+    ("identity", "root", "is_root", "said"),
+    [
+        (Identity(1, 1), None, False, "UsageError: to become another user or group takes root's"),
+        (Identity(None, 1, None, implied=False), None, False, "UsageError: to become another user"),
+        (Identity(65534, None, (7,), implied=False), None, False, "UsageError: to become another"),
+        (NOBODY, "/usr", False, "UsageError: -r takes root's privileges; start it as root, or"),
+        (None, "/usr", True, "UsageError: -r alone does not hold root"),
+        (NOBODY, "/etc/passwd", True, "UsageError: -r: '/etc/passwd' is not a directory"),
+        (NOBODY, "/no/such", True, "OSError: No such file or directory"),
+        (NOBODY, None, False, "done"),
+        (Identity(65534, 65534, (4242,), implied=False), None, False, "done"),
+        (None, None, False, "done"),
+        (NOBODY, "/usr", True, "done"),
+    ],
+)
+def test_rights_that_are_looked_at_before(
+    identity: Identity | None, root: str | None, is_root: bool, said: str
+) -> None:
+    """What is found good then can be done."""
+
+    def prepare() -> None:
+        if not is_root:
+            become_nobody()
+        expect_rights(identity, root, "-r")
+
+    with Child(identity, root, prepare) as child:
+        assert child.said.startswith(said)
 
 
 @root_only()
@@ -350,7 +381,7 @@ def test_a_directory_that_is_open_is_a_way_out(tmp_path: Path) -> None:
         NOBODY, str(tmp_path), prepare=lambda: os.dup2(os.open("/", os.O_PATH), 77)
     ) as child:
         assert child.said.startswith("UsageError: descriptor ")
-        assert "is a directory, and would be a way out of -C" in child.said
+        assert "is a directory, and would be a way out;" in child.said
         assert child.link("root") == "/"
 
 
@@ -358,7 +389,7 @@ LEFT_OUT = {
     "setgroups": "the groups are still others",
     "setresgid": "the groups are still others",
     "setresuid": "the user is still another one",
-    "chdir": "the working directory is outside of -C",
+    "chdir": "the working directory is outside of it",
     "capset": "capabilities are left",
     "prctl": "a program that is executed could get privileges",
 }

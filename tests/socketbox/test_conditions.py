@@ -3,7 +3,14 @@
 import pytest
 
 from muonsocks.address import parse_address
-from muonsocks.socketbox.conditions import Masked, Spans, prefix_length, prefix_mask, read_addresses
+from muonsocks.socketbox.conditions import (
+    Masked,
+    Spans,
+    prefix_length,
+    prefix_mask,
+    read_addresses,
+    read_ports,
+)
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, number_of
 
 
@@ -48,6 +55,15 @@ def test_what_is_nearer() -> None:
     assert (near, far) == (97, 114)
     ports = Spans(((80, 89), (443, 443)))
     assert [ports.distance(port) for port in (80, 90, 79, 442, 93, 65535)] == [0, 1, 1, 1, 3, 16]
+
+
+def test_ports_of_a_rule() -> None:
+    ports = read_ports("443,80-89,85-95,0,20,65535,86,443")
+    held = [port for port in range(65536) if ports.holds(port)]
+    assert held == [0, 20, *range(80, 96), 443, 65535]
+    ports = read_ports(",".join(map(str, [1] * 200000 + [5])))
+    assert isinstance(ports, Spans)
+    assert ports.spans == [(1, 1), (5, 5)]
 
 
 def test_masks() -> None:

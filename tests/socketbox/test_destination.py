@@ -4,7 +4,7 @@ import pytest
 
 from muonsocks.address import Endpoint, parse_address
 from muonsocks.errors import RefusedByRule
-from muonsocks.socketbox.destination import ToAddress, ToPath, Translation
+from muonsocks.socketbox.destination import ToAddress, ToUnixSocket, Translation
 
 
 def packed(text: str) -> bytes:
@@ -21,7 +21,7 @@ def test_always_to_one_place() -> None:
     for local in (Endpoint("::1", 7), Endpoint("192.0.2.1", 7), None):
         assert str(ToAddress(packed("::1"), 80).of(local)) == "[::1]:80"
         assert str(ToAddress(packed("192.0.2.7"), 80).of(local)) == "192.0.2.7:80"
-        assert ToPath("/run/x").of(local) == "/run/x"
+        assert ToUnixSocket("/run/x").of(local) == "/run/x"
 
 
 def test_the_scope() -> None:
@@ -59,14 +59,14 @@ def test_nat64(pattern: str, translation: Translation, local: str, goes_to: str)
     ],
 )
 def test_what_does_not_have_the_prefix(translation: Translation, local: str, why: str) -> None:
-    for destination in (ToAddress(bytes(16), 0, 0, translation), ToPath("/x", translation)):
+    for destination in (ToAddress(bytes(16), 0, 0, translation), ToUnixSocket("/x", translation)):
         with pytest.raises(RefusedByRule) as caught:
             destination.of(Endpoint(local, 7))
         assert str(caught.value) == why
 
 
 def test_who_has_come_to_no_address() -> None:
-    for destination in (ToAddress(bytes(16), 80, 0, NAT64), ToPath("/x", NAT64)):
+    for destination in (ToAddress(bytes(16), 80, 0, NAT64), ToUnixSocket("/x", NAT64)):
         with pytest.raises(RefusedByRule, match="it has come to no address"):
             destination.of(None)
 
@@ -78,5 +78,5 @@ def test_the_end_of_a_prefix_does_not_matter(prefix_end: str) -> None:
 
 
 def test_paths() -> None:
-    assert ToPath("/run/x", NAT64).of(Endpoint("64:ff9b::1.2.3.255", 7)) == "/run/x-010203ff"
-    assert ToPath("@x", WIDE).of(Endpoint("2001:db8:1:2:3:4:5:6", 7)) == "@x-00050006"
+    assert ToUnixSocket("/run/x", NAT64).of(Endpoint("64:ff9b::1.2.3.255", 7)) == "/run/x-010203ff"
+    assert ToUnixSocket("@x", WIDE).of(Endpoint("2001:db8:1:2:3:4:5:6", 7)) == "@x-00050006"

@@ -222,7 +222,8 @@ HINT = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
     ("text", "reason"),
     [
         *((text, f"{text!r} is not an address and a port; {HINT}") for text in NO_ENDS),
-        ("192.0.2.1:", "'' is not a number; write 0 to 65535"),
+        ("192.0.2.1:", f"'192.0.2.1:' has no port; {HINT}"),
+        ("192.0.2.1:+80", f"'192.0.2.1:+80' has no port; {HINT}"),
         ("[::1]:65536", "65536 is out of range; write 0 to 65535"),
     ],
 )

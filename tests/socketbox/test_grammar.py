@@ -61,7 +61,7 @@ VALID: tuple[tuple[str, str], ...] = (
     ("R; ip:2001:db8::1/32", "R; ip:2001:db8::/32 fail"),
     ("R; ip:2001:db8::1/ffff:ffff::", "R; ip:2001:db8::/32 fail"),
     ("R; ip:2001:db8::1/ffff::ffff", "R; ip:2001::1/ffff::ffff fail"),
-    ("R; ip:::1/0", "R; ip:::/0 fail"),
+    ("R; ip:::1/0", "R; fail"),
     ("R; ip:::1/128 rip:::1/0128", "R; ip:::1 rip:::1 fail"),
     ("R; ip:::ffff:192.0.2.1", "R; ip:192.0.2.1 fail"),
     ("R; ip:::ffff:c000:201/120", "R; ip:192.0.2.0/24 fail"),
@@ -92,7 +92,8 @@ VALID: tuple[tuple[str, str], ...] = (
     ("R; rip:::1-::ffff", "R; rip:::1-::ffff fail"),
     ("R; ip:192.0.2.1-192.0.2.1", "R; ip:192.0.2.1 fail"),
     ("R; port:80-89,443 rport:0-65535", "R; port:80-89,443 rport:0-65535 fail"),
-    ("R; port:80-80 rport:1,1-1", "R; port:80 rport:1,1 fail"),
+    ("R; port:80-80 rport:1,1-1", "R; port:80 rport:1 fail"),
+    ("R; port:9,2-5,4-7,1,5,7-8,20-21", "R; port:1,2-8,9,20-21 fail"),
     ("map-set:0 match-lip:128; ip:192.0.2.1 fail", "M; match-lip:128; ip:192.0.2.1 fail"),
     # sizes and numbers of sets that are not said, or later, or larger
     ("R; fail; size:1", "rule-set:0 size:1; fail"),
@@ -108,6 +109,7 @@ VALID: tuple[tuple[str, str], ...] = (
         "R; port:1 jump-unix:/a else jump-fd:3 else jump-rule:0 else fail",
     ),
     ("R; jump-fd:1 jump-fd:2 else jump-fd:3", "R; jump-fd:2 else jump-fd:3"),
+    ("R; jump-fd:3" + " else jump-fd:3" * 15, "R; jump-fd:3" + " else jump-fd:3" * 15),
     (
         "rule-set:0 default jump-fd:3 else fail; jump-fd:4 else jump-fd:5",
         "R; default jump-fd:4 else jump-fd:5",
@@ -277,8 +279,10 @@ INVALID: tuple[tuple[str, str, str], ...] = (
     (
         "R; ip:1.2.3.4-::5",
         "ip:1.2.3.4-::5",
-        "'1.2.3.4-::5' has two kinds of address; write both IPv4 or both IPv6",
+        "of '1.2.3.4-::5' one end is an IPv4 address and one is not; "
+        "write both so; ::ffff:A.B.C.D is IPv4",
     ),
+    ("R; jump-unix:a\rb", "jump-unix:a\\rb", "'a\\rb' is no path of a socket"),
     ("R; ip:1.2.3.4-", "ip:1.2.3.4-", "'' is not an address"),
     (
         "M; rip:1.2.3.0/24",
@@ -329,6 +333,11 @@ INVALID: tuple[tuple[str, str, str], ...] = (
     ("R; jump-fd:-1", "jump-fd:-1", "-1 is out of range; write 0 to 2147483647"),
     ("R; jump-rule:x", "jump-rule:x", "'x' is not a number"),
     ("R; jump-map:2147483648", "jump-map:2147483648", "2147483648 is out of range"),
+    (
+        f"R; port:{'0' * 5000}2-1",
+        f"port:{'0' * 55}",
+        f"'{'0' * 60}' is not a range of ports; write the lower one first",
+    ),
     # else
     ("else", "else", f"there is no action before else; write {ACTIONS} first"),
     ("R; port:1 else fail", "else", f"there is no action before else; write {ACTIONS} first"),
@@ -336,6 +345,11 @@ INVALID: tuple[tuple[str, str, str], ...] = (
     ("D; jump-fd:3; else fail", "else", "there is no action before else"),
     ("R; fail else jump-fd:3", "else", "fail closes the connection; leave out what comes after it"),
     ("R; jump-fd:3 else", "else", f"there is no action after else; write {ACTIONS}"),
+    (
+        "R; jump-fd:3" + " else jump-fd:3" * 16,
+        "else",
+        "this line has 16 actions; leave out the others",
+    ),
     ("R; jump-fd:3 else # fail", "else", "there is no action after else"),
     ("D; jump-fd:3 else", "else", "there is no action after else"),
     ("R; jump-fd:3 else port:1", "port:1", f"this does not go after else; write {ACTIONS}"),
@@ -373,6 +387,8 @@ LAST_COUNTS = "of several actions in a line the last one counts; else lets all b
         ("D; fail; fail:", "fail:", "this replaces the default of box:3"),
         ("D; fail rule-set:0 default fail", "fail", "this replaces the default of box:3"),
         ("R; jump-fd:3 else jump-fd:4; jump-fd:3; default; jump-fd:3", "", ""),
+        ("D; fail; jump-fd:3 rule-set:1", "jump-fd:3", "this replaces the default of box:3"),
+        ("D; fail; jump-fd:3 # fail", "jump-fd:3", "this replaces the default of box:3"),
     ],
 )
 def test_warnings(text: str, token: str, warning: str) -> None:
@@ -389,10 +405,18 @@ def test_longest_paths() -> None:
         assert action.path == path
 
 
+def test_a_mark_in_front() -> None:
+    assert parse_configuration(b"\xef\xbb\xbfrule-set:0\n", "box").text() == "rule-set:0\n"
+
+
 def test_too_large_a_file() -> None:
     assert parse_configuration(b"#" * LARGEST_FILE, "box").text() == ""
-    with pytest.raises(UsageError, match=f"^box is larger than {LARGEST_FILE} bytes$"):
+    with pytest.raises(
+        UsageError, match=f"^box is larger than {LARGEST_FILE} bytes; let one entry"
+    ):
         parse_configuration(b"#" * (LARGEST_FILE + 1), "box")
+    line = "ip:2001:db8:1234:5678::9abc:def0 port:443 jump-unix:/run/service/99999.sock\n"
+    assert MOST_ENTRIES * len(line) < LARGEST_FILE  # as many as there may be
 
 
 def test_too_many_entries() -> None:

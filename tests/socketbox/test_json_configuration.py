@@ -115,6 +115,8 @@ KNOWN = "known are socketbox-version, incoming, rules, final_netns, paths, daemo
         (incoming(x=1), "incoming[0].x: there is no such key; known are address, port"),
         (incoming(address="localhost"), "incoming[0].address: 'localhost' is not an address;"),
         (incoming(address="fe80::1%"), "incoming[0].address: 'fe80::1%' is not an address"),
+        (incoming(address="fe80::1%\ud800"), "incoming[0].address: 'fe80::1%\\ud800' is not an"),
+        (incoming(address="fe80::1%a\0"), "incoming[0].address: 'fe80::1%a\\x00' is not an"),
         (incoming(address="1.2.3.4%lo"), "incoming[0].address: '1.2.3.4%lo' is not an address"),
         (incoming(port=65536), "incoming[0].port: the number is out of range; write 0 to 65535"),
         (incoming(transparent="yes"), "incoming[0].transparent: true or false is expected"),
@@ -144,9 +146,12 @@ KNOWN = "known are socketbox-version, incoming, rules, final_netns, paths, daemo
         ({"daemon": []}, "daemon: an object is expected, and this is a list"),
         ({"daemon": {"user": 1}}, "daemon.user: there is no such key; known are chroot, groups"),
         ({"daemon": {"groups": 1}}, "daemon.groups: a list is expected, and this is a number"),
+        ({"daemon": {"groups": [1] * 65537}}, "daemon.groups: there are 65537 groups; write 65536"),
         ({"daemon": {"groups": [0, -1]}}, "daemon.groups[1]: the number is out of range"),
         ({"daemon": {"uid": "me"}}, "daemon.uid: a number is expected, and this is a string"),
         ({"daemon": {"gid": 1 << 32}}, "daemon.gid: the number is out of range"),
+        ({"daemon": {"uid": 0}}, "daemon.uid: this is root; name a user with less power"),
+        ({"daemon": {"chroot": "/x"}}, "daemon.chroot: this does not hold root, who can leave any"),
         ({"daemon": {"chroot": ""}}, "daemon.chroot: '' is no path of a file"),
         ({"rules": []}, "rules: an object is expected, and this is a list"),
     ],
@@ -171,9 +176,33 @@ def test_no_object() -> None:
 
 
 def test_limits_that_are_kept() -> None:
+    assert len(changed(daemon={"groups": [1] * 65536}).daemon.groups) == 65536
+    assert changed(final_netns="/\udcff").final_netns == "/\udcff"
     made = changed(**path(socket="a" * 90, mode="0o1750", uid=-1, gid=(1 << 32) - 2))
     assert slots_of(made.control_paths[0]) == ((1 << 32) - 2, 0o1750, "a" * 90, -1)
     assert changed(**incoming(address="192.0.2.1", port=65535)).listeners[0].port == 65535
+
+
+def test_where_a_connection_comes_in() -> None:
+    made = changed(
+        incoming=[
+            {"fd": 3},
+            {"address": "::", "port": 80},
+            {"address": "0.0.0.0", "port": 81},
+            {"address": "192.0.2.1", "port": 80},
+            {"address": "::2", "port": 80, "transparent": True},
+        ]
+    )
+    four, one = bytes((192, 0, 2, 1)), bytes(15) + b"\1"
+    expected = {(four, 80): 3, (one, 80): 1, (four, 81): 2, (one, 81): 4, (bytes(16), 0): 4}
+    assert {end: made.listener_at(*end) for end in expected} == expected
+    assert changed(incoming=[{"address": "::", "port": 1}, {"fd": 3}]).listener_at(one, 80) == 1
+    assert changed(**incoming()).listener_at(one, 81) == 0
+
+
+def test_a_control_path_is_a_file() -> None:
+    made = changed(**path(socket="@" + "a" * 89))
+    assert made.control_paths[0].path == "./@" + "a" * 89
 
 
 def test_a_slot_that_nobody_can_have() -> None:
@@ -181,6 +210,8 @@ def test_a_slot_that_nobody_can_have() -> None:
     assert made.rules.warnings == [
         "box: outgoing[1].path_nr: there is no paths[1]: nobody can register for it"
     ]
+    many = changed(outgoing=[{"uid": 0, "path_nr": 0}] * 500).rules.warnings
+    assert (len(many), many[-1]) == (101, "and 400 more warnings like these")
 
 
 def test_what_the_rules_may_name() -> None:

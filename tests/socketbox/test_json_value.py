@@ -36,6 +36,7 @@ def test_ways() -> None:
         ((), "text", "a string is expected, and this is no JSON"),
         ("", "path_of_file", "'' is no path of a file"),
         ("a\0", "path_of_file", "'a\\x00' is no path of a file"),
+        ("a\ud800", "path_of_file", "'a\\ud800' is no path of a file"),
     ],
 )
 def test_another_kind(value: Any, asked: str, reason: str) -> None:
@@ -76,6 +77,10 @@ def test_names_that_are_not_known_or_missing() -> None:
     with pytest.raises(UsageError) as caught:
         node({"x": 1, "q": 2}).known(("x",), ("y",))
     assert str(caught.value) == "box: a[0]['b c'].q: there is no such key; known are x, y"
+    with pytest.raises(UsageError) as caught:
+        node({"q" * 5000: 2}).known(("x",))
+    way = "box: a[0]['b c']." + "q" * 188
+    assert str(caught.value) == f"{way}...: there is no such key; known are x"
     with pytest.raises(UsageError) as caught:
         node({"y": 1}).known(("x",), ("y",))
     assert str(caught.value) == WAY + "'x' is missing"

@@ -75,5 +75,5 @@ def test_every_key_is_there() -> None:
 
 
 def test_limits_are_as_said() -> None:
-    assert LARGEST_FILE == 4 << 20
-    assert f"at most 4 MiB, and all sets together at most {MOST_ENTRIES:,} entries" in PAGE
+    assert LARGEST_FILE == 8 << 20
+    assert f"at most 8 MiB, and all sets together at most {MOST_ENTRIES:,} entries" in PAGE

@@ -13,7 +13,7 @@ from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import peer_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Task, Waitable
-from muonsocks.socketbox.destination import ToAddress, ToPath
+from muonsocks.socketbox.destination import ToAddress, ToUnixSocket
 from muonsocks.socketbox.proxy_header import version_1
 from muonsocks.socketbox.relay import Errand, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
@@ -106,7 +106,7 @@ def socketpair_end() -> socket.socket:
 def test_a_path_that_is_not_there(tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "no where")
     with nothing_left_behind():
-        [line] = relay(Errand(ToPath(path), None), socketpair_end())
+        [line] = relay(Errand(ToUnixSocket(path), None), socketpair_end())
     escaped = path.replace(" ", "\\x20")
     assert f"target=unix:{escaped} " in line and " end=dial-failed " in line
 

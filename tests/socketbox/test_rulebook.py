@@ -30,7 +30,7 @@ def test_a_file(tmp_path: Path) -> None:
         path.write_text(f"rule-set:0\njump-unix:{name}\n")
         assert book.read().look_up(ANYTHING).action.text == f"jump-unix:{name}"
     path.write_bytes(b"#" * (LARGEST_FILE + 1))
-    with pytest.raises(UsageError, match="is larger than"):
+    with pytest.raises(UsageError, match=r"is larger than .*; let one"):
         book.read()
 
 
@@ -53,9 +53,16 @@ def test_a_document(tmp_path: Path) -> None:
         [name] = change
         with pytest.raises(UsageError, match=f"{name} has changed"):
             book.read()
+    text = json.dumps(DOCUMENT)
+    path.write_text(text.replace('"uid": 0', '"uid": 1, "uid": 0, "uid": 0'))
+    assert book.read().warnings == [
+        f"{path}: 'uid' stands twice in one object: the last one counts"
+    ]
     path.write_text(json.dumps({k: v for k, v in DOCUMENT.items() if k != "rules"}))
     with pytest.raises(UsageError, match="'rules' is missing"):
         book.read()
+    path.write_text(json.dumps(DOCUMENT).ljust(LARGEST_FILE))
+    assert book.read().warnings == []
     path.write_text(" " * (LARGEST_FILE + 1))
-    with pytest.raises(UsageError, match="is larger than"):
+    with pytest.raises(UsageError, match=r"is larger than .*; let one"):
         book.read()

@@ -1,5 +1,7 @@
 """Where connections go: hops, alternatives, addresses, warnings; and how long that takes."""
 
+import _pickle
+
 import pytest
 
 from muonsocks.address import parse_address
@@ -177,6 +179,16 @@ def test_a_look_up_can_be_watched() -> None:
     assert seen[2:] == [(3, "rule-set:0", "jump-map:0"), (4, "map-set:0", "")]
 
 
+def test_a_copy_is_small() -> None:
+    """Each worker gets one when the rules are read again, and nobody is served meanwhile."""
+    lines = [f"ip:10.0.{n >> 8}.{n & 255} jump-unix:/r/{n}" for n in range(1000)]
+    rules = rules_of("\n".join(("map-set:0 match-lip:128", *lines)))
+    copy = _pickle.dumps(rules)
+    assert len(copy) < 150 * len(lines)
+    again = _pickle.loads(copy)
+    assert again.text() == rules.text()
+
+
 # What is odd
 
 
@@ -221,6 +233,15 @@ def test_a_look_up_can_be_watched() -> None:
             [
                 "box:3: the local address is no part of the key of map-set:1: a condition on it "
                 "has no effect"
+            ],
+        ),
+        (
+            "rule-set:0\nmap-set:1 match-lip:128 match-lport\nip:::1 fail\nport:1 ip:::1 f:\nf:",
+            [
+                "box:5: the local address is in the key of map-set:1, and this entry is for zero "
+                "there, as it does not say it",
+                "box:3: the local port is in the key of map-set:1, and this entry is for zero "
+                "there, as it does not say it",
             ],
         ),
     ],

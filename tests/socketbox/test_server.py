@@ -3,6 +3,7 @@
 import _pickle
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -134,6 +135,31 @@ def test_as_many_receivers_as_addresses(tmp_path: Path, monkeypatch: pytest.Monk
     run(OneAction(ToPath(str(tmp_path / "r")), "-S"), story)
 
 
+def test_one_wait_for_all_receivers(tmp_path: Path) -> None:
+    """And the last one takes it still if there is room; `else` that leads back tries none twice."""
+    path = tmp_path / "rules"
+    nobody = f"jump-unix:{tmp_path}/nobody"
+    path.write_text(
+        f"rule-set:0\n{nobody} else {nobody}2 else jump-unix:{tmp_path}/r else jump-rule:0\n"
+    )
+
+    async def story(bench: Bench) -> None:
+        client = bench.come()
+        await bench.loop.sleep(0.05)
+        assert client.recv(1) == b""
+        client.close()
+        with receiver(tmp_path / "r") as there, bench.come():
+            await bench.loop.sleep(0.05)
+            there.take().close()
+
+    log = run(File(str(path)), story, patience=0.04).log.lines
+    assert re.match(r"closed client=unix local=unix waited=0\.04", log[0])
+    assert log[0].count("nobody:") == 1
+    assert "nobody2: it is full, or not there, and there is no time left to wait" in log[0]
+    assert "the way does not end within 100 sets" in log[0]
+    assert re.match(rf"passed .* to={tmp_path}/r waited=0\.04", log[1])
+
+
 def test_the_one_that_all_depends_on() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     number = theirs.detach()
@@ -175,7 +201,10 @@ def test_rules_are_passed_to_workers(tmp_path: Path) -> None:
 
     async def story(bench: Bench) -> None:
         path.write_text(f"rule-set:0\nport:0,7-9 jump-unix:{tmp_path}/r\njump-rule:7\n")
-        there_and_back = _pickle.loads(_pickle.dumps(bench.box.reread()))
+        read = bench.box.reread()
+        there_and_back = _pickle.loads(_pickle.dumps(read))
+        assert there_and_back.text() == read.text()
+        assert read.text().startswith("rule-set:0\nport:0,7-9 jump-unix:")
         bench.box.take(there_and_back)
         with receiver(tmp_path / "r") as there, bench.come(), there.take():
             pass

@@ -34,6 +34,26 @@ def test_a_default_is_the_one_that_the_text_says() -> None:
         assert given.number("--workers", 1024) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "number"), [("010", 10), ("0", 0), ("00", 0), ("0x10", 16), ("16", 16), ("0b11", 3)]
+)
+def test_numbers(text: str, number: int) -> None:
+    assert command_line.Options({"-n": text}, []).number("-n", 99) == number
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.0", "0x", "9" * 5000, "08x"])
+def test_no_numbers(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a number; give 0 to 99"):
+        command_line.Options({"-n": text}, []).number("-n", 99)
+
+
+def test_brackets_come_in_pairs() -> None:
+    for text, bare in (("[::1]", "::1"), ("::1", "::1"), ("1.2.3.4", "1.2.3.4")):
+        assert command_line.bare_address(text) == bare
+    for text in ("[::1", "::1]", "[1.2.3.4]", "[", "]", "[]", ""):
+        assert command_line.bare_address(text) == text
+
+
 @pytest.mark.parametrize(("option", "level"), [("-q", WARNING), ("-v", DEBUG)])
 def test_what_is_logged(option: str, level: int) -> None:
     log = Log("test")

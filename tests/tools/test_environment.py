@@ -62,7 +62,8 @@ def test_other_variables_are_kept_and_an_earlier_user_is_not(
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("0", 0), ("80", 80), ("00080", 80), ("65535", 65535)]
+    ("text", "number"),
+    [("0", 0), ("80", 80), ("00080", 80), ("0000000080", 80), ("000000", 0), ("65535", 65535)],
 )
 def test_ports(text: str, number: int) -> None:
     assert port_number(text, "PORT") == number

@@ -151,8 +151,8 @@ WRONG = {
     ("--max-connections=-1",): "--max-connections: '-1' is too small; give 0 to 16777216",
     ("--max-per-source=x",): "--max-per-source: 'x' is not a number; give 0 to 16777216",
     ("--drain-timeout=0",): "--drain-timeout: '0' is not a time; give seconds, more than 0",
-    ("-d", "99"): "-d: descriptor 99: Bad file descriptor; see --help",
-    ("-d", "2"): "-d: descriptor 2 is for the log; give another one, say 3",
+    ("-d", "99"): "--notify-fd: descriptor 99: Bad file descriptor; see --help",
+    ("-d", "2"): "--notify-fd: descriptor 2 is for the log; give another one, say 3",
     ("-d", "x"): "--notify-fd: 'x' is not a number; give 0 to 1048576",
     ("argument",): "'argument' is not an option; see --help",
     ("-i", "::1", "argument"): "the arguments do not fit; see --help",
@@ -170,7 +170,7 @@ def test_a_notify_descriptor_that_cannot_be_written_to() -> None:
     reader, writer = os.pipe()
     assert ended("-d", str(reader), pass_fds=(reader,)) == (
         100,
-        [f"muonsocks: -d: descriptor {reader} is only for reading; give the other end"],
+        [f"muonsocks: --notify-fd: descriptor {reader} is only for reading; give the other end"],
     )
     os.close(reader)
     os.close(writer)

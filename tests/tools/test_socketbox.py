@@ -105,6 +105,15 @@ def test_ipv4_over_an_ipv6_socket(tmp_path: Path) -> None:
         assert served.getsockname()[0] == "::ffff:127.0.0.1"
 
 
+def test_rules_that_are_not_read(tmp_path: Path) -> None:
+    """As with the C program, which does not even open them; here it is said."""
+    path = tmp_path / "r"
+    with receiver(path) as there, boxed("-S", str(path), "-f", "/no/such") as box:
+        box.await_log("the rules of -f are not read: --send-to is for all")
+        with box.connect(), there.take():
+            pass
+
+
 def test_several_addresses_and_ports(tmp_path: Path) -> None:
     path = str(tmp_path / "r")
     ports = [str(free_port("127.0.0.1")) for _ in range(2)]
@@ -153,7 +162,7 @@ def test_over_a_descriptor(kind: int) -> None:
     port = free_port("127.0.0.1")
     with (
         theirs,
-        served_by("-i", number, "-p", str(port), pass_fds=(theirs.fileno(),)) as process,
+        served_by("-i", f"0{number}", "-p", f"00{port}", pass_fds=(theirs.fileno(),)) as process,
     ):
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
@@ -586,6 +595,9 @@ def test_a_program_that_gets_the_socket() -> None:
     where = ["-l", "127.0.0.1", "-p", str(port)]
     status, lines = ended(*where, "-e", "python3", "-c", code, program=(SOCKETBOX,))
     assert (status, lines) == (0, [f"('127.0.0.1', {port}) 0 True ['NoNewPrivs:\\t0\\n']"])
+    for arguments in (["--check"], ["--explain", "-x"], ["-z", "--check"]):
+        status, lines = ended(*where, "-te", "echo", *arguments, program=(SOCKETBOX,))
+        assert (status, lines) == (0, [" ".join(arguments)])
     for program, expected in (("/no/such", 127), ("/etc/passwd", 126)):
         status, lines = ended("-e", *where, program, program=(SOCKETBOX,))
         assert status == expected
@@ -630,11 +642,23 @@ def test_check(tmp_path: Path) -> None:
     assert ended("--check", str(good), program=program) == expected
     assert ended("--check", "-f", str(good), program=program) == expected
     assert ended("--check", "-q", str(good), program=program) == (0, [warning])
+    rules = ["rule-set:0", "port:80 jump-rule:1"]
+    assert ended("--check", "-v", str(good), program=program) == (0, [*rules, *expected[1]])
     status, [line] = ended("--check", str(bad), program=program)
     assert status == 100
     assert line.startswith(f"socketbox: {bad}:3: near 'port:80x': ")
     status, lines = ended("--check", "/no/such", program=program)
     assert (status, lines) == (111, ["socketbox: /no/such: No such file or directory"])
+
+
+def test_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_bytes(b"rule-set:0\njump-unix:/a\x1b[2J\xff\xc3\xa4 port:1\njump-rule:1\n")
+    status, lines = ended("--explain", "-f", str(rules), "1.2.3.4:1", "unix", program=(SOCKETBOX,))
+    assert (status, lines[2]) == (
+        0,
+        f"  {rules}:2: port:1 jump-unix:/a\\x1b[2J\\udcff\u00e4: matches",
+    )
 
 
 def test_explain(tmp_path: Path) -> None:
@@ -662,9 +686,17 @@ WRONG = {
     ("-i", "99"): "-i: descriptor 99 is not open; leave it open for this program, "
     "as a shell does with 99<&0",
     ("-i", "0"): "-i: descriptor 0 is no unix socket; give one end of a unix socket",
-    ("-S", "x", "-i", "0"): "--send-to and --send-over exclude each other; leave one of them out",
-    ("-S", "x", "-f", "y"): "--rules and --send-to exclude each other; leave one of them out",
+    ("-S", "x", "-i", "0"): "-S and -i exclude each other; leave one of them out",
+    ("-S", "", "-i", "0"): "-S and -i exclude each other; leave one of them out",
+    ("-f", ""): "a file name is empty; name a file, or leave the option out",
+    ("--check", ""): "a file name is empty; name a file, or leave the option out",
+    ("--check", "-f", "", "x"): "there are two files to check; name one",
+    ("--json", "", "--check"): "a file name is empty; name a file, or leave the option out",
+    ("--json", "", "-f", "x"): "--rules does not go with --json; write it into that file",
+    ("--json", "x", "-u", ""): "--user does not go with --json; write it into that file",
     ("-S", "x", "-l", "localhost"): "-l: 'localhost' is not an address; "
+    "give IPv4 or IPv6 in full, a path or @NAME",
+    ("-S", "x", "-l", "[::1"): "-l: '[::1' is not an address; "
     "give IPv4 or IPv6 in full, a path or @NAME",
     ("-S", "x", "-p", "80x"): "-p is '80x'; it must be a port, 0 to 65535",
     ("-S", "x", "-b", "x"): "--backlog: 'x' is not a number; give 0 to 2147483647",
@@ -680,9 +712,10 @@ WRONG = {
         "-p",
         "1",
     ): "a unix socket has no port; leave -p out, or add an address",
-    ("-S", "x", "-u", "no-such"): "there is no user 'no-such' to become; name one that is not root",
-    ("-S", "x", "-u", "root"): "there is no user 'root' to become; name one that is not root",
-    ("-S", "x", "-u", "0"): "there is no user '0' to become; name one that is not root",
+    ("-S", "x", "-u", "no-such"): "there is no user 'no-such'; name one, or a number",
+    ("-S", "x", "--notify-fd=77"): "--notify-fd: descriptor 77: Bad file descriptor; see --help",
+    ("-S", "x", "-u", "root"): "the user 'root' is root; name one with less power",
+    ("-S", "x", "-u", "0"): "the user '0' is root; name one with less power",
     ("-S", "x", "-g", "no-such"): "there is no group 'no-such'",
     ("-S", "x", "-G", "5,no-such"): "there is no group 'no-such'",
     ("-S", "x", "-x", ""): "-x is empty; name a directory, or leave it out",
@@ -772,11 +805,39 @@ def test_another_root_directory(tmp_path: Path) -> None:
         box.await_log("reloaded$")
         with box.connect(), there.take():
             pass
-    status, lines = ended("-S", "x", "-p", "0", "-x", str(root), program=(SOCKETBOX,))
-    assert status == 111
-    assert lines[-1].endswith(
-        "-C alone does not hold root, who can leave any directory; add -u USER"
-    )
+
+
+@root_only()
+@pytest.mark.parametrize(
+    ("options", "user", "reason"),
+    [
+        (
+            ("-x", "/"),
+            0,
+            "-x alone does not hold root, who can leave any directory; add a user that is not root",
+        ),
+        (
+            ("-x", "/etc/passwd", "-u", "nobody"),
+            0,
+            "-x: '/etc/passwd' is not a directory; name one",
+        ),
+        (
+            ("-x", "/", "-u", "nobody"),
+            65534,
+            "-x takes root's privileges; start it as root, or leave that out",
+        ),
+        (
+            ("-u", "4321"),
+            65534,
+            "to become another user or group takes root's privileges; "
+            "start it as root, or leave that out",
+        ),
+    ],
+)
+def test_rights_are_looked_at_first(options: tuple[str, ...], user: int, reason: str) -> None:
+    """Before anybody can come."""
+    wrong = ended("-S", "x", "-p", "0", *options, program=(SOCKETBOX,), user=user)
+    assert wrong == (100, [f"socketbox: {reason}"])
 
 
 def in_directory(path: Path) -> tuple[str, ...]:

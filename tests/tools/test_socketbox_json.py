@@ -344,10 +344,15 @@ def test_rules_are_read_again(document: Document, tmp_path: Path) -> None:
         ):
             with document.connect(), there.take():
                 pass
+            document.path.write_text("1" * 5000)
+            process.send_signal(1)
+            what = f"not reloaded, all stays as it was: {document.path}: a number has more digits"
+            until("it says so", lambda: what in log.read_text())
+            with document.connect(), there.take():
+                pass
             document.write(outgoing=[])
             process.send_signal(1)
-            until("it says so", lambda: "not reloaded" in log.read_text())
-            assert "there is no slot 0" in log.read_text()
+            until("it says so", lambda: "there is no slot 0" in log.read_text())
             document.write(paths=[], outgoing=[{"uid": ME, "path_nr": 0}])
             process.send_signal(1)
             what = f"{document.path}: paths has changed, and is read at the start only; restart"
@@ -370,11 +375,29 @@ def is_closed(document: Document) -> bool:
             return False
 
 
+def test_explain(document: Document) -> None:
+    """Which listener it comes in at is found by its address."""
+    start = [{"incoming_socket": number, "jump": f"o:{number}"} for number in (1, 0)]
+    document.write(
+        rules={"_start": {"type": "rule", "rules": start}},
+        incoming=[{"address": "::", "port": 80}, {"address": "::1", "port": 80}],
+        outgoing=[{"uid": ME, "path_nr": 0}] * 2,
+    )
+    for address, number in (("[::1]:80", 1), ("[::2]:80", 0), ("1.2.3.4:80", 0)):
+        _, lines = ended(
+            *("--json", str(document.path), "--explain", address, "[::9]:1"), program=(SOCKETBOX,)
+        )
+        assert lines[1] == f"listener {number}, as its address and port have it"
+        assert any(line.startswith(f"decision: o:{number} ") for line in lines)
+
+
 WRONG = {
     "{": r"FILE:1:2: no JSON: Expecting property name enclosed in double quotes",
-    "[]": "FILE: an object is expected; begin with {",
-    "\udcff": "FILE is not UTF-8 text",
+    "[]": "FILE: an object is expected, and this is a list",
+    "\udcff": "FILE is not UTF-8 text; write it so",
     "[" * 100000: "FILE: there is too much inside of each other",
+    '{"socketbox-version": ' + "1" * 5000 + "}": "FILE: a number has more digits than can be read; "
+    "no number here has more than ten",
     '{"socketbox-version": 2, "incoming": [], "rules": {}}': "FILE: socketbox-version: "
     "this version is not known; write 1",
 }

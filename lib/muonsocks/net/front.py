@@ -36,7 +36,7 @@ _TRANSPARENT = {
 }
 
 
-class Manner:
+class BindOptions:
     """How a socket is bound: also to an address that is not this host's (`freebind`), and for
     connections that are to other addresses and come here all the same (`transparent`).
     """
@@ -57,7 +57,7 @@ class Manner:
 
 
 def bind_front(
-    address: bytes, port: int, manner: Manner, scope: str = "", both_families: bool = True
+    address: bytes, port: int, options: BindOptions, scope: str = "", both_families: bool = True
 ) -> socket:
     """Bind a TCP socket to a packed address; it does not listen yet. `scope` is the interface of a
     link-local address, by name or number.
@@ -71,12 +71,12 @@ def bind_front(
     sock = None
     try:
         sock = socket(family, SOCK_STREAM, IPPROTO_TCP)
-        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, manner.reuse_address)
-        if manner.reuse_port:
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, options.reuse_address)
+        if options.reuse_port:
             sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
-        if manner.freebind:
+        if options.freebind:
             sock.setsockopt(*_FREEBIND[family], 1)
-        if manner.transparent:
+        if options.transparent:
             sock.setsockopt(*_TRANSPARENT[family], 1)
         if family == AF_INET:
             sock.bind((text, port))

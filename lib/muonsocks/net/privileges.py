@@ -25,6 +25,7 @@ _CAPABILITY_HEADER = (0x20080522).to_bytes(4, byteorder) + bytes(4)
 _NO_CAPABILITIES = bytes(24)
 # The bounding set stays: it only limits what an execve(2) could give, and that gives nothing now.
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+_MAY_CHANGE_GROUPS, _MAY_CHANGE_USER, _MAY_CHANGE_ROOT = 1 << 6, 1 << 7, 1 << 18
 _UNCHANGED = 0xFFFFFFFF  # setresuid(2) takes it, as -1, for "leave it as it is"
 
 _library = CDLL(None, use_errno=True)  # here, since there may be no libraries in a chroot
@@ -89,10 +90,10 @@ class Identity:
                 uid, gid = entry.pw_uid, entry.pw_gid
             except (KeyError, ValueError):
                 uid = _number(user, -1)
-            if uid in (0, -1):
-                raise UsageError(
-                    f"there is no user {user!r} to become", "name one that is not root"
-                )
+            if uid < 0:
+                raise UsageError(f"there is no user {user!r}", "name one, or a number")
+            if uid == 0:
+                raise UsageError(f"the user {user!r} is root", "name one with less power")
             if os.getresuid() == (uid,) * 3:
                 gid = None  # what comes with the user has come
         if group is not None:
@@ -110,6 +111,19 @@ class Identity:
         if self.uid is not None and os.getresuid() != (self.uid,) * 3:
             return False
         return self.implied or self._groups_are_ours
+
+    @property
+    def needs(self) -> int:
+        """Which capabilities it takes to become this, as a mask."""
+        needed = 0
+        if not self.is_ours:
+            if self.uid is not None and self.uid not in os.getresuid():
+                needed |= _MAY_CHANGE_USER
+            if not self._groups_are_ours and (
+                self.groups is not None or self.gid not in os.getresgid()
+            ):
+                needed |= _MAY_CHANGE_GROUPS
+        return needed
 
     @property
     def leaves_root_its_group(self) -> bool:
@@ -144,6 +158,31 @@ def _group(text: str) -> int:
         if number < 0:
             raise UsageError(f"there is no group {text!r}") from None
         return number
+
+
+def expect_rights(identity: Identity | None, root: str | None, root_option: str) -> None:
+    """Look whether `give_up` is likely to be able to do that, before anything else is done.
+
+    UsageError, with the name of the option that asks for `root`, or OSError if not.
+    """
+    stays_root = (identity is None or identity.uid is None) and 0 in os.getresuid()
+    if stays_root and root is not None:
+        problem = f"{root_option} alone does not hold root, who can leave any directory"
+        raise UsageError(problem, "add a user that is not root")
+    status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        capabilities = _status(status, "CapEff", 16)
+    finally:
+        os.close(status)
+    if root is not None:
+        if not S_ISDIR(os.stat(root).st_mode):
+            raise UsageError(f"{root_option}: {root!r} is not a directory", "name one")
+        if not capabilities & _MAY_CHANGE_ROOT:
+            problem = f"{root_option} takes root's privileges"
+            raise UsageError(problem, "start it as root, or leave that out")
+    if identity is not None and identity.needs & ~capabilities:
+        problem = "to become another user or group takes root's privileges"
+        raise UsageError(problem, "start it as root, or leave that out")
 
 
 def give_up(
@@ -207,7 +246,7 @@ def _enter(root: str, kept_directory: int | None) -> None:
         except OSError:
             continue  # the descriptor that the list was read from
         if is_directory and int(name) != kept_directory:
-            problem = f"descriptor {name} is a directory, and would be a way out of -C"
+            problem = f"descriptor {name} is a directory, and would be a way out"
             raise UsageError(problem, f"close it where this is started: {name}<&-")
     try:
         os.chroot(root)
@@ -219,7 +258,7 @@ def _enter(root: str, kept_directory: int | None) -> None:
         ) from None
     os.chdir("/")
     if not os.path.samestat(os.stat("."), os.stat("/")):
-        raise _way_back("the working directory is outside of -C")
+        raise _way_back("the working directory is outside of it")
 
 
 def _become(identity: Identity) -> None:

@@ -27,6 +27,9 @@ class ToPath(_Action):
         super().__init__(f"jump-unix:{path}")
         self.path = path
 
+    def __reduce__(self) -> tuple[type[ToPath], tuple[str]]:
+        return ToPath, (self.path,)
+
 
 class ToDescriptor(_Action):
     """Send it over a unix socket that was inherited, by its number."""
@@ -74,6 +77,10 @@ class Verdict:
     def __init__(self, actions: tuple[Action, ...], origin: str) -> None:
         self.actions = actions
         self.origin = origin
+
+    def __reduce__(self) -> tuple[type[Verdict], tuple[tuple[Action, ...], str]]:
+        """Be small, as each worker gets a copy."""
+        return Verdict, (self.actions, self.origin)
 
     @property
     def text(self) -> str:

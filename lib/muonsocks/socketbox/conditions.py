@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from muonsocks.address import format_address, parse_address
 from muonsocks.errors import UsageError
 from muonsocks.socketbox.connection import Field, is_ipv4, number_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _EVERYTHING = (1 << 128) - 1
 _NOT_IPV4 = _EVERYTHING ^ 0xFFFFFFFF  # the bits in front of an IPv4 address
@@ -45,16 +51,26 @@ class Masked:
 
 
 class Spans:
-    """The value is in one of some spans, each with its first and its last value."""
+    """The value is in one of some spans, each with its first and its last value.
 
-    __slots__ = ("spans",)
+    They are put in order, and together where they overlap: so they are at most as many as there
+    are values, and to look among many costs hardly more.
+    """
 
-    def __init__(self, spans: tuple[tuple[int, int], ...]) -> None:
-        self.spans = spans
+    __slots__ = ("_edges", "spans")
+
+    def __init__(self, spans: Iterable[tuple[int, int]]) -> None:
+        self.spans: list[tuple[int, int]] = []
+        for first, last in sorted(spans):
+            if self.spans and first <= self.spans[-1][1]:
+                first, before = self.spans.pop()
+                last = max(last, before)
+            self.spans.append((first, last))
+        self._edges = [edge for first, last in self.spans for edge in (first, last + 1)]
 
     def holds(self, value: int) -> bool:
         """Say whether a value is as wanted."""
-        return any(first <= value <= last for first, last in self.spans)
+        return bisect_right(self._edges, value) % 2 == 1
 
     def distance(self, value: int) -> int:
         """Say how far off a value is: 0 if it holds, else the bits of the smallest difference."""
@@ -117,9 +133,9 @@ def read_ports(text: str) -> Condition:
         low = read_number(first, 0, _HIGHEST_PORT)
         high = read_number(last, 0, _HIGHEST_PORT) if dash else low
         if high < low:
-            raise UsageError(f"{part!r} is not a range of ports", "write the lower one first")
+            raise UsageError(f"{part[:60]!r} is not a range of ports", "write the lower one first")
         spans.append((low, high))
-    return _condition(tuple(spans), _HIGHEST_PORT)
+    return _condition(spans, _HIGHEST_PORT)
 
 
 def read_address(text: str, hint: str = "write an IPv4 or IPv6 address in full") -> Masked:
@@ -138,11 +154,12 @@ def read_addresses(text: str) -> Condition:
         return read_address(text, hint)
     ends = [_packed(part, hint) for part in (first, last)]
     if len(ends[0]) != len(ends[1]):
-        raise UsageError(f"{text[:60]!r} has two kinds of address", "write both IPv4 or both IPv6")
+        problem = f"of {text[:60]!r} one end is an IPv4 address and one is not"
+        raise UsageError(problem, "write both so; ::ffff:A.B.C.D is IPv4")
     low, high = (number_of(end) for end in ends)
     if high < low:
-        raise UsageError(f"{text!r} is not a range of addresses", "write the lower one first")
-    return _condition(((low, high),), _EVERYTHING)
+        raise UsageError(f"{text[:60]!r} is not a range of addresses", "write the lower one first")
+    return _condition([(low, high)], _EVERYTHING)
 
 
 def read_masked(address: str, mask: str) -> Masked:
@@ -175,6 +192,7 @@ def _packed(text: str, hint: str) -> bytes:
     return packed
 
 
-def _condition(spans: tuple[tuple[int, int], ...], everything: int) -> Condition:
-    (first, last), *others = spans
-    return Masked(first, everything) if first == last and not others else Spans(spans)
+def _condition(spans: list[tuple[int, int]], everything: int) -> Condition:
+    found = Spans(spans)
+    (first, last), *others = found.spans
+    return Masked(first, everything) if first == last and not others else found

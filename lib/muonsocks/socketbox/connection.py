@@ -9,9 +9,11 @@ nothing else an IPv4-mapped address could be: who listens on IPv6 for both sees 
 
 from __future__ import annotations
 
-from muonsocks.address import Endpoint, format_address, unmapped
+from muonsocks.address import Endpoint, format_address, mapped, unmapped
 
-_MAPPED = 0xFFFF << 32
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Field:
@@ -30,6 +32,10 @@ class Field:
         self.everything = (1 << bits) - 1  # a mask of the whole of it
         self.is_address = bits == 128
 
+    def __reduce__(self) -> tuple[Callable[[str], Field], tuple[str]]:
+        """Be the same object where rules are read that another process has written."""
+        return field_of, (self.name,)
+
     def of(self, key: int) -> int:
         """Give this part of a connection's number, or of a mask over such."""
         return key >> self.shift & self.everything
@@ -45,6 +51,12 @@ LOCAL_PORT = Field("port", "match-lport", "the local port", 144, 16)
 REMOTE_ADDRESS = Field("rip", "match-rip", "the remote address", 16, 128)
 REMOTE_PORT = Field("rport", "match-rport", "the remote port", 0, 16)
 FIELDS = (LISTENER, LOCAL_ADDRESS, LOCAL_PORT, REMOTE_ADDRESS, REMOTE_PORT)
+_BY_NAME = {field.name: field for field in FIELDS}
+
+
+def field_of(name: str) -> Field:
+    """Give the part of that name."""
+    return _BY_NAME[name]
 
 
 class Connection:
@@ -80,8 +92,7 @@ class Connection:
 
 def number_of(packed: bytes) -> int:
     """Make the number of a packed address."""
-    number = int.from_bytes(packed, "big")
-    return number | _MAPPED if len(packed) == 4 else number
+    return int.from_bytes(mapped(packed), "big")
 
 
 def is_ipv4(number: int) -> bool:

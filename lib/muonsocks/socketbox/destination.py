@@ -6,10 +6,8 @@ another one inside, as RFC 6052 has it for NAT64: that of the last 32 bits, or 6
 
 from __future__ import annotations
 
-from muonsocks.address import Endpoint, format_address
+from muonsocks.address import Endpoint, format_address, mapped
 from muonsocks.errors import RefusedByRule
-
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Translation:
@@ -19,12 +17,12 @@ class Translation:
 
     def __init__(self, prefix: bytes, length: int) -> None:
         """The prefix is an address of which all but the last `length` bytes count."""
-        self._prefix = _as_ipv6(prefix)[:-length]
+        self._prefix = mapped(prefix)[:-length]
         self.length = length
 
     def inside(self, address: bytes) -> bytes:
         """Give what is inside an address. RefusedByRule if it does not have the prefix."""
-        whole = _as_ipv6(address)
+        whole = mapped(address)
         if not whole.startswith(self._prefix):
             prefix = format_address(self._prefix + bytes(self.length))
             bits = 8 * len(self._prefix)
@@ -57,12 +55,12 @@ class ToAddress:
         else:
             if self._translation is not None:
                 end = self._translation.inside(local.packed)
-                address = _as_ipv6(address)[: -len(end)] + end
+                address = mapped(address)[: -len(end)] + end
             port = port or local.port
         return Endpoint.at(address, port, self._scope)
 
 
-class ToPath:
+class ToUnixSocket:
     """To a unix socket; with a translation, to one for each address, PATH-xxxxxxxx."""
 
     __slots__ = ("_path", "_translation")
@@ -78,7 +76,3 @@ class ToPath:
         if local is None or local.packed is None:
             raise RefusedByRule("it has come to no address, which would say where it goes")
         return f"{self._path}-{self._translation.inside(local.packed)[-4:].hex()}"
-
-
-def _as_ipv6(address: bytes) -> bytes:
-    return address if len(address) == 16 else _MAPPED + address

@@ -6,19 +6,27 @@ from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Fail, ToPath
 from muonsocks.socketbox.conditions import read_number
-from muonsocks.socketbox.connection import FIELDS, Connection, Field
+from muonsocks.socketbox.connection import FIELDS, LISTENER, Connection, Field
 from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
 from muonsocks.socketbox.substitution import substitute
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _MOST_SHOWN = 8  # entries before the one that matches; of more only the nearest are shown
 _NEAREST = 3
+_HINT = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
 
 
-def read_connection(local: str, remote: str) -> Connection:
+def read_connection(
+    local: str, remote: str, listener_at: Callable[[bytes, int], int] = lambda *_: 0
+) -> Connection:
     """Make the connection that a command line names: ADDRESS:PORT or [ADDRESS]:PORT each, or
-    `unix` for an end that has none. UsageError.
+    `unix` for an end that has none. `listener_at` says at which listener it comes in. UsageError.
     """
-    return Connection(*_end(local), *_end(remote))
+    end = _end(local)
+    return Connection(*end, *_end(remote), listener_at(*end))
 
 
 def _end(text: str) -> tuple[bytes, int]:
@@ -28,22 +36,28 @@ def _end(text: str) -> tuple[bytes, int]:
     is_bracketed = host.startswith("[") and host.endswith("]")
     packed = parse_address(host[1:-1] if is_bracketed else host)
     if packed is None or is_bracketed != (":" in host):
-        hint = "write 192.0.2.1:80, [2001:db8::1]:80 or unix"
-        raise UsageError(f"{text[:60]!r} is not an address and a port", hint)
+        raise UsageError(f"{text[:60]!r} is not an address and a port", _HINT)
+    if not port[:1].isdecimal():  # a sign, too, would be a number to the rules
+        raise UsageError(f"{text[:60]!r} has no port", _HINT)
     return packed, read_number(port, 0, 65535)
 
 
-def explain(rules: Rules, connection: Connection, substitutes: bool = False) -> list[str]:
+def explain(
+    rules: Rules, connection: Connection, substitutes: bool = False, listeners: int = 1
+) -> list[str]:
     """Say which sets a connection comes to, what it finds there and why not before, what is
     decided, and what is tried if that cannot be; as lines of text.
 
-    With `substitutes` a decision has the path that `substitute` makes.
+    With `substitutes` a decision has the path that `substitute` makes. There are so many
+    `listeners`, and if it could be another one, it is said which is assumed.
     """
     lines = [f"connection {connection}"]
     key = connection.key
+    if listeners > 1:
+        lines.append(f"listener {LISTENER.of(key)}, as its address and port have it")
 
     def note(hop: int, there: RuleList, found: Entry | None) -> None:
-        lines.append(f"hop {hop}: {there.name}, {_count(len(there.entries))}")
+        lines.append(f"hop {hop}: {there.name}, {counted(len(there.entries), 'entry')}")
         lines.extend(f"  {line}" for line in _in_set(there, key, found))
 
     decision = rules.look_up(connection, note)
@@ -62,8 +76,11 @@ def _say(decision: Decision, connection: Connection, substitutes: bool) -> str:
     return f"{text} ({decision.why})"
 
 
-def _count(number: int) -> str:
-    return f"{number:,} " + ("entry" if number == 1 else "entries")
+def counted(number: int, what: str) -> str:
+    """Write how many there are of something."""
+    if number != 1:
+        what = "entries" if what == "entry" else f"{what}s"
+    return f"{number:,} {what}"
 
 
 def _in_set(there: RuleList, key: int, found: Entry | None) -> list[str]:
@@ -104,7 +121,9 @@ def _passed_over(there: RuleList, key: int, found: Entry | None) -> list[str]:
     if len(before) > _MOST_SHOWN:
         near = sorted(range(len(before)), key=lambda place: _distance(before[place], key))
         shown = [before[place] for place in sorted(near[:_NEAREST])]
-        lines.append(f"{_count(len(before))} do not match, of which {_NEAREST} are nearest:")
+        lines.append(
+            f"{counted(len(before), 'entry')} do not match, of which {_NEAREST} are nearest:"
+        )
     for entry in shown:
         reasons = " and ".join(
             f"{field.words} is {field.format(field.of(key))}" for field in _missed(entry, key)
@@ -119,5 +138,5 @@ def _missed(entry: Entry, key: int) -> list[Field]:
 
 def _distance(entry: Entry, key: int) -> tuple[int, int]:
     """How many conditions do not hold, and by how many bits."""
-    missed = _missed(entry, key)
-    return len(missed), sum(entry.conditions[field].distance(field.of(key)) for field in missed)
+    far = [wanted.distance(field.of(key)) for field, wanted in entry.conditions.items()]
+    return len(far) - far.count(0), sum(far)

@@ -4,14 +4,15 @@
     entries  --ip rip port rport and actions: one entry of each line that has some--
     default  --actions: what is done if no entry matches, until the next rule-set or map-set--
 
-Everything that the C program takes for good is taken, with the same result. What it takes by
-accident is an error, or a warning where it has a result that somebody may count on.
+Everything that the C program takes for good is taken, with the same result, but for files beyond
+all measure. What it takes by accident is an error, or a warning where it has a result that somebody
+may count on.
 """
 
 from __future__ import annotations
 
 from muonsocks.errors import UsageError
-from muonsocks.socketbox.actions import FAIL, Action, Fail, Jump, ToDescriptor, ToPath, Verdict
+from muonsocks.socketbox.actions import FAIL, Action, Fail, Verdict
 from muonsocks.socketbox.conditions import (
     Condition,
     prefix_mask,
@@ -36,17 +37,18 @@ from muonsocks.socketbox.keywords import (
     LIMITS,
     SETS,
     keyword_of,
-    read_path,
+    read_action,
     usage,
 )
 from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
 
-LARGEST_FILE = 4 << 20  # bytes
+LARGEST_FILE = 8 << 20  # bytes; as many entries as there may be fit
 MOST_SETS = 1000  # of each kind
-_HIGHEST_INT = (1 << 31) - 1
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors begin a file
+_MOST_ACTIONS = 16  # of a line
 _FIELDS = {field.name: field for field in (LOCAL_ADDRESS, LOCAL_PORT, REMOTE_ADDRESS, REMOTE_PORT)}
 _FIELD_OF_KEY = {field.match: field for field in _FIELDS.values()}
-_SET_OF_JUMP = {"jump-rule": "rule-set", "jump-map": "map-set"}
+_FEWER = "let one entry stand for several, by a network, a range or -U"
 _FIRST_A_SET = f"write {usage(*SETS)} first"
 _LIMIT = dict(zip(SETS, LIMITS, strict=True))
 
@@ -54,10 +56,10 @@ _LIMIT = dict(zip(SETS, LIMITS, strict=True))
 def parse_configuration(content: bytes, source: str) -> Rules:
     """Read a file of rules. UsageError with `source`, line, token and what was expected."""
     if len(content) > LARGEST_FILE:
-        raise UsageError(f"{source} is larger than {LARGEST_FILE} bytes")
+        raise UsageError(f"{source} is larger than {LARGEST_FILE} bytes", _FEWER)
     reader = _Reader(source)
     # A path may have bytes that are no text, and keeps them.
-    text = content.decode("utf-8", "surrogateescape")
+    text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     for line in text.split("\n"):
         reader.read_line(line)
     return reader.rules()
@@ -88,7 +90,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self._source = source
         self._line = 0
-        self._token = ""
+        self._token = self._token_of_action = ""
         self._sets: dict[str, _Set] = {}
         self._limits: dict[str, int] = {}  # by kind of set
         self._entries = 0
@@ -124,8 +126,9 @@ class _Reader:
     def _origin(self) -> str:
         return f"{self._source}:{self._line}"
 
-    def _warn(self, text: str) -> None:
-        self._warnings.append(f"{self._origin()}: near {self._token[:60]!r}: {text}")
+    def _warn(self, text: str, token: str = "") -> None:
+        near = (token or self._token)[:60]
+        self._warnings.append(f"{self._origin()}: near {near!r}: {text}")
 
     def _take(self, token: str) -> None:
         if token == ELSE:
@@ -238,7 +241,7 @@ class _Reader:
                 more = "write a larger size, or leave it out"
                 raise UsageError(f"this is entry {count} of {there.name}", more)
             if self._entries == MOST_ENTRIES:
-                raise UsageError(f"there are more than {MOST_ENTRIES} entries")
+                raise UsageError(f"there are more than {MOST_ENTRIES} entries", _FEWER)
             self._entries += 1
             self._conditions = {}
         return self._conditions
@@ -266,14 +269,17 @@ class _Reader:
         if self._actions and not self._is_open:
             self._actions.clear()
             self._warn("of several actions in a line the last one counts; else lets all be tried")
-        self._actions.append(_read_action(keyword, value))
+        self._actions.append(read_action(keyword, value))
         self._is_open = False
+        self._token_of_action = self._token
 
     def _else(self) -> None:
         if not self._actions or self._is_open:
             raise UsageError("there is no action before else", f"write {usage(*ACTIONS)} first")
         if isinstance(self._actions[-1], Fail):
             raise UsageError("fail closes the connection", "leave out what comes after it")
+        if len(self._actions) == _MOST_ACTIONS:
+            raise UsageError(f"this line has {_MOST_ACTIONS} actions", "leave out the others")
         self._is_joined = self._is_open = True
 
     def _end_line(self) -> None:
@@ -291,18 +297,8 @@ class _Reader:
         """Keep what the default's actions are by this line, before another line or another set."""
         if self._set and self._in_default and self._actions:
             if self._set.default:
-                self._warn(f"this replaces the default of {self._set.default.origin}")
+                replaced = self._set.default.origin
+                self._warn(f"this replaces the default of {replaced}", self._token_of_action)
             self._set.default = Verdict(tuple(self._actions), self._origin())
             self._actions = []
             self._is_joined = False
-
-
-def _read_action(keyword: str, value: str) -> Action:
-    if keyword == "jump-unix":
-        return ToPath(read_path(value))
-    if keyword == "jump-fd":
-        return ToDescriptor(read_number(value, 0, _HIGHEST_INT))
-    if keyword in _SET_OF_JUMP:
-        number = read_number(value, 0, _HIGHEST_INT)
-        return Jump(f"{_SET_OF_JUMP[keyword]}:{number}", f"{keyword}:{number}")
-    return FAIL

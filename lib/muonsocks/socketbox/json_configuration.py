@@ -6,12 +6,13 @@ what is not known is an error.
 
 from __future__ import annotations
 
-from muonsocks.address import parse_address
+from muonsocks.address import LONGEST_UNIX_PATH, parse_address
 from muonsocks.socketbox.json_rules import read_rules
-from muonsocks.socketbox.json_value import Node
+from muonsocks.socketbox.json_value import Node, is_for_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from muonsocks.socketbox.rules import Rules
@@ -21,7 +22,7 @@ _BACKLOG = 4096
 _HIGHEST_INT = (1 << 31) - 1
 _HIGHEST_ID = (1 << 32) - 2
 _LONGEST_CONTROL_PATH = 90  # characters
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
+_MOST_GROUPS = 65536  # NGROUPS_MAX, setgroups(2)
 
 
 class Listener:
@@ -51,7 +52,7 @@ class Listener:
         text = members["address"].text()
         address, percent, self.scope = text.partition("%")
         packed = parse_address(address)
-        if packed is None or (percent and not (self.scope and len(packed) == 16)):
+        if packed is None or (percent and not (is_for_system(self.scope) and len(packed) == 16)):
             problem = f"{text[:60]!r} is not an address"
             raise members["address"].error(problem, "write an IPv4 or IPv6 address in full")
         self.address = packed
@@ -88,8 +89,10 @@ class ControlPath:
         members = node.known(("socket",), ("mode", "uid", "gid"))
         socket = members["socket"]
         self.path = socket.path_of_file()
-        length = len(self.path.encode("utf-8", "surrogatepass"))
-        if len(self.path) > _LONGEST_CONTROL_PATH or length > _LONGEST_UNIX_PATH:
+        if self.path.startswith("@"):
+            self.path = f"./{self.path}"  # to us alone it would be an abstract name
+        length = len(self.path.encode("utf-8", "surrogateescape"))
+        if len(socket.text()) > _LONGEST_CONTROL_PATH or length > LONGEST_UNIX_PATH:
             limit = f"at most {_LONGEST_CONTROL_PATH} fit"
             raise socket.error(f"the path has {len(self.path)} characters", limit)
         self.mode = _mode(members["mode"]) if "mode" in members else 0o700
@@ -123,11 +126,20 @@ class Daemon:
         self.chroot = members["chroot"].path_of_file() if "chroot" in members else ""
         self.groups: list[int] | None = None
         if "groups" in members:
-            self.groups = [item.number(0, _HIGHEST_ID) for item in members["groups"].items()]
+            groups = members["groups"].items()
+            if len(groups) > _MOST_GROUPS:
+                problem = f"there are {len(groups)} groups"
+                raise members["groups"].error(problem, f"write {_MOST_GROUPS} at most")
+            self.groups = [item.number(0, _HIGHEST_ID) for item in groups]
         self.gid, self.uid = (
             members[name].number(0, _HIGHEST_ID) if name in members else None
             for name in ("gid", "uid")
         )
+        if self.uid == 0:
+            raise members["uid"].error("this is root", "name a user with less power")
+        if self.chroot and self.uid is None:
+            problem = "this does not hold root, who can leave any directory"
+            raise members["chroot"].error(problem, "write uid, too")
 
 
 class Configuration:
@@ -139,7 +151,8 @@ class Configuration:
 
     __slots__ = ("control_paths", "daemon", "final_netns", "listeners", "rules", "slots")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, warnings: Iterable[str] = ()) -> None:
+        """`warnings` are there about the document already."""
         needed = ("socketbox-version", "incoming", "rules")
         members = node.known(needed, ("final_netns", "paths", "daemon", "outgoing"))
         version = members["socketbox-version"]
@@ -152,19 +165,40 @@ class Configuration:
         self.control_paths = [ControlPath(item) for item in paths.items()] if paths else []
         self.slots = [Slot(item) for item in slots.items()] if slots else []
         self.daemon = Daemon(members.get("daemon", Node({}, "")))
-        self.rules: Rules = read_rules(members["rules"], len(self.slots), len(self.listeners))
+        found = [*warnings]
         for number, slot in enumerate(self.slots):
             if slot.control_path >= len(self.control_paths):
                 why = f"there is no paths[{slot.control_path}]: nobody can register for it"
-                self.rules.warnings.append(f"{node.origin}: outgoing[{number}].path_nr: {why}")
+                found.append(f"{node.origin}: outgoing[{number}].path_nr: {why}")
+        self.rules: Rules = read_rules(
+            members["rules"], len(self.slots), len(self.listeners), found
+        )
+
+    def listener_at(self, address: bytes, port: int) -> int:
+        """Say which listener a connection to this address and port is likely to come in at: one of
+        that address, one of any or of others too, or an inherited one; else the first.
+        """
+
+        def aim(number: int) -> int:
+            one = self.listeners[number]
+            if isinstance(one, Inherited):
+                return 3
+            if one.port == port and one.address == address:
+                return 0
+            is_any = one.address == bytes(16) or one.address == bytes(len(address))
+            return 1 if one.port == port and is_any else 2 if one.transparent else 4
+
+        return min(range(len(self.listeners)), key=aim)
 
 
-def read_json(document: Any, source: str) -> Configuration:
+def read_json(document: Any, source: str, warnings: Iterable[str] = ()) -> Configuration:
     """Read a document, which json.loads has given, from the file `source`.
+
+    `warnings` are there about it already; `rules.warnings` has them and all others.
 
     UsageError that says where in the document: `FILE: rules.web.rules[3].jump: ...`.
     """
-    return Configuration(Node(document, source))
+    return Configuration(Node(document, source), warnings)
 
 
 def _listeners(node: Node) -> list[Listener | Inherited]:

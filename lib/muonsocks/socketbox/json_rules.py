@@ -23,6 +23,8 @@ from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from muonsocks.socketbox.json_value import Node
 
 _MOST_HOPS = 99
@@ -34,17 +36,19 @@ _ADDRESS_AND_PORT = (
 )
 
 
-def read_rules(node: Node, slots: int, listeners: int) -> Rules:
-    """Read the member `rules`, where there are so many slots and listeners. UsageError."""
-    return _Reader(slots, listeners).read(node)
+def read_rules(node: Node, slots: int, listeners: int, warnings: Iterable[str] = ()) -> Rules:
+    """Read the member `rules`, where there are so many slots and listeners, and such warnings
+    before. UsageError.
+    """
+    return _Reader(slots, listeners, warnings).read(node)
 
 
 class _Reader:
-    def __init__(self, slots: int, listeners: int) -> None:
+    def __init__(self, slots: int, listeners: int, warnings: Iterable[str]) -> None:
         self._slots = slots
         self._listeners = listeners
         self._entries = 0
-        self._warnings: list[str] = []
+        self._warnings = [*warnings]
 
     def read(self, node: Node) -> Rules:
         start = node.path_of("_start")
@@ -67,12 +71,13 @@ class _Reader:
         return RuleList(node.path, entries)
 
     def _mask(self, node: Node) -> int:
-        """Read what a map has for a key: the parts that are named, whatever values they have."""
+        """Read what a map has for a key: the parts that are named, with the bits of their masks."""
         return Entry(_conditions(node.known((), _CONDITIONS)), Verdict((), "")).mask
 
     def _entry(self, node: Node, above: Node) -> Entry:
         if self._entries == MOST_ENTRIES:
-            raise node.error(f"there are more than {MOST_ENTRIES} rules")
+            hint = "let one stand for several, by l_mask or r_mask"
+            raise node.error(f"there are more than {MOST_ENTRIES} rules", hint)
         self._entries += 1
         members = node.known(("jump",), _CONDITIONS)
         action = self._jump(members["jump"], above)

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_LONGEST_WAY = 200  # characters in a message
 _KINDS = {
     dict: "an object",
     list: "a list",
@@ -21,6 +22,15 @@ _KINDS = {
     bool: "true or false",
     type(None): "null",
 }
+
+
+def is_for_system(text: str) -> bool:
+    """Say whether a system call can take a text, as os.fsencode writes it, and none is empty."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False  # half of a pair of surrogates
+    return bool(text) and "\0" not in text
 
 
 class Node:
@@ -37,7 +47,8 @@ class Node:
     @property
     def origin(self) -> str:
         """Where this is, for messages."""
-        return f"{self._source}: {self.path}" if self.path else self._source
+        way = self.path if len(self.path) <= _LONGEST_WAY else f"{self.path[:_LONGEST_WAY]}..."
+        return f"{self._source}: {way}" if way else self._source
 
     def error(self, problem: str, hint: str = "") -> UsageError:
         """Make an error about this value."""
@@ -110,6 +121,6 @@ class Node:
     def path_of_file(self) -> str:
         """Give the path of a file."""
         text = self.text()
-        if not text or "\0" in text:
+        if not is_for_system(text):
             raise self.error(f"{text[:60]!r} is no path of a file")
         return text

@@ -5,7 +5,10 @@ A keyword before a colon may be shortened, as long as it can be one keyword only
 
 from __future__ import annotations
 
+from muonsocks.address import LONGEST_UNIX_PATH
 from muonsocks.errors import UsageError
+from muonsocks.socketbox.actions import FAIL, Action, Jump, ToDescriptor, ToPath
+from muonsocks.socketbox.conditions import read_number
 
 # How each is written. The order is that of the hints.
 USAGE = {
@@ -35,7 +38,8 @@ KEYS = ("match-lip", "match-lport", "match-rip", "match-rport")
 SETS = ("rule-set", "map-set")
 LIMITS = ("max-rules", "max-maps")
 ELSE = "else"  # has no colon and is not shortened
-_LONGEST_PATH = 107  # bytes, unix(7)
+_SET_OF_JUMP = {"jump-rule": "rule-set", "jump-map": "map-set"}
+_HIGHEST_INT = (1 << 31) - 1
 
 
 def usage(*keywords: str) -> str:
@@ -67,12 +71,24 @@ def keyword_of(token: str, expected: tuple[str, ...]) -> tuple[str, str]:
     return keyword, value
 
 
-def read_path(text: str) -> str:
+def read_action(keyword: str, value: str) -> Action:
+    """Make an action. UsageError."""
+    if keyword == "jump-unix":
+        return ToPath(_path(value))
+    if keyword == "jump-fd":
+        return ToDescriptor(read_number(value, 0, _HIGHEST_INT))
+    if keyword in _SET_OF_JUMP:
+        number = read_number(value, 0, _HIGHEST_INT)
+        return Jump(f"{_SET_OF_JUMP[keyword]}:{number}", f"{keyword}:{number}")
+    return FAIL
+
+
+def _path(text: str) -> str:
     """Check the path of a unix socket; with @ in front it is an abstract name. UsageError."""
     length = len(text.encode("utf-8", "surrogateescape"))
-    if length > _LONGEST_PATH:
-        limit = f"at most {_LONGEST_PATH} fit"
+    if length > LONGEST_UNIX_PATH:
+        limit = f"at most {LONGEST_UNIX_PATH} fit"
         raise UsageError(f"the path has {length} bytes", limit)
-    if text == "@" or "\0" in text:
+    if text == "@" or "\0" in text or "\r" in text:  # at the end of a line that would be lost
         raise UsageError(f"{text!r} is no path of a socket", "write a path, or @NAME")
     return text

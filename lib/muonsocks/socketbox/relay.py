@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop
     from muonsocks.net.relay import Relay
     from muonsocks.net.task import Pause, Waitable
-    from muonsocks.socketbox.destination import ToAddress, ToPath
+    from muonsocks.socketbox.destination import ToAddress, ToUnixSocket
     from muonsocks.socks.policy import Policy
 
     Header = Callable[[Endpoint | None, Endpoint | None], bytes]
@@ -36,7 +36,7 @@ class Errand:
 
     __slots__ = ("destination", "header")
 
-    def __init__(self, destination: ToAddress | ToPath, header: Header | None) -> None:
+    def __init__(self, destination: ToAddress | ToUnixSocket, header: Header | None) -> None:
         self.destination = destination
         self.header = header
 

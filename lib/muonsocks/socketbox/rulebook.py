@@ -6,6 +6,7 @@ A rulebook can `read` them, as often as it is asked to. UsageError or OSError if
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Verdict
@@ -64,13 +65,13 @@ class Document:
     def __init__(self, path: str) -> None:
         """Read it for the first time."""
         self._path = path
-        self._document = _parsed(path)
-        self.configuration: Configuration = read_json(self._document, path)
+        self._document, warnings = _parsed(path)
+        self.configuration: Configuration = read_json(self._document, path, warnings)
 
     def read(self) -> Rules:
         """Read the rules again. UsageError if anything else has changed."""
-        document = _parsed(self._path)
-        rules = read_json(document, self._path).rules
+        document, warnings = _parsed(self._path)
+        rules = read_json(document, self._path, warnings).rules
         for name in sorted(self._document.keys() | document.keys()):
             if name != "rules" and document.get(name) != self._document.get(name):
                 problem = f"{self._path}: {name} has changed, and is read at the start only"
@@ -83,18 +84,32 @@ def _content(path: str) -> bytes:
         return file.read(LARGEST_FILE + 1)
 
 
-def _parsed(path: str) -> dict[str, Any]:
+def _parsed(path: str) -> tuple[Any, list[str]]:
+    """Give a document, and what is odd about it."""
+    warnings: list[str] = []
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            counted = Counter(name for name, _ in pairs)
+            twice = (repr(name[:60]) for name, count in counted.items() if count > 1)
+            more = "stands twice in one object: the last one counts"
+            warnings.extend(f"{path}: {name} {more}" for name in twice)
+        return made
+
     content = _content(path)
     if len(content) > LARGEST_FILE:
-        raise UsageError(f"{path} is larger than {LARGEST_FILE} bytes")
+        problem = f"{path} is larger than {LARGEST_FILE} bytes"
+        raise UsageError(problem, "let one rule stand for several")
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=object_of)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
+        raise UsageError(f"{path} is not UTF-8 text", "write it so") from None
+    except ValueError:  # the one that is left, of int()
+        problem = f"{path}: a number has more digits than can be read"
+        raise UsageError(problem, "no number here has more than ten") from None
     except RecursionError:
         raise UsageError(f"{path}: there is too much inside of each other") from None
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: an object is expected", "begin with {")
-    return document
+    return document, warnings

@@ -19,6 +19,7 @@ from muonsocks.socketbox.connection import FIELDS, Connection, Field
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
 MOST_ENTRIES = 100_000  # in all sets together
 MOST_HOPS = 100
@@ -31,19 +32,35 @@ class Entry:
     Without a condition on a part of a connection all are alike.
     """
 
-    __slots__ = ("conditions", "mask", "pattern", "spans", "verdict")
+    __slots__ = ("mask", "pattern", "spans", "verdict")
 
     def __init__(self, conditions: Mapping[Field, Condition], verdict: Verdict) -> None:
-        self.conditions = conditions
         self.verdict = verdict
         self.mask = self.pattern = 0
-        self.spans: list[tuple[Field, Spans]] = []
+        self.spans: tuple[tuple[Field, Spans], ...] = ()
         for field, condition in conditions.items():
             if isinstance(condition, Masked):
                 self.mask |= condition.mask << field.shift
                 self.pattern |= condition.pattern << field.shift
             else:
-                self.spans.append((field, condition))
+                self.spans += ((field, condition),)
+
+    def __reduce__(self) -> tuple[Callable[..., Entry], tuple[Any, ...]]:
+        """Be small, as each worker gets a copy."""
+        return _entry, (self.mask, self.pattern, self.spans, self.verdict)
+
+    @property
+    def conditions(self) -> dict[Field, Condition]:
+        """The conditions, but those that hold for every connection."""
+        found: dict[Field, Condition] = {}
+        spans = dict(self.spans)
+        for field in FIELDS:
+            mask = field.of(self.mask)
+            if mask:
+                found[field] = Masked(field.of(self.pattern), mask)
+            elif field in spans:
+                found[field] = spans[field]
+        return found
 
     def is_in_range(self, key: int) -> bool:
         """Say whether a connection is in the ranges of the conditions that have some."""
@@ -52,12 +69,14 @@ class Entry:
     @property
     def text(self) -> str:
         """The entry as it is written in a file."""
-        asked = [
-            f"{field.name}:{self.conditions[field].text(field)}"
-            for field in FIELDS
-            if field in self.conditions
-        ]
+        asked = [f"{field.name}:{wanted.text(field)}" for field, wanted in self.conditions.items()]
         return " ".join((*asked, self.verdict.text))
+
+
+def _entry(mask: int, pattern: int, spans: tuple[tuple[Field, Spans], ...], to: Verdict) -> Entry:
+    entry = Entry({}, to)
+    entry.mask, entry.pattern, entry.spans = mask, pattern, spans
+    return entry
 
 
 class RuleList:
@@ -117,6 +136,10 @@ class Map(RuleList):
         for entry in entries:
             self._found_by.setdefault(entry.pattern & mask, entry)
 
+    def __reduce__(self) -> tuple[Callable[..., Map], tuple[Any, ...]]:
+        """Be small: who has the entries can find them."""
+        return Map, (self.name, self.mask, self.entries, self.default, self.size)
+
     def find(self, key: int) -> Entry | None:
         """Give the entry that has a connection's key."""
         return self._found_by.get(key & self.mask)
@@ -150,11 +173,18 @@ class Map(RuleList):
                 f"which comes first: this entry is never used{more}"
             )
         for field in FIELDS:
-            unused = [e for e in self.entries if field in e.conditions and not field.of(self.mask)]
+            is_asked = field.of(self.mask) != 0
+            unused = [e for e in self.entries if not is_asked and field.of(e.mask)]
             if unused:
                 found.append(
                     f"{unused[0].verdict.origin}: {field.words} is no part of the key of "
                     f"{self.name}: a condition on it has no effect"
+                )
+            lacking = [e for e in self.entries if is_asked and not field.of(e.mask)]
+            if lacking:
+                found.append(
+                    f"{lacking[0].verdict.origin}: {field.words} is in the key of {self.name}, and "
+                    "this entry is for zero there, as it does not say it"
                 )
         return found
 

@@ -192,7 +192,7 @@ class Box:
         try:
             since = loop.now
             connection = peer.connection(sock)
-            to, why = await self._pass_on(sock, connection)
+            to, why = await self._pass_on(sock, connection, since)
             waited = loop.now - since
             if waited:
                 self.board.add(_WAITED, 1)
@@ -205,9 +205,12 @@ class Box:
         return 0
 
     async def _pass_on(
-        self, sock: socket, connection: Connection
+        self, sock: socket, connection: Connection, since: float
     ) -> tuple[ToPath | ToDescriptor | ToGroup | None, str]:
-        """Give who has taken a connection, or None; and who has not, and why."""
+        """Give who has taken a connection, or None; and who has not, and why.
+
+        It waits no longer for all of them than for one, and for none of them twice.
+        """
         if self._manner.clears_transparent:
             try:
                 clear_transparent(sock)
@@ -215,6 +218,7 @@ class Box:
                 return None, f"it stays transparent: {error.strerror}"
         decision = self._rules.look_up(connection)
         reasons = []
+        tried = set()
         while True:
             action = decision.action
             if isinstance(action, Fail):
@@ -222,16 +226,18 @@ class Box:
                 return None, "; ".join(reasons)
             if isinstance(action, ToPath) and self._manner.substitutes:
                 action = ToPath(substitute(action.path, connection))
-            try:
-                receiver = self._receiver(action)
-                await receiver.take(sock.fileno())
-                return action, "; ".join(reasons)
-            except ClientGone as gone:
-                return None, str(gone)
-            except Refused as refused:
-                reasons.append(f"{action.text}: {refused}")
-                if isinstance(action, ToDescriptor):
-                    self._look_after(action.number)
+            if action.text not in tried:
+                tried.add(action.text)
+                try:
+                    receiver = self._receiver(action)
+                    await receiver.take(sock.fileno(), self._loop.now - since)
+                    return action, "; ".join(reasons)
+                except ClientGone as gone:
+                    return None, str(gone)
+                except Refused as refused:
+                    reasons.append(f"{action.text}: {refused}")
+                    if isinstance(action, ToDescriptor):
+                        self._look_after(action.number)
             decision = decision.otherwise()
 
     def _note(

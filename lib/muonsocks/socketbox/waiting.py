@@ -68,12 +68,17 @@ class Receiver:
         self._pause = SOON
         self._timer: Timer | None = None
 
-    async def take(self, fd: int) -> None:
-        """Pass a connection on. Refused if its time is up, or it cannot be."""
+    async def take(self, fd: int, waited: float = 0.0) -> None:
+        """Pass a connection on, which has `waited` so long (s) for others already. Refused if its
+        time is up, or it cannot be.
+        """
         obstacle = self._go_on() or self._try(fd)
         if obstacle == _SENT:
             return
         limits = self._limits
+        patience = limits.patience - waited
+        if patience <= 0:
+            raise Refused("it is full, or not there, and there is no time left to wait")
         if why := limits.enter(self._name):
             raise Refused(f"it is full, or not there, and {why}")
         one = _Waiting(fd)
@@ -86,7 +91,7 @@ class Receiver:
             if len(self._queue) == 1:
                 self._pause = SOON
                 self._wait_for(obstacle)
-            with self._loop.deadline(limits.patience) as deadline:
+            with self._loop.deadline(patience) as deadline:
                 while not (one.is_taken or one.refused):
                     await one
         except TimeoutError:
@@ -96,7 +101,7 @@ class Receiver:
             if not (one.is_taken or one.refused):
                 hindrance = self._hindrance and f": {self._hindrance}"
                 raise Refused(
-                    f"it was full, or not there, for {limits.patience:g} s{hindrance}"
+                    f"it was full, or not there, for {round(patience, 2):g} s{hindrance}"
                 ) from None
         finally:
             self._loop.unregister(fd)

@@ -16,14 +16,14 @@ from _socket import (
 from stat import S_ISSOCK
 
 from muonsocks.errors import UsageError
-from muonsocks.net.front import Manner, adopt, bind_front
+from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import Identity, expect_rights, give_up
 from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
-from muonsocks.tools.command_line import Options, descriptor, unix_path
+from muonsocks.tools.command_line import Options, bare_address, descriptor, unix_path
 from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
@@ -121,7 +121,7 @@ def add_from_options(sources: Sources, given: Options) -> None:
         sources.add(sock, None)
     if sources.sockets:
         return
-    manner = Manner(
+    options = BindOptions(
         given.flag("--transparent"),
         given.flag("--freebind"),
         not given.flag("--no-reuse-address"),
@@ -138,7 +138,7 @@ def add_from_options(sources: Sources, given: Options) -> None:
     for address in packed:
         for number in numbers:
             both = is_alone or address != _ANY
-            sources.add(bind_front(address, number, manner, both_families=both), backlog)
+            sources.add(bind_front(address, number, options, both_families=both), backlog)
 
 
 def _listen(sock: socket, backlog: int) -> None:
@@ -161,7 +161,7 @@ def _registration(text: str) -> socket:
 
 def _address(text: str) -> bytes:
     """Pack an address in the family that it is written in."""
-    bare = text.removeprefix("[").removesuffix("]")
+    bare = bare_address(text)
     try:
         return inet_pton(AF_INET6 if ":" in bare else AF_INET, bare)
     except (OSError, ValueError):  # ValueError: a NUL
@@ -183,8 +183,8 @@ def add_from_json(sources: Sources, configuration: Configuration) -> None:
             continue
         if one.netns:
             enter_network(one.netns)
-        manner = Manner(one.transparent, one.freebind, one.reuseaddr, one.reuseport)
-        sources.add(bind_front(one.address, one.port, manner, one.scope), one.backlog)
+        options = BindOptions(one.transparent, one.freebind, one.reuseaddr, one.reuseport)
+        sources.add(bind_front(one.address, one.port, options, one.scope), one.backlog)
     if configuration.final_netns:
         enter_network(configuration.final_netns)
     for control in configuration.control_paths:
@@ -197,8 +197,6 @@ def identity(daemon: Daemon) -> Identity | None:
     """Make as whom a document has it."""
     if daemon.uid is None and daemon.gid is None and daemon.groups is None:
         return None
-    if daemon.uid == 0:
-        raise UsageError("daemon.uid is root's", "name a user with less power")
     groups = None if daemon.groups is None else tuple(daemon.groups)
     if groups is None and daemon.gid is not None:
         groups = ()  # or who has another group would still have those of root
@@ -257,6 +255,9 @@ def privileges(given: Options, for_program: bool = False) -> tuple[Identity | No
     root = given.text("--chroot")
     if root == "":
         raise UsageError("-x is empty", "name a directory, or leave it out")
+    if root is not None:
+        root = os.path.join(os.getcwd(), root)  # -d leaves it
+    expect_rights(asked, root, "-x")
     if for_program:
         give_up(asked, root, for_program=True)
     return asked, root

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 
 from muonsocks import __version__
+from muonsocks.address import LONGEST_UNIX_PATH
 from muonsocks.errors import UsageError
 from muonsocks.log import DEBUG, WARNING, Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_LONGEST_UNIX_PATH = 107  # bytes, unix(7)
 
 
 class Options:
@@ -61,7 +60,7 @@ class Options:
             return default
         hint = f"give {smallest} to {largest}"
         try:
-            value = int(text, 0)
+            value = int(text, 10 if text.isdecimal() else 0)  # 010 is what atoi(3) has for it
         except ValueError:
             raise UsageError(f"{name}: {text!r} is not a number", hint) from None
         if not smallest <= value <= largest:
@@ -147,9 +146,15 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 def unix_path(path: str, what: str) -> str:
     """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
-    if not 0 < len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+    if not 0 < len(os.fsencode(path)) <= LONGEST_UNIX_PATH:
         raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
     return path
+
+
+def bare_address(text: str) -> str:
+    """Take the brackets off an IPv6 address that has them."""
+    is_bracketed = text.startswith("[") and text.endswith("]") and ":" in text
+    return text[1:-1] if is_bracketed else text
 
 
 def descriptor(text: str, what: str) -> int:
@@ -159,9 +164,10 @@ def descriptor(text: str, what: str) -> int:
     """
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise UsageError(f"{what}: {text[:60]!r} is no descriptor", "give its number, say 3")
+    fd = int(text)
     try:
-        os.fstat(int(text))
+        os.fstat(fd)
     except OSError:
-        hint = f"leave it open for this program, as a shell does with {text}<&0"
-        raise UsageError(f"{what}: descriptor {text} is not open", hint) from None
-    return int(text)
+        hint = f"leave it open for this program, as a shell does with {fd}<&0"
+        raise UsageError(f"{what}: descriptor {fd} is not open", hint) from None
+    return fd

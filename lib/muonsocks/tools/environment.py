@@ -58,6 +58,7 @@ def request_from(environ: Mapping[str, str]) -> tuple[Request, bytes]:
 
 def port_number(text: str, what: str) -> int:
     """Read a port."""
-    if not (text.isascii() and text.isdecimal()) or len(text) > 5 or int(text) > 65535:
-        raise UsageError(f"{what} is {text!r}", "it must be a port, 0 to 65535")
-    return int(text)
+    digits = text.lstrip("0") or text[:1]
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 5 or int(digits) > 65535:
+        raise UsageError(f"{what} is {text[:60]!r}", "it must be a port, 0 to 65535")
+    return int(digits)

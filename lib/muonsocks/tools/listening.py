@@ -21,7 +21,7 @@ from muonsocks.net.listen import (
     receive_at,
 )
 from muonsocks.net.registration import LARGEST_GROUP, register
-from muonsocks.tools.command_line import unix_path
+from muonsocks.tools.command_line import bare_address, unix_path
 from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
@@ -44,13 +44,15 @@ def notify_fd(given: Options) -> int | None:
     fd = given.number("--notify-fd", 1 << 20)
     if fd == 2:
         # It is closed in the end, and then a client's socket could become where the log goes.
-        raise UsageError("-d: descriptor 2 is for the log", "give another one, say 3")
+        raise UsageError("--notify-fd: descriptor 2 is for the log", "give another one, say 3")
     try:
         if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise UsageError(f"-d: descriptor {fd} is only for reading", "give the other end")
+            raise UsageError(
+                f"--notify-fd: descriptor {fd} is only for reading", "give the other end"
+            )
         os.set_inheritable(fd, False)
     except OSError as error:
-        raise UsageError(f"-d: descriptor {fd}: {error.strerror}", "see --help") from None
+        raise UsageError(f"--notify-fd: descriptor {fd}: {error.strerror}", "see --help") from None
     return fd
 
 
@@ -140,7 +142,7 @@ def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Rec
 
 
 def _address(text: str) -> bytes:
-    packed = parse_address(text.removeprefix("[").removesuffix("]"))
+    packed = parse_address(bare_address(text))
     if packed is None:
         raise UsageError(f"-i: {text!r} is not an address", "give IPv4 or IPv6 in full")
     return packed

@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 from _socket import AF_INET, AF_INET6, AF_UNIX, inet_pton, socket
 
+from muonsocks.address import mapped
 from muonsocks.errors import UsageError
 from muonsocks.log import quoted
 from muonsocks.tools import DONE
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from muonsocks.log import Log
 
-_MAPPED = bytes(10) + b"\xff\xff"  # what makes an IPv4 address one of IPv6, RFC 4291
 _FLAGS = {"l": "--local", "r": "--remote", "a": "--address", "p": "--port", "R": "--raw"}
 
 
@@ -119,10 +119,7 @@ class _Form:
         if family not in (AF_INET, AF_INET6):
             raise UsageError(f"a socket of address family {family} is neither IP nor unix")
         host, port = name[:2]
-        if family == AF_INET6:
-            packed = inet_pton(AF_INET6, host)
-        else:
-            packed = _MAPPED + inet_pton(AF_INET, host)
+        packed = mapped(inet_pton(family, host))
         if self._raw:
             address, port_text, both = packed.hex().upper(), f"{port:04X}", "{}:{}"
         elif family == AF_INET6:

@@ -48,7 +48,8 @@ As whom it runs:
 
 Instead of serving:
   -e, --exec                  bind, and execute PROG with $SKBOX_LISTEN_FD
-  --check                     say what is wrong or odd in FILE, or that of -f or --json
+  --check                     say what is wrong or odd in FILE, or that of -f or --json;
+                              with -v also which rules it has
   --explain                   say which rules decide on a connection from REMOTE to LOCAL
 
 Other:
@@ -66,11 +67,12 @@ import site
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
+from muonsocks.net.privileges import expect_rights
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socketbox.actions import ToDescriptor, ToPath
-from muonsocks.socketbox.explain import explain, read_connection
+from muonsocks.socketbox.explain import counted, explain, read_connection
 from muonsocks.socketbox.rulebook import Document, File, OneAction
 from muonsocks.socketbox.server import Box, Manner
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
@@ -84,7 +86,7 @@ from muonsocks.tools.boxing import (
     privileges,
     receiving_socket,
 )
-from muonsocks.tools.command_line import Options, parse, unix_path
+from muonsocks.tools.command_line import Options, descriptor, parse, unix_path
 from muonsocks.tools.listening import notify_fd
 
 TYPE_CHECKING = False
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
 
 PEER_GONE = 11  # what -i leads to has gone
 _DEFAULT_FILE = "/etc/socketbox.conf"
+_WITH_VALUE = "lpbsPfSiugGx"  # short options that take what stands behind them
 _NOT_WITH_JSON = (
     *("--listen", "--port", "--transparent", "--freebind", "--no-reuse-address", "--reuse-port"),
     *("--socket", "--register", "--rules", "--send-to", "--send-over", "--substitute", "--user"),
@@ -103,11 +106,11 @@ _NOT_WITH_JSON = (
 def main(arguments: list[str], log: Log) -> int:
     """Pass connections on until told to stop."""
     inherited = descriptors()
-    looks_only = any(word in ("--check", "--explain") for word in arguments)
+    looks_only = any(word in ("--check", "--explain") for word in _before_program(arguments))
     given = parse(__doc__, arguments, log, program_follows=not looks_only)
     if given is None:
         return DONE
-    _expect_sense(given)
+    _expect_sense(given, log)
     if given.flag("--check"):
         return _check(given)
     if given.flag("--explain"):
@@ -120,17 +123,33 @@ def main(arguments: list[str], log: Log) -> int:
         return _serve(given, sources, inherited, log)
 
 
-def _expect_sense(given: Options) -> None:
+def _before_program(arguments: list[str]) -> list[str]:
+    """Give the words before -e: behind it is a program, with options of its own."""
+    return arguments[: next((i for i, word in enumerate(arguments) if _is_exec(word)), None)]
+
+
+def _is_exec(word: str) -> bool:
+    if word.startswith("--"):
+        return word == "--" or (len(word) > len("--ex") and "--exec".startswith(word))
+    for letter in word[1:] if word.startswith("-") else "":
+        if letter == "e" or letter in _WITH_VALUE:
+            return letter == "e"
+    return False
+
+
+def _expect_sense(given: Options, log: Log) -> None:
     """Refuse what excludes each other. UsageError."""
     if given.arguments and not any(map(given.flag, ("--check", "--explain", "--exec"))):
         raise UsageError(f"{given.arguments[0]!r} is not an option", "-e has a program follow")
-    if given.flag("--json"):
+    if given.text("--json") is not None:
         for name in _NOT_WITH_JSON:
-            if given.flag(name):
+            if given.flag(name) or given.text(name) == "":
                 raise UsageError(f"{name} does not go with --json", "write it into that file")
-    ways = [name for name in ("--rules", "--send-to", "--send-over") if given.text(name)]
+    ways = [name for name in ("--send-to", "--send-over") if given.text(name) is not None]
     if len(ways) > 1:
-        raise UsageError(f"{ways[0]} and {ways[1]} exclude each other", "leave one of them out")
+        raise UsageError("-S and -i exclude each other", "leave one of them out")
+    if ways and given.text("--rules") is not None:
+        log.warning(f"the rules of -f are not read: {ways[0]} is for all")
 
 
 # Instead of serving
@@ -138,35 +157,44 @@ def _expect_sense(given: Options) -> None:
 
 def _check(given: Options) -> int:
     """Say what is wrong or odd in a file."""
-    if given.arguments and (given.text("--rules") or given.text("--json")):
+    if given.arguments and (given.text("--rules"), given.text("--json")) != (None, None):
         raise UsageError("there are two files to check", "name one")
     if given.arguments:
-        book: Rulebook = File(given.arguments[0])
+        book: Rulebook = File(_named(given.arguments[0]))
     else:
         book = _rulebook(given)
     rules = book.read()
+    if given.flag("--verbose"):
+        for line in rules.text().split("\n")[:-1]:
+            _print(line)
     for warning in rules.warnings:
-        os.write(1, f"{warning}\n".encode("utf-8", "backslashreplace"))
+        _print(warning)
     if not given.flag("--quiet"):
         entries = sum(len(one.entries) for one in rules.sets.values())
         counts = ((len(rules.sets), "set"), (entries, "entry"), (len(rules.warnings), "warning"))
-        os.write(1, f"good: {', '.join(_count(*one) for one in counts)}\n".encode())
+        _print(f"good: {', '.join(counted(*one) for one in counts)}")
     return DONE
-
-
-def _count(number: int, what: str) -> str:
-    if number != 1:
-        what = "entries" if what == "entry" else f"{what}s"
-    return f"{number:,} {what}"
 
 
 def _explain(given: Options) -> int:
     """Say how the rules decide on a connection."""
     local, remote = given.arguments
-    connection = read_connection(local, remote)
-    for line in explain(_rulebook(given).read(), connection, given.flag("--substitute")):
-        os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
+    book = _rulebook(given)
+    if isinstance(book, Document):
+        configuration = book.configuration
+        connection = read_connection(local, remote, configuration.listener_at)
+        listeners = len(configuration.listeners)
+    else:
+        connection, listeners = read_connection(local, remote), 1
+    for line in explain(book.read(), connection, given.flag("--substitute"), listeners):
+        _print(line)
     return DONE
+
+
+def _print(line: str) -> None:
+    """Write a line, and nothing of it that a terminal would take for more than text."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    os.write(1, f"{''.join(shown)}\n".encode())
 
 
 def _execute(given: Options, sources: Sources, log: Log) -> int:
@@ -201,9 +229,16 @@ def _rulebook(given: Options) -> Rulebook:
         return OneAction(ToDescriptor(receiving_socket(fd)), "-i")
     json = given.text("--json")
     if json is not None:
-        return Document(os.path.abspath(json))
+        return Document(os.path.abspath(_named(json)))
+    rules = given.text("--rules")
     # Whole, as the working directory may be another one when they are read again.
-    return File(os.path.abspath(given.text("--rules") or _DEFAULT_FILE))
+    return File(_DEFAULT_FILE if rules is None else os.path.abspath(_named(rules)))
+
+
+def _named(path: str) -> str:
+    if not path:
+        raise UsageError("a file name is empty", "name a file, or leave the option out")
+    return path
 
 
 def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log) -> int:
@@ -215,14 +250,16 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
     manner.substitutes = given.flag("--substitute")
     manner.has_one_receiver = isinstance(rulebook, OneAction) and not manner.substitutes
     manner.clears_transparent = given.flag("--clear-transparent")
-    if given.flag("--send-over"):
-        manner.ends_with = given.number("--send-over", 1 << 30)
+    fd = given.text("--send-over")
+    if fd is not None:
+        manner.ends_with = descriptor(fd, "-i")
     notify = notify_fd(given)
     if given.flag("--daemon") and notify is not None:
         raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
     if isinstance(rulebook, Document):
         daemon = rulebook.configuration.daemon
         manner.identity, manner.root = identity(daemon), daemon.chroot or None
+        expect_rights(manner.identity, manner.root, "daemon.chroot")
         add_from_json(sources, rulebook.configuration)
         box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
     else:

@@ -71,7 +71,7 @@ from muonsocks.net.stream import is_tcp, prepare_tcp
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
-from muonsocks.socketbox.destination import ToAddress, ToPath, Translation
+from muonsocks.socketbox.destination import ToAddress, ToUnixSocket, Translation
 from muonsocks.socketbox.proxy_header import version_1, version_2
 from muonsocks.socketbox.relay import Errand, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
@@ -214,7 +214,7 @@ def _errand(given: Options, log: Log) -> Errand:
     unix_path(path + suffix if path else path, "-u")
     if given.flag("-i"):
         log.warning("-i is for addresses; --proxy-protocol=1 says it to a unix socket, too")
-    return Errand(ToPath(path, translation), header)
+    return Errand(ToUnixSocket(path, translation), header)
 
 
 def _to_address(given: Options, translation: Translation | None) -> ToAddress:
@@ -236,12 +236,14 @@ def _translation(given: Options) -> Translation | None:
         if given.flag("--last-64"):
             raise UsageError("-x is for -N", "give that too")
         return None
-    prefix = _address(given.text("--prefix") or "64:ff9b::", "-P")
-    return Translation(prefix, 8 if given.flag("--last-64") else 4)
+    prefix = given.text("--prefix") or "64:ff9b::"
+    if ":" not in prefix:  # it would be all of IPv4, ::ffff:0:0/96
+        raise UsageError(f"-P: {prefix[:60]!r} is not an IPv6 address", "give it in full")
+    return Translation(_address(prefix, "-P"), 8 if given.flag("--last-64") else 4)
 
 
 def _address(text: str, what: str) -> bytes:
     packed = parse_address(text)
     if packed is None:
-        raise UsageError(f"{what}: {text!r} is not an address", "give IPv4 or IPv6 in full")
+        raise UsageError(f"{what}: {text[:60]!r} is not an address", "give IPv4 or IPv6 in full")
     return packed
