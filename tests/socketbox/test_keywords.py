@@ -3,6 +3,7 @@
 import pytest
 
 from muonsocks.errors import UsageError
+from muonsocks.socketbox.actions import FAIL, Jump, ToDescriptor, ToPath
 from muonsocks.socketbox.keywords import (
     ACTIONS,
     CONDITIONS,
@@ -12,7 +13,7 @@ from muonsocks.socketbox.keywords import (
     SETS,
     USAGE,
     keyword_of,
-    read_path,
+    read_action,
     usage,
 )
 
@@ -75,7 +76,9 @@ def test_no_keyword(token: str) -> None:
     "path", ["/run/r", "r", "@name", "@" + "x" * 106, "x" * 107, "@@", "\xe9" * 53, "\udcff" * 107]
 )
 def test_paths(path: str) -> None:
-    assert read_path(path) == path
+    action = read_action("jump-unix", path)
+    assert isinstance(action, ToPath)
+    assert (action.path, action.text) == (path, f"jump-unix:{path}")
 
 
 @pytest.mark.parametrize(
@@ -85,10 +88,28 @@ def test_paths(path: str) -> None:
         ("@" + "x" * 107, "the path has 108 bytes; at most 107 fit"),
         ("\xe9" * 54, "the path has 108 bytes; at most 107 fit"),
         ("@", "'@' is no path of a socket; write a path, or @NAME"),
+        ("a\rb", "'a\\rb' is no path of a socket; write a path, or @NAME"),
         ("a\0b", "'a\\x00b' is no path of a socket; write a path, or @NAME"),
     ],
 )
 def test_wrong_paths(path: str, reason: str) -> None:
     with pytest.raises(UsageError) as error:
-        read_path(path)
+        read_action("jump-unix", path)
     assert str(error.value) == reason
+
+
+def test_actions() -> None:
+    descriptor = read_action("jump-fd", "7")
+    assert isinstance(descriptor, ToDescriptor) and descriptor.number == 7
+    for keyword, target in (("jump-rule", "rule-set:5"), ("jump-map", "map-set:5")):
+        jump = read_action(keyword, "05")
+        assert isinstance(jump, Jump)
+        assert (jump.target, jump.text) == (target, f"{keyword}:5")
+    assert read_action("fail", "") is FAIL
+
+
+@pytest.mark.parametrize("keyword", ["jump-fd", "jump-rule", "jump-map"])
+@pytest.mark.parametrize("number", ["-1", "2147483648", "x"])
+def test_wrong_numbers(keyword: str, number: str) -> None:
+    with pytest.raises(UsageError):
+        read_action(keyword, number)
