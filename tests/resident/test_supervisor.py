@@ -97,7 +97,7 @@ def test_too_few_descriptors() -> None:
             program=("timeout", "1", "prlimit", f"--nofile={limit}", MUONSOCKS),
         )
         if status == 111:
-            assert lines[-1] == "muonsocks: Too many open files"
+            assert re.search("(^muonsocks|cannot be started): Too many open files", lines[-1])
         else:
             assert status == 124 and limit > 7, lines
 
@@ -237,7 +237,7 @@ def test_the_second_worker_cannot_be_forked() -> None:
     assert status == 111
     expected = (
         "worker 2 of 7 cannot be started: Resource temporarily unavailable;"
-        " allow more processes, or have fewer workers"
+        " allow more, or have fewer workers"
     )
     assert sum(expected in line for line in lines) == 1
 

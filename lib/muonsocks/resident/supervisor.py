@@ -327,7 +327,7 @@ class Supervisor:
             self._start(number)
         except OSError as error:
             which = f"worker {number + 1} of {self._plan.workers}"
-            hint = "allow more processes, or have fewer workers"
+            hint = "allow more, or have fewer workers"
             self._log.error(f"{which} cannot be started: {error.strerror}; {hint}")
             self._failed = True
             self._stop()
