@@ -260,7 +260,7 @@ def test_a_goal_can_be_a_figure() -> None:
 def test_a_run_of_the_box() -> None:
     """Also beside another one, which here is the same."""
     box = HERE.parents[1] / "bin" / "socketbox"
-    command = [str(HERE / "box.py"), "--connections=400", "--rounds=2", f"--other={box}"]
+    command = [str(HERE / "socketbox.py"), "--connections=400", "--rounds=2", f"--other={box}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
     rows = re.findall(r"^(\S.*\S) {2,}(\d+\.\d) +(\d+\.\d) +(\d+\.\d)$", done.stdout, re.M)

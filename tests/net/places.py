@@ -7,6 +7,7 @@ import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,6 +83,26 @@ def in_own_network(function: Callable[[], object]) -> None:
         function()
 
     in_thread(run)
+
+
+@contextmanager
+def another_network() -> Iterator[Callable[..., Any]]:
+    """Give what calls a function in a network that has nothing; for a thread in_own_network."""
+    library = ctypes.CDLL(None, use_errno=True)
+    with ThreadPoolExecutor(1) as thread:
+
+        def there(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+            return thread.submit(function, *arguments, **named).result()
+
+        assert there(library.unshare, _CLONE_NEWNET) == 0
+        yield there
+
+
+def join_networks(there: Callable[..., Any]) -> None:
+    """Have a cable from the network of the calling thread to another one: `near` and `far`."""
+    thread = there(threading.get_native_id)
+    sh(f"ip link add near type veth peer name far netns {thread}", "ip link set near up")
+    there(sh, "ip link set lo up", "ip link set far up")
 
 
 def sh(*commands: str) -> None:
