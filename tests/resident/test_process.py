@@ -80,7 +80,9 @@ class Running:
 
 
 @contextmanager
-def running(service: Told, drain: float = SECONDS) -> Iterator[Running]:
+def running(
+    service: Told, drain: float = SECONDS, kind: type[Listener] = Listener
+) -> Iterator[Running]:
     ours, theirs = socket.socketpair()
     ours.settimeout(SECONDS)
     listener, board = listen_on(LOOPBACK, 0), Board(1)
@@ -88,9 +90,7 @@ def running(service: Told, drain: float = SECONDS) -> Iterator[Running]:
     pid = os.fork()
     if not pid:
         ours.close()
-        process = Process(
-            service, [Listener(listener)], Plan(1, Capacity(0), drain), board, Lines()
-        )
+        process = Process(service, [kind(listener)], Plan(1, Capacity(0), drain), board, Lines())
         theirs.setblocking(False)
         process.run(theirs, 0)
     listener.close()
@@ -166,6 +166,33 @@ def test_a_service_that_retires() -> None:
     with running(service) as worker:
         assert worker.channel.recv(10) == READY
         assert worker.status() == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "looks"), [("retires", b""), ("retires for good", b"x"), ("is told", b"x")]
+)
+def test_who_waits_for_nobody_else(how: str, looks: bytes) -> None:
+    """Is taken in at last if all workers end, and left to the others if one of them does."""
+    reader, writer = os.pipe()
+
+    class Queue(Listener):
+        waits_for_nobody_else = True
+
+        def take(self) -> Any:
+            os.write(writer, b"x")
+            return super().take()
+
+    service = Told()
+    if how != "is told":
+        service.settling = lambda retire: retire(for_good=how == "retires for good")  # type: ignore[call-arg]
+    with running(service, kind=Queue) as worker:
+        assert worker.channel.recv(10) == READY
+        if how == "is told":
+            worker.channel.sendall(DRAIN)
+        worker.status()
+    os.close(writer)
+    with open(reader, "rb") as seen:
+        assert seen.read() == looks
 
 
 @pytest.mark.parametrize("failed", [False, True])

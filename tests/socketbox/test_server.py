@@ -217,5 +217,5 @@ def test_rules_are_passed_to_workers(tmp_path: Path) -> None:
 
 
 def test_rules_that_are_no_good(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with nothing_left_behind(), pytest.raises(FileNotFoundError):
         Box(File(str(tmp_path / "none")), Manner(1, 1), Lines())

@@ -130,8 +130,8 @@ class Box:
         self._at_paths: dict[str, AtPath] = {}
         self._over: dict[int, OverSocket] = {}
         self._gone = mmap(-1, 1)  # a worker knows, and the supervisor is asked
-        self._turn = os.memfd_create("turn")  # which is locked, and never written to
         self._rules = self.reread()
+        self._turn = os.memfd_create("turn")  # which is locked, and never written to
 
     # Life cycle
 
