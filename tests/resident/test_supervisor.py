@@ -403,6 +403,7 @@ def test_who_asks_for_a_reload_many_times_gets_one_more(tmp_path: Path) -> None:
         with open(fifo, "wb"):  # it reads now
             for _ in range(4):
                 noted(server.pid, signal.SIGHUP)
+        server.await_log("reloaded")
         with open(fifo, "wb"):
             pass
         server.await_log("reloaded", 2)

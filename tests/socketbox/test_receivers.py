@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import socket
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any

@@ -200,7 +200,7 @@ def test_whom_it_tells(log: Lines) -> None:
         ):
             with pytest.raises(UsageError) as error:
                 notify_fd(given(notify_fd=str(fd)))
-            assert str(error.value) == f"-d: {words}"
+            assert str(error.value) == f"--notify-fd: {words}"
     finally:
         os.close(reader)
         os.close(writer)
