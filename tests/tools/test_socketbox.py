@@ -202,6 +202,32 @@ def test_a_rule_that_names_a_descriptor(tmp_path: Path) -> None:
         assert "it has gone; jump-fd:4000: no such descriptor was open at the start" in line
 
 
+def test_a_rule_that_names_no_receiver(tmp_path: Path) -> None:
+    """Such a descriptor gets nothing, not even a byte, and others have their turn."""
+    rules = tmp_path / "rules"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), SECONDS) as client,
+        socket.socket(socket.AF_UNIX) as listening,
+        open("/dev/null") as file,
+        receiver(tmp_path / "spare") as other,
+    ):
+        conn, _ = listener.accept()
+        listening.bind(str(tmp_path / "listening"))
+        listening.listen()
+        fds = [one.fileno() for one in (conn, listener, listening, file)]
+        names = " else ".join(f"jump-fd:{fd}" for fd in fds)
+        rules.write_text(f"rule-set:0\n{names} else jump-unix:{tmp_path}/spare\n")
+        with conn, boxed("-f", str(rules), keep=tuple(fds)) as box:
+            for _ in range(2):
+                with box.connect(), other.take():
+                    pass
+            line = box.await_log("to=.*spare", 2)
+            assert line.count("it is no unix socket to send over") == 3
+            assert line.count("it is no socket: ") == 1
+        assert client.recv(1) == b""
+
+
 def test_paths_with_the_address_in_them(tmp_path: Path) -> None:
     pattern = f"{tmp_path}/g#//7_-p#//P_-a#//0_.s"  # which a Path would shorten
     port = free_port("::1")

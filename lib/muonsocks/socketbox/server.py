@@ -7,7 +7,7 @@ turn that the rules name, or the connection is closed.
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_DGRAM, SOCK_NONBLOCK, socket
+from _socket import AF_UNIX, SO_ACCEPTCONN, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, socket
 from mmap import mmap
 
 from muonsocks.address import Endpoint
@@ -289,6 +289,9 @@ class Box:
             sock = socket(fileno=number)
         except OSError as error:
             raise Refused(f"it is no socket: {error.strerror}") from None
+        if sock.family != AF_UNIX or sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
+            sock.detach()  # it is not ours to close
+            raise Refused("it is no unix socket to send over")
         over = self._over[number] = OverSocket(self._loop, self._limits, sock)
         return over
 
