@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from muonsocks.errors import DialError, NameNotResolved
 from muonsocks.log import DEBUG
 from muonsocks.mux.connection import ResetReason
 from muonsocks.mux.frames import (
+    HEADER,
+    HELLO_SIZE,
     NO_NUMBER,
     Answer,
     Done,
@@ -26,9 +29,11 @@ from muonsocks.mux.frames import (
     Hello,
     Open,
     Reset,
+    decode,
 )
 from muonsocks.mux.host import Host
 from muonsocks.mux.link import Bounds
+from muonsocks.mux.places import UnixSocket
 from muonsocks.net.dial import Dialler
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
@@ -439,6 +444,56 @@ def test_the_port_is_lost(loop: Loop) -> None:
             await serving.host.leave("enough")
 
     play(loop, story)
+
+
+async def meet_over(loop: Loop, sock: socket.socket, host: Host) -> None:
+    """Begin a session, as a guest at a socket."""
+    sock.sendall(Hello(1, 0, b"a number", NO_NUMBER).encode())
+    heard = b""
+    while len(heard) < 2 * HELLO_SIZE:
+        await rounds(loop, 1)
+        heard += stuff_of(sock)
+    hello = decode(heard[HEADER.size : HELLO_SIZE])
+    assert isinstance(hello, Hello)
+    sock.sendall(Hello(1, 0, b"a number", hello.number).encode())
+    await until(loop, lambda: host.link.mux.is_up)
+
+
+def stuff_of(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_socket_that_says_nothing_is_connected_to_once_more(
+    loop: Loop, clock: Clock, tmp_path: Path
+) -> None:
+    """At first, and after each session."""
+
+    async def story() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "port"))
+            listener.listen()
+            listener.setblocking(False)
+            policy = Policy(Access(), Rules([], allow_local=True), Dialler(), Limits(600, 600, 600))
+            bounds = Bounds(10, MEMORY, SILENCE)
+            host = Host(loop, UnixSocket(str(tmp_path / "port")), policy, bounds, Lines())
+            ended: list[Any] = []
+            task = loop.spawn(host.run(), ended.append)
+            for _ in range(2):
+                with await accepted(loop, listener):
+                    await clock.passes(loop, 1.3)
+                    with await accepted(loop, listener) as second:
+                        await clock.passes(loop, 20)
+                        with pytest.raises(BlockingIOError):
+                            listener.accept()
+                        await meet_over(loop, second, host)
+            assert not ended
+            task.interrupt(KeyboardInterrupt())
+            await host.leave("enough")
+
+    play(loop, story, 600)
 
 
 def test_the_port_is_lost_and_a_far_end_does_not_read(loop: Loop, clock: Clock) -> None:

@@ -216,6 +216,36 @@ def test_a_port_that_is_lost_is_opened_again(loop: Loop, clock: Clock) -> None:
     play(loop, story, 600)
 
 
+def test_a_port_that_says_nothing_is_opened_once_more(loop: Loop, clock: Clock) -> None:
+    """If it may be deaf; a byte is enough."""
+
+    async def story() -> None:
+        for says in (b"", b"x"):
+            place = Places()
+            side = Plain(loop, place)
+            side.deaf_for = 1.0
+            hands = [Hand(loop) for _ in range(3)]
+            place.socks += [hand.ours for hand in hands]
+            task, _ = side.start()
+            await clock.passes(loop, 0.5)
+            hands[0].sock.send(says) if says else None
+            await clock.passes(loop, 0.4)
+            assert len(place.opened) == 1
+            await clock.passes(loop, 0.3)
+            assert len(place.opened) == 1 + (not says)
+            assert (hands[0].ours.fileno() == -1) is (not says)
+            await clock.passes(loop, 100)
+            assert len(place.opened) == 1 + (not says)
+            assert side.log.lines == []
+            task.interrupt(KeyboardInterrupt())
+            side.stop("enough")
+            for hand in hands:
+                hand.sock.close()
+                hand.ours.close()
+
+    play(loop, story, 600)
+
+
 def test_a_port_that_cannot_be_had_again(loop: Loop) -> None:
     """Standard input, say: that was all."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import clients
 import pytest
+import qemu
 from clients import NAME, TARGET, Network, body, network
 from guest_link import Process
 from qemu import Guest
@@ -250,6 +251,47 @@ def test_the_host_is_killed(guest: Guest, host: Host, proxy: Process, net: Netwo
         assert time.monotonic() - began < 3
         works(guest, net)
         assert_both_failed(down, up)
+
+
+# Writes for as long as it runs, and reads nothing.
+WRITER = f"""
+import os, time
+port = os.open("/dev/virtio-ports/{qemu.PORT}", os.O_RDWR | os.O_NONBLOCK)
+print("ready", flush=True)
+while True:
+    try:
+        os.write(port, bytes(32768))
+    except BlockingIOError:
+        time.sleep(0.001)
+"""
+
+
+def go_while_both_talk(guest: Guest) -> None:
+    """Be a host that goes while both sides have much to say."""
+    with guest.connect() as host:
+        host.setblocking(False)
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                host.send(bytes(65536))
+            with contextlib.suppress(BlockingIOError):
+                host.recv(1 << 20)
+
+
+def test_a_port_that_lets_nothing_out_of_the_guest(guest: Guest, net: Network) -> None:
+    """QEMU may leave it so when a host goes, one time in four here, until the next one goes too."""
+    for _ in range(12):
+        writer = guest.start("python3", "-c", WRITER)
+        assert writer.read_line(SECONDS) == "ready"
+        go_while_both_talk(guest)
+        writer.kill()
+        writer.wait()
+        process = start_guest(guest)
+        host = Host(net, guest.port, calls=False)
+        host.await_session(1, 5)
+        host.close()
+        process.kill(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
 
 
 def test_the_guest_is_killed(guest: Guest, host: Host, proxy: Process, net: Network) -> None:

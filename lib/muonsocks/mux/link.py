@@ -63,6 +63,7 @@ class Link:
         "_pinged",
         "_port",
         "_timer",
+        "is_deaf",
         "loop",
         "mux",
         "outlet",
@@ -93,6 +94,7 @@ class Link:
         self._doubt = Doubt(loop, is_host, self._speak_classic)
         self._is_leaving = False  # what comes is dropped
         self._is_stalled = False  # nothing is read, as what has come must be passed on first
+        self.is_deaf = True  # nothing has come from this port yet
 
     def _new_mux(self) -> Mux:
         return Mux(
@@ -113,6 +115,7 @@ class Link:
         """Take over a port, and look for the other side there."""
         loop = self.loop
         self._port = self.outlet.port = port
+        self.is_deaf = True
         port.stream.watch_room()
         # A regular file, or /dev/null, has no events, and is not to be unregistered.
         if port.writer in loop.handlers:
@@ -138,10 +141,16 @@ class Link:
         self._close()
         self._end(over)
 
+    def drop(self) -> None:
+        """Close the port, over which nobody has said anything."""
+        if self._port is not None:
+            self.mux.output.clear()
+            self._close()
+
     async def leave(self, reason: str) -> None:
-        """The same, but with a moment for what is on its way: to write all that the other side is
-        to hear; and to read, as a host: with each that goes before it has read all, QEMU 7.2 loses
-        one of the port's buffers, until the guest can write no more.
+        """The same as `detach`, but with a moment for what is on its way: to write all that the
+        other side is to hear; and to read, as a host: with each that goes before it has read all,
+        QEMU 7.2 loses one of the port's buffers, until the guest can write no more.
         """
         if self._port is None:
             return
@@ -157,9 +166,7 @@ class Link:
             before = self._heard
             await self.loop.sleep(_QUIET)
             is_quiet = self._heard == before or not self._is_host
-        if self._port is not None:
-            self.mux.output.clear()
-            self._close()
+        self.drop()
 
     def _close(self) -> None:
         assert self._port is not None
@@ -278,6 +285,7 @@ class Link:
             except OSError as error:
                 self._lose(error.strerror or str(error))
                 return
+            self.is_deaf = self.is_deaf and not count
             if count and self._is_leaving:
                 self._heard = self.loop.now
             elif count:

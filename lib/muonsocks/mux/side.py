@@ -41,6 +41,7 @@ class Side:
         "_period_ends",
         "_place",
         "_said",
+        "deaf_for",
         "is_stopping",
         "link",
         "loop",
@@ -58,6 +59,7 @@ class Side:
         self._lines = 0  # in the period that began last
         self._period_ends = 0.0
         self.is_stopping = False
+        self.deaf_for = 0.0  # s that a port may be without a byte from the other side; 0: for ever
         self.on_presence: Callable[[bool], None] | None = None  # of the other side
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
@@ -73,12 +75,32 @@ class Side:
                 self._say(f"{place.name} is not there yet: {in_one_line(error)}")
             else:
                 self.link.attach(port)
-                reason = await self._losses.take()
-                self._say_over(f"{place.name} is lost", reason)
+                reason = await self._lost()
+                if reason:
+                    self._say_over(f"{place.name} is lost", reason)
                 if not place.again:
                     return
             self._delay = min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
             await self.loop.sleep(self._delay)
+
+    async def _lost(self) -> str:
+        """Wait until the port is lost, and say why. If it may be `deaf_for` some time only, and
+        nothing has come by then, it is closed, once; that has no reason to be told.
+        """
+        if self.deaf_for:
+            try:
+                with self.loop.deadline(self.deaf_for) as deadline:
+                    reason: str = await self._losses.take()
+                    return reason
+            except TimeoutError:
+                if not deadline.passed:
+                    raise
+            if self.link.is_deaf:
+                self.deaf_for = 0.0
+                self.link.drop()
+                return ""
+        reason = await self._losses.take()
+        return reason
 
     def stop(self, reason: str) -> None:
         """End the session and leave the port as it was found, at once."""
