@@ -80,15 +80,7 @@ class _Answers:
 class Host(Side):
     """Serves the guest at a port, one after the other if they change."""
 
-    __slots__ = (
-        "_complains_from",
-        "_emptied",
-        "_may_be_deaf",
-        "_most",
-        "_policy",
-        "served",
-        "tasks",
-    )
+    __slots__ = ("_complains_from", "_emptied", "_most", "_policy", "served", "tasks")
 
     def __init__(
         self,
@@ -108,8 +100,7 @@ class Host(Side):
         self._emptied = Waitable()
         # When a host goes while both sides have much to say, QEMU 7.2 may let nothing more out of
         # the guest, until the next host has gone, too.
-        self._may_be_deaf = isinstance(place, UnixSocket)
-        if self._may_be_deaf:
+        if isinstance(place, UnixSocket):
             self.deaf_for = _DEAF_FOR
         self._complains_from = 0.0
 
@@ -122,10 +113,6 @@ class Host(Side):
                     await self._emptied
         except TimeoutError:
             return  # the tool cuts those that are left
-
-    def begun(self) -> None:
-        if self._may_be_deaf:
-            self.deaf_for = _DEAF_FOR
 
     def hear(self, event: Event) -> None:
         assert isinstance(event, Opened)

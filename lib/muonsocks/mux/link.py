@@ -285,10 +285,10 @@ class Link:
             except OSError as error:
                 self._lose(error.strerror or str(error))
                 return
-            self.is_deaf = self.is_deaf and not count
             if count and self._is_leaving:
                 self._heard = self.loop.now
             elif count:
+                self.is_deaf = False
                 heard = mux.received(count)
                 if mux.is_sign:
                     self._heard = self.loop.now

@@ -34,6 +34,7 @@ class Side:
 
     __slots__ = (
         "_delay",
+        "_has_come_again",
         "_lines",
         "_log",
         "_losses",
@@ -59,6 +60,7 @@ class Side:
         self._lines = 0  # in the period that began last
         self._period_ends = 0.0
         self.is_stopping = False
+        self._has_come_again = False  # to a port that was deaf, since the last session
         self.deaf_for = 0.0  # s that a port may be without a byte from the other side; 0: for ever
         self.on_presence: Callable[[bool], None] | None = None  # of the other side
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
@@ -87,7 +89,7 @@ class Side:
         """Wait until the port is lost, and say why. If it may be `deaf_for` some time only, and
         nothing has come by then, it is closed, once; that has no reason to be told.
         """
-        if self.deaf_for:
+        if self.deaf_for and not self._has_come_again:
             try:
                 with self.loop.deadline(self.deaf_for) as deadline:
                     reason: str = await self._losses.take()
@@ -96,7 +98,7 @@ class Side:
                 if not deadline.passed:
                     raise
             if self.link.is_deaf:
-                self.deaf_for = 0.0
+                self._has_come_again = True
                 self.link.drop()
                 return ""
         reason = await self._losses.take()
@@ -141,6 +143,7 @@ class Side:
             self.on_presence(self.link.mux.is_up)
         if isinstance(event, Began):
             self._delay = 0.0
+            self._has_come_again = False
             self._said.clear()
             self._tell(INFO, f"the {self._other} is there")
             self.begun()
