@@ -102,6 +102,7 @@ class Places:
     def __init__(self, *socks: socket.socket, again: bool = True) -> None:
         self.name = "a port"
         self.again = again
+        self.deaf_for = 0.0
         self.socks = list(socks)
         self.failures: list[OSError] = []  # that come first
         self.is_final = False

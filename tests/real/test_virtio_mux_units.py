@@ -33,6 +33,8 @@ from booted import (
 from nspawn import Machine, assert_is_confined
 from test_systemd_resident import await_output, now, show
 
+from muonsocks.mux.frames import MAGIC
+
 pytestmark = pytest.mark.xdist_group("systemd-virtio-mux")
 
 UNITS = Path(__file__).parents[2] / "units"
@@ -42,7 +44,8 @@ SECOND = "socks5h://127.0.0.1:1081"
 RULES = "/etc/muonsocks/rules"
 
 # Connects as often as it is told, says how many of these connections are there after a while in
-# which something was to be read, and holds them until its standard input ends.
+# which something was to be read, and holds them until its standard input ends. It answers, as one
+# that says nothing is hung up on.
 CONNECT = f"""
 import socket, sys
 made = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[1]))]
@@ -51,7 +54,7 @@ for sock in made:
 there = 0
 for sock in made:
     try:
-        there += sock.recv(1) != b""
+        there += sock.recv(1) != b"" and sock.send(b"x")
     except ConnectionError:
         pass
 print(there, flush=True)
@@ -216,6 +219,25 @@ def test_a_machine_without_a_guest_program(machine: Machine) -> None:
     assert "failed" not in said.stdout.lower()
     with virtual(machine):
         assert fetches(curl(machine))
+
+
+def test_a_machine_that_says_nothing(machine: Machine) -> None:
+    """Its port may be stuck, so it is hung up on; but once only, as it may have nothing to say."""
+    since = now(machine)
+    script = (
+        "import socket\n"
+        "for times in range(2):\n"
+        "    with socket.socket(socket.AF_UNIX) as sock:\n"
+        f"        sock.connect('{SOCKET}')\n"
+        "        came = b''\n"
+        f"        while came.count({MAGIC}) < 4 and (data := sock.recv(65536)):\n"
+        "            came += data\n"
+        f"        print(came.count({MAGIC}))\n"
+    )
+    first, second = machine.run(shlex.join(["/usr/bin/python3", "-c", script])).stdout.split()
+    assert 1 <= int(first) < 4 == int(second)
+    journal_line(machine, since, "nothing has come from the guest")
+    await_instances(machine, 0)
 
 
 def test_instances_that_are_stopped(machine: Machine) -> None:

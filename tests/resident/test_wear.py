@@ -44,8 +44,6 @@ MORE_PIPES = 64  # descriptors: as many as a worker keeps in its pool
 LESS_THAN_A_LEAK = 500  # bytes a connection that a process may grow by; no object is smaller
 
 ESTABLISHED_AND_SO_ON = {"01", "02", "03", "04", "05", "08", "09", "0B"}  # proc(5): not TIME_WAIT
-
-
 ORPHANED = 90  # s at most that the kernel keeps what is closed: tcp_fin_timeout, tcp(7), is 60
 
 IDLERS = 250
@@ -58,10 +56,10 @@ def own_memory(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty:"))
 
 
-def unfinished() -> int:
-    """How many TCP connections of this network are not over."""
+def unfinished() -> list[str]:
+    """The TCP connections of this network that are not over, as proc(5) has them."""
     table = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
-    return sum(line.split()[3] in ESTABLISHED_AND_SO_ON for line in table)
+    return [line for line in table if line.split()[3] in ESTABLISHED_AND_SO_ON]
 
 
 def without_pipes(pid: int) -> Counter[str]:
@@ -91,7 +89,10 @@ def test_a_crowd_leaves_nothing_behind(workers: int) -> None:
             crowd.come(COUNT)
             assert crowd.seen.total() == COUNT and len(crowd.seen) >= 8
             until("all sockets are closed", lambda: sockets(server) == at_rest)
-            until("all connections are over", lambda: not unfinished())
+            try:
+                until("all connections are over", lambda: not unfinished(), ORPHANED)
+            finally:
+                print(*unfinished(), sep="\n")
             assert server.worker_pids() == pids
             assert [without_pipes(pid) for pid in pids] == before
             grown = sum(resident_memory(pid) for pid in pids) - sum(memory)

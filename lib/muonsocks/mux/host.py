@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
+from muonsocks.mux.caller import Caller
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.events import Opened
-from muonsocks.mux.places import UnixSocket
 from muonsocks.mux.side import Side
 from muonsocks.net.inherit import Peer
 from muonsocks.net.task import Task, Waitable
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _WINDING_UP = 2 * LINGER  # s that sessions have to end
 _SILENCE = 10.0  # s after a complaint
-_DEAF_FOR = 1.0  # s without a byte after which a host goes and comes once more, to set QEMU right
 
 
 class Stopped(BaseException):
@@ -100,8 +99,8 @@ class Host(Side):
         self._emptied = Waitable()
         # When a host goes while both sides have much to say, QEMU 7.2 may let nothing more out of
         # the guest, until the next host has gone, too.
-        if isinstance(place, UnixSocket):
-            self.deaf_for = _DEAF_FOR
+        self.deaf_for = place.deaf_for
+        self.has_come_again = isinstance(place, Caller) and place.has_called_again
         self._complains_from = 0.0
 
     async def run(self) -> None:
@@ -134,6 +133,12 @@ class Host(Side):
         for task in list(self.tasks):
             task.interrupt(Stopped())
         await super().leave(reason)
+
+    async def hang_up(self) -> None:
+        await super().hang_up()
+        if isinstance(self._place, Caller):
+            self._log.info("nothing has come from the guest: its port is to be connected once more")
+            await self._place.hang_up(self.loop)
 
     def _on_return(self, number: int) -> None:
         self._is_over()

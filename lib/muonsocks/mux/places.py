@@ -32,6 +32,7 @@ class StandardStreams:
 
     name = "standard input"
     again = False  # it cannot be opened again
+    deaf_for = 0.0  # s that a host stays without a byte from there, the first time; 0: for ever
 
     __slots__ = ()
 
@@ -64,6 +65,7 @@ class Device:
     """A device: a virtio port, a serial port, a terminal."""
 
     again = True
+    deaf_for = 0.0
 
     __slots__ = ("_was_there", "name")
 
@@ -98,6 +100,7 @@ class UnixSocket:
     """A unix socket that somebody listens at, as QEMU does for a guest; or will, in a while."""
 
     again = True
+    deaf_for = 1.0
 
     __slots__ = ("name",)
 

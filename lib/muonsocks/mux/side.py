@@ -34,7 +34,6 @@ class Side:
 
     __slots__ = (
         "_delay",
-        "_has_come_again",
         "_lines",
         "_log",
         "_losses",
@@ -43,6 +42,7 @@ class Side:
         "_place",
         "_said",
         "deaf_for",
+        "has_come_again",
         "is_stopping",
         "link",
         "loop",
@@ -60,8 +60,8 @@ class Side:
         self._lines = 0  # in the period that began last
         self._period_ends = 0.0
         self.is_stopping = False
-        self._has_come_again = False  # to a port that was deaf, since the last session
         self.deaf_for = 0.0  # s that a port may be without a byte from the other side; 0: for ever
+        self.has_come_again = False  # to a port that was deaf, since the last session
         self.on_presence: Callable[[bool], None] | None = None  # of the other side
         self.link = Link(loop, is_host, bounds, self._on_event, self._losses.post)
 
@@ -89,7 +89,7 @@ class Side:
         """Wait until the port is lost, and say why. If it may be `deaf_for` some time only, and
         nothing has come by then, it is closed, once; that has no reason to be told.
         """
-        if self.deaf_for and not self._has_come_again:
+        if self.deaf_for and not self.has_come_again:
             try:
                 with self.loop.deadline(self.deaf_for) as deadline:
                     reason: str = await self._losses.take()
@@ -98,8 +98,8 @@ class Side:
                 if not deadline.passed:
                     raise
             if self.link.is_deaf:
-                self._has_come_again = True
-                self.link.drop()
+                self.has_come_again = True
+                await self.hang_up()
                 return ""
         reason = await self._losses.take()
         return reason
@@ -113,6 +113,10 @@ class Side:
         """The same; a moment later if something is on its way."""
         self.is_stopping = True
         await self.link.leave(reason)
+
+    async def hang_up(self) -> None:
+        """Close a port over which nobody has said anything."""
+        self.link.drop()
 
     def _say_over(self, what: str, reason: str) -> None:
         """Log an end. If there is one port only, it is usual that the other side leaves that."""
@@ -143,7 +147,7 @@ class Side:
             self.on_presence(self.link.mux.is_up)
         if isinstance(event, Began):
             self._delay = 0.0
-            self._has_come_again = False
+            self.has_come_again = False
             self._said.clear()
             self._tell(INFO, f"the {self._other} is there")
             self.begun()

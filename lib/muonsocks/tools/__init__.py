@@ -93,7 +93,7 @@ def _is_listen(argument: str) -> bool:
 FLAGS = frozenset(
     (
         *("-4", "-6", "-q", "-v", "--quiet", "--verbose", "--help", "--version"),
-        *("--allow-local", "--inetd", "--wait"),
+        *("--allow-local", "--inetd", "--peer-reconnects", "--wait"),
     )
 )
 

@@ -47,6 +47,7 @@ How long it may take, in seconds:
   --drain-timeout=SECS        a guest: to finish when it is told to stop; by default 30
 
 Other:
+  --peer-reconnects           a host: its peer on standard input does, as QEMU with reconnect=
   -d, --notify-fd=FD          a guest: say there, by a newline, that it is ready (s6)
   -v, --verbose               log each failed address too
   -q, --quiet                 log no connections
@@ -63,6 +64,7 @@ from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.errors import UsageError, in_one_line
 from muonsocks.log import Log
+from muonsocks.mux.caller import Caller
 from muonsocks.mux.frames import MOST_CONNECTIONS
 from muonsocks.mux.host import Host
 from muonsocks.mux.link import Bounds
@@ -92,7 +94,7 @@ _FOR_GUESTS = (
 )
 _FOR_HOSTS = (
     *("--rules", "--allow-local", "-4", "-6", "--bind-address", "--bind-interface", "--mark"),
-    *("--connect-timeout", "--dial-timeout"),
+    *("--peer-reconnects", "--connect-timeout", "--dial-timeout"),
 )
 
 
@@ -140,7 +142,12 @@ def _host(given: options.Options, port: list[str], log: Log) -> int:
     if not port and os.isatty(0):
         hint = "name a PORT; it is - if that terminal is the port"
         raise UsageError("standard input is a terminal", hint)
-    place = _place(*port or "-")
+    if given.flag("--peer-reconnects"):
+        if port not in ([], ["-"]):
+            raise UsageError("--peer-reconnects: it is for standard input", "name no other PORT")
+        place: Place = Caller()
+    else:
+        place = _place(*port or "-")
     notifier = Notifier()
     setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
     loop = Loop()
