@@ -65,6 +65,19 @@ def test_systemd_is_told(told: Read) -> None:
     ]
 
 
+def test_a_pipe_that_is_full_is_not_waited_for() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    Notifier(writer).ready()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writer)
+    os.close(reader)
+
+
 def test_a_reload_is_told_with_its_time(told: Read) -> None:
     """As Type=notify-reload wants it (sd_notify(3))."""
     notifier = Notifier()

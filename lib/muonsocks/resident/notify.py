@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from select import POLLOUT, poll
 from time import monotonic_ns
 
 from muonsocks.errors import UsageError
@@ -60,10 +61,14 @@ class Notifier:
         """Say that clients can come now."""
         self._tell("READY=1")
         if self._fd is not None:
-            try:
-                os.write(self._fd, b"\n")
-            except OSError:
-                pass  # EPIPE: nobody waits for it any more
+            # The mode of a descriptor is its other holders' too, so it is not made non-blocking.
+            room = poll()
+            room.register(self._fd, POLLOUT)
+            if room.poll(0):  # nobody reads from a pipe that is full
+                try:
+                    os.write(self._fd, b"\n")
+                except OSError:
+                    pass  # EPIPE: nobody waits for it any more
             os.close(self._fd)
             self._fd = None
 
