@@ -21,6 +21,7 @@ from muonsocks.net.listen import SocketFile, listen_on, receive_at
 from muonsocks.net.loop import Loop
 from muonsocks.net.passing import receive_first
 from muonsocks.net.stream import Stream
+from muonsocks.resident import shortage
 from muonsocks.resident import worker as worker_module
 from muonsocks.resident.board import _FIELDS, CUT, FULL, OPEN, REFUSED, SERVED, SHORT, Board
 from muonsocks.resident.plan import Capacity
@@ -161,7 +162,7 @@ def leaks_nothing() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_PATIENCE", 0.02)
-    monkeypatch.setattr(worker_module, "_QUIET", 0.05)
+    monkeypatch.setattr(shortage, "_QUIET", 0.05)
 
 
 def test_clients_are_served_and_counted() -> None:

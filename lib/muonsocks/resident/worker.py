@@ -15,8 +15,9 @@ from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
 from muonsocks.net.entrance import NobodyComes
 from muonsocks.net.task import Task, Waitable
-from muonsocks.resident.board import CUT, ENDED, FULL, OPEN, REFUSED, SERVED, SHORT, Board
+from muonsocks.resident.board import CUT, ENDED, FULL, OPEN, REFUSED, SERVED, Board
 from muonsocks.resident.repeats import Repeats
+from muonsocks.resident.shortage import Shortage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 # Lines of the log, muonsocks(7)
 _REFUSED = Form("refused", "client", "end")
 _PATIENCE = 0.2  # s until a limit is looked at again, if no connection of ours ends before
-_QUIET = 1.0  # s without another shortage after which it may be over
 _RESERVE = 16  # descriptors that are left for look-ups and second attempts, or for a doorman
 _TURNED_AWAY = 12  # clients at a time
 _BUSY = 6  # events in a round: there is more to do than can be done at once, for all workers
@@ -80,11 +80,9 @@ class Worker:
         "_loop",
         "_no_connections",
         "_paused",
-        "_recovery",
         "_retire",
-        "_served",
         "_service",
-        "_short",
+        "_shortage",
         "_tasks",
     )
 
@@ -109,9 +107,7 @@ class Worker:
         self._tasks: dict[Task, bytes] = {}  # each with the source of its connection
         self._callbacks = self._on_failure, self._on_return  # the same ones for all of them
         self._paused: Timer | None = None
-        self._short = False
-        self._recovery: Timer | None = None
-        self._served = 0  # in all workers, at the last shortage
+        self._shortage = Shortage(loop, board, log, lambda: self._paused is not None)
         self._draining = False
         self._drained = Waitable()
         self._full = False
@@ -138,6 +134,7 @@ class Worker:
         `is_last`, and no other worker goes on or replaces it, who has come is taken in before.
         """
         self._draining = True
+        self._shortage.forget()
         self._board.set(FULL, 1)
         self._stop_accepting()
         for entrance in self._entrances:
@@ -210,7 +207,7 @@ class Worker:
 
     def _pause(self) -> None:
         """Leave new connections in the queue until one of ours has ended, or for a moment."""
-        if self._paused is None and not self._draining:
+        if self._paused is None:
             self._stop_accepting()
             self._paused = self._loop.call_later(_PATIENCE, self._resume)
 
@@ -351,7 +348,7 @@ class Worker:
         if self._draining and not self._tasks:
             self._drained.wake()
 
-    # Shortages: the first worker that meets one says so, and the last one that it is over
+    # Shortages
 
     def _note(self, number: int) -> None:
         """Note what a session ran out of."""
@@ -360,32 +357,11 @@ class Worker:
         self._run_short(f"a request could not be carried out: {os.strerror(number)}", is_ours)
 
     def _run_short(self, what: str, pause: bool = True) -> None:
-        if self._recovery is not None:
-            self._recovery.cancel()
-        self._served = self._board.total(SERVED)
-        self._recovery = self._loop.call_later(_QUIET, self._look_again)
-        if not self._short:
-            if not self._board.total(SHORT):
-                self._log.warning(what)
-            self._short = True
-            self._board.set(SHORT, 1)
-        if pause:
-            self._pause()
-
-    def _look_again(self) -> None:
-        """The shortage is over when a connection has come since, to whichever worker, and all was
-        well with it.
-        """
+        self._shortage.meet(what)
         if self._draining:
-            return
-        if self._paused is not None or self._board.total(SERVED) == self._served:
-            self._recovery = self._loop.call_later(_QUIET, self._look_again)
-            return
-        self._recovery = None
-        self._short = False
-        self._board.set(SHORT, 0)
-        if not self._board.total(SHORT):
-            self._log.warning("the shortage is over")
+            self._shortage.forget()
+        elif pause:
+            self._pause()
 
 
 def _source(peer: Peer) -> bytes:
