@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
-from places import in_child
+import pytest
+from places import in_child, in_own_network, root_only, sh
 from real_server import is_alive, until
 
 from muonsocks.resident.orphans import adopt_orphans, orphans, tell_to_end
@@ -19,6 +21,25 @@ def leave(*command: str, session: bool) -> int:
         os._exit(0)
     os.waitpid(between, 0)
     return int(os.read(ready, 20))
+
+
+@root_only()
+def test_processes_of_others_may_be_hidden() -> None:
+    """They are none of ours."""
+
+    def check() -> None:
+        sh("mount -t proc -o hidepid=noaccess proc /proc")
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        with pytest.raises(PermissionError):
+            Path("/proc/1/stat").read_text()
+        adopt_orphans()
+        program = leave("sleep", "100", session=True)
+        assert orphans(os.getpid()) == [program]
+        tell_to_end(program)
+        assert os.waitpid(program, 0) == (program, signal.SIGTERM)
+
+    in_own_network(lambda: in_child(check))
 
 
 def test_orphans() -> None:

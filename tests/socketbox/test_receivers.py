@@ -290,22 +290,25 @@ def test_one_that_waits_is_interrupted(tmp_path: Path) -> None:
 
 
 def test_a_client_that_has_gone(tmp_path: Path) -> None:
-    """Makes room for others, and is passed to nobody; one that has only said all is still there."""
+    """Makes room for others, and is passed to nobody; what others have said last may be read."""
 
     async def story(bench: Bench) -> None:
         to = bench.at(tmp_path / "r")
-        pairs = [socket.socketpair() for _ in range(3)]
+        pairs = [socket.socketpair() for _ in range(4)]
+        pairs[1][0].send(b"not read")  # so that its end is a reset
+        pairs[2][1].send(b"last words")
         ends: list[BaseException] = []
         tasks = [bench.loop.spawn(to.take(ours.fileno()), ends.append) for ours, _ in pairs]
         pairs[0][1].shutdown(socket.SHUT_WR)
         pairs[1][1].close()
+        pairs[2][1].close()
         await bench.until(lambda: ends)
         assert [str(end) for end in ends] == ["the client has gone"]
-        assert [task.is_over for task in tasks] == [False, True, False]
-        assert bench.limits.waiting == 2
+        assert [task.is_over for task in tasks] == [False, True, False, False]
+        assert bench.limits.waiting == 3
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: all(task.is_over for task in tasks))
-            assert taken_by(there) == 2
+            assert taken_by(there) == 3
         assert len(ends) == 1
         for pair in pairs:
             for sock in pair:

@@ -40,9 +40,12 @@ class Bench:
         finally:
             server.gain_no_privileges = gain  # type: ignore[attr-defined]
 
-    def come(self, failures: list[BaseException] | None = None) -> socket.socket:
-        """Be a client of a unix socket."""
+    def come(
+        self, failures: list[BaseException] | None = None, unread: bytes = b""
+    ) -> socket.socket:
+        """Be a client of a unix socket, who has not read all that it was told."""
         ours, theirs = socket.socketpair()
+        theirs.send(unread)
         self.box.board.add(OPEN, 1)
         self.box.board.add(SERVED, 1)
 
@@ -96,7 +99,7 @@ def test_a_client_that_goes_while_it_waits(tmp_path: Path) -> None:
     """No other receiver is asked."""
 
     async def story(bench: Bench) -> None:
-        bench.come().close()
+        bench.come(unread=b"word").close()
         await bench.loop.sleep(0.01)
 
     rules = tmp_path / "rules"

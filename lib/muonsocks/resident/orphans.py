@@ -21,7 +21,8 @@ def adopt_orphans() -> None:
 
 def orphans(parent: int) -> list[int]:
     """Find the programs that have become children of a process: each has a session of its own,
-    which neither the workers have nor what programs have started and left.
+    which neither the workers have nor what programs have started and left. OSError for want of a
+    descriptor.
     """
     found = []
     for name in os.listdir("/proc"):
@@ -29,8 +30,8 @@ def orphans(parent: int) -> list[int]:
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
                     fields = file.read().rpartition(b")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it has ended, or is hidden as another user's (hidepid=, proc(5))
             state, its_parent, _, session = fields[:4]
             if state != b"Z" and int(its_parent) == parent and session == name.encode():
                 found.append(int(name))

@@ -158,9 +158,8 @@ class Supervisor:
         while self._children or not self._stops:
             action = await self._happened.take()
             action()
-        if self._plan.adopts is not None:
-            for pid in orphans(os.getpid()):  # of a worker that nobody has replaced
-                tell_to_end(pid)
+        for pid in self._programs():  # of a worker that nobody has replaced
+            tell_to_end(pid)
         if not self._failed:
             cut = self._board.total(CUT)
             self._log.info(f"stopped, connections that were cut: {cut}")
@@ -256,7 +255,7 @@ class Supervisor:
             return
         if code and (child.ready or code != HAS_SAID_WHY):
             how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
-            programs = len(orphans(os.getpid())) if self._plan.adopts is not None else 0
+            programs = len(self._programs())
             without = f"; programs that go on without it: {programs}" * bool(programs)
             lost = max(lost - programs, 0)
             self._log.error(f"worker {child.pid} {how}; connections lost with it: {lost}{without}")
@@ -265,6 +264,16 @@ class Supervisor:
             self._stop()
         elif not self._stops:
             self._replace(child)
+
+    def _programs(self) -> list[int]:
+        """Find the programs of workers that have died, if there may be any."""
+        if self._plan.adopts is None:
+            return []
+        try:
+            return orphans(os.getpid())
+        except OSError as error:
+            self._log.error(f"cannot look for programs that were left: {error.strerror}")
+            return []
 
     def _replace(self, child: _Child) -> None:
         """Start another worker: at once, unless they do not live long."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 from _collections import deque
+from select import EPOLLERR
 
-from muonsocks.net.stream import HANG_UP
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
@@ -149,7 +149,8 @@ class Receiver:
         return _SENT
 
     def _on_client(self, one: _Waiting, events: int) -> None:
-        if events & HANG_UP:
+        # A unix socket hangs up as soon as its peer has closed, with all that it said unread.
+        if events & EPOLLERR:
             one.refused = ClientGone()
             self._queue.remove(one)
             one.wake()
