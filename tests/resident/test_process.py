@@ -24,6 +24,7 @@ from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
+    FINISH,
     GIVEN_UP,
     HAS_SAID_WHY,
     NOTHING_LEFT,
@@ -140,6 +141,24 @@ def test_it_drains(how: str) -> None:
         assert worker.status() == 0
         # Those that only looked whether anybody listens may have been served, and cut, as well.
         assert worker.board.total(CUT) >= 1 and worker.board.total(OPEN) == 0
+
+
+def test_it_finishes_in_any_time() -> None:
+    """Until it is told that there is a limit."""
+    with running(Told(), drain=0.2) as worker:
+        worker.channel.recv(10)
+        with socket.create_connection(("127.0.0.1", worker.port), SECONDS) as client:
+            assert client.recv(100) == b"nothing"
+            worker.channel.sendall(FINISH)
+            while not refused(worker.port):
+                pass
+            client.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(SECONDS)
+            worker.channel.sendall(DRAIN)
+            assert client.recv(1) == b""
+        assert worker.status() == NOTHING_LEFT
 
 
 def test_it_ends_now() -> None:

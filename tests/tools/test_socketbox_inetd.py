@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -512,9 +513,9 @@ class Control:
         self.conn.close()
 
 
-def registered(control: Control) -> Any:
+def registered(control: Control, drain: float = 30) -> Any:
     """Run it as group 259."""
-    command = (PROGRAM, "--drain-timeout=30")
+    command = (PROGRAM, f"--drain-timeout={drain}")
     return started(command, (f"--register={control.path}", "259", *ECHO))
 
 
@@ -532,6 +533,24 @@ def test_registration(path: str) -> None:
             assert say(client) == "you said hello\n"
         assert server.status == 0
     assert os.path.exists(path), "that was not ours"
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_programs_that_outlast_the_server(path: str, is_told: bool) -> None:
+    """They may take any time, unless somebody wants the end: it goes on without that."""
+    control = Control(path)
+    with registered(control, drain=0.2) as server:
+        client = control.client()
+        server.await_log("started client=")
+        control.close()
+        server.await_log("who passed connections on has gone$")
+        if is_told:
+            server.terminate()
+            assert read_all(client) == b""
+        else:
+            time.sleep(1)  # more than it has when it is told
+            assert say(client) == "you said hello\n"
+        assert server.status == 0
 
 
 def test_a_registered_program_is_told_to_stop(path: str) -> None:

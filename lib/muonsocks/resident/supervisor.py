@@ -35,6 +35,7 @@ from muonsocks.resident.orphans import adopt_orphans, orphans, tell_to_end
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
+    FINISH,
     GIVEN_UP,
     HAS_SAID_WHY,
     MEANT_FOR_ALL,
@@ -92,6 +93,7 @@ class Supervisor:
         "_entrances",
         "_failed",
         "_happened",
+        "_is_told",
         "_is_up",
         "_log",
         "_loop",
@@ -124,7 +126,8 @@ class Supervisor:
         self._checked = 0.0  # when it was last seen to that workers are alive
         self._went_on = 0.0  # and when that began, or went on after this process was stopped
         self._is_up = False  # all workers have been ready
-        self._stops = False
+        self._stops = False  # no worker is replaced
+        self._is_told = False  # to stop
         self._reload_waits = False
         self._happened = Mailbox()  # has what is to be called
         self._loop = Loop()
@@ -213,17 +216,28 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Let the workers finish; when asked again, end them now."""
-        again, self._stops = self._stops, True
-        if not again:
-            for entrance in self._entrances:
-                entrance.shut()  # before the workers are told: then who is in there is the last
-        for child in self._children.values():
-            child.orders.post(CUT_NOW if again else DRAIN)
+        again, self._is_told = self._is_told, True
+        self._end_with(CUT_NOW if again else DRAIN)
         self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
             self._notifier.stopping(self._plan.drain + 2 * _GRACE)
-            for entrance in self._entrances:
-                entrance.close()
+
+    def _finish(self) -> None:
+        """Let the workers end, which may take as long as their connections do: nobody asks for it,
+        there is just nobody to come any more.
+        """
+        self._end_with(FINISH)
+
+    def _end_with(self, order: bytes) -> None:
+        """Take nobody in any more, and start no more workers; those that are left have an order."""
+        self._stops = True
+        entrances, self._entrances = self._entrances, ()
+        for entrance in entrances:
+            entrance.shut()  # before the workers are told: then who is in there is the last
+        for child in self._children.values():
+            child.orders.post(order)
+        for entrance in entrances:
+            entrance.close()
 
     def _kill_children(self) -> None:
         for child in self._children.values():
@@ -251,7 +265,7 @@ class Supervisor:
         if code in (NOTHING_LEFT, GIVEN_UP):
             if not self._stops:
                 self._failed = code == GIVEN_UP
-                self._stop()
+                self._finish()
             return
         if code and (child.ready or code != HAS_SAID_WHY):
             how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
