@@ -43,6 +43,8 @@ class Echo:
     def reread(self) -> bytes:
         if HOW == "reread fails":
             raise UsageError("FILE:1: no good", "do better")
+        if HOW == "reread takes memory":
+            raise MemoryError
         if HOW.startswith("reads "):
             with open(HOW.removeprefix("reads "), "rb") as file:
                 return file.read()  # a FIFO

@@ -41,6 +41,7 @@ from muonsocks.resident.process import (
     MEANT_FOR_ALL,
     NOTHING_LEFT,
     READY,
+    TAKE,
     Process,
     take_order,
 )
@@ -64,7 +65,17 @@ _LATE = 4  # intervals without a sign of life after which a worker is given up
 class _Child:
     """A worker as its supervisor sees it."""
 
-    __slots__ = ("channel", "has_hung", "number", "orders", "pid", "ready", "started", "task")
+    __slots__ = (
+        "channel",
+        "has_hung",
+        "news",
+        "number",
+        "orders",
+        "pid",
+        "ready",
+        "started",
+        "task",
+    )
 
     task: Task
 
@@ -73,6 +84,7 @@ class _Child:
         self.pid = pid
         self.channel = channel
         self.orders = Mailbox()
+        self.news = b""  # the order to take configuration, in which only the last one counts
         self.ready = False
         self.has_hung = False
         self.started = monotonic()
@@ -205,11 +217,15 @@ class Supervisor:
             configuration = self._service.reread()
         except (UsageError, OSError) as error:
             self._log.error(f"not reloaded, all stays as it was: {in_one_line(error)}")
+        except MemoryError:
+            self._log.error("not reloaded, all stays as it was: there is no memory for it")
         else:
             self._service.take(configuration)  # for workers to come
             order = take_order(configuration)
             for child in self._children.values():
-                child.orders.post(order)
+                waits, child.news = bool(child.news), order
+                if not waits:
+                    child.orders.post(TAKE)
             self._log.info("reloaded")
         if self._is_up:
             self._notifier.ready()
@@ -395,7 +411,10 @@ class Supervisor:
             child.ready = True
             self._happened.post(self._note_ready)
             while True:
-                await child.channel.send(await child.orders.take())
+                order = await child.orders.take()
+                if order == TAKE:
+                    order, child.news = child.news, b""
+                await child.channel.send(order)
 
     def _on_failure(self, error: BaseException) -> None:
         # A worker that has ended cannot be told anything; SIGCHLD says so.
