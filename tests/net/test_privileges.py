@@ -192,6 +192,8 @@ def test_the_group_of_root() -> None:
     assert Identity(4321, None, None, implied=False).leaves_root_its_group
     assert not Identity(4321, 1234, (), implied=False).leaves_root_its_group
     assert Identity(4321, 1234, (0,), implied=False).leaves_root_its_group
+    assert Identity(4321, 0, (), implied=False).leaves_root_its_group
+    assert not Identity(None, 0, (), implied=False).leaves_root_its_group
     assert not Identity(None, None, (), implied=False).leaves_root_its_group
 
 

@@ -127,11 +127,11 @@ class Identity:
 
     @property
     def leaves_root_its_group(self) -> bool:
-        """Whether who becomes this is no longer root, and still has the group of root."""
-        return self.uid is not None and (
-            (self.gid is None and 0 in os.getresgid())
-            or 0 in (os.getgroups() if self.groups is None else self.groups)
-        )
+        """Whether who becomes this is no longer root, and has the group of root all the same."""
+        if self.uid is None:
+            return False
+        own = os.getresgid() if self.gid is None else (self.gid,)
+        return 0 in own or 0 in (os.getgroups() if self.groups is None else self.groups)
 
     @property
     def _groups_are_ours(self) -> bool:
