@@ -931,6 +931,15 @@ def test_a_program_in_the_background(tmp_path: Path) -> None:
 
 
 @root_only()
+def test_a_program_in_the_background_and_in_another_root_directory(tmp_path: Path) -> None:
+    """Which is found where it was started. This one has no programs."""
+    (tmp_path / "root").mkdir()
+    options = ("-u", "nobody", "-x", "root", "-l", "127.0.0.1", "-p", "0", "-ed", "/bin/true")
+    status, lines = ended(*options, program=(SOCKETBOX,), cwd=tmp_path)
+    assert (status, "/bin/true cannot be executed: " in lines[0]) == (127, True)
+
+
+@root_only()
 def test_in_the_background_it_fails(tmp_path: Path) -> None:
     """When it has a child already, which cannot serve."""
     options = ("-d", "-S", "x", "-p", "0", "-u", "nobody", "-x", str(tmp_path / "none"))

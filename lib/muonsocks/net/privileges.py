@@ -160,11 +160,14 @@ def _group(text: str) -> int:
         return number
 
 
-def expect_rights(identity: Identity | None, root: str | None, root_option: str) -> None:
-    """Look whether `give_up` is likely to be able to do that, before anything else is done.
+def expect_rights(identity: Identity | None, root: str | None, root_option: str) -> str | None:
+    """Look whether `give_up` is likely to be able to do that, before anything else is done. Gives
+    `root` as it is found from any working directory.
 
     UsageError, with the name of the option that asks for `root`, or OSError if not.
     """
+    if root == "":
+        raise UsageError(f"{root_option} is empty", "name a directory, or leave it out")
     stays_root = (identity is None or identity.uid is None) and 0 in os.getresuid()
     if stays_root and root is not None:
         problem = f"{root_option} alone does not hold root, who can leave any directory"
@@ -183,6 +186,7 @@ def expect_rights(identity: Identity | None, root: str | None, root_option: str)
     if identity is not None and identity.needs & ~capabilities:
         problem = "to become another user or group takes root's privileges"
         raise UsageError(problem, "start it as root, or leave that out")
+    return None if root is None else os.path.join(os.getcwd(), root)
 
 
 def give_up(

@@ -19,7 +19,7 @@ from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
-from muonsocks.net.privileges import Identity, expect_rights, give_up
+from muonsocks.net.privileges import Identity, expect_rights
 from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
@@ -244,23 +244,15 @@ def _is_open(fd: int) -> bool:
 # As whom
 
 
-def privileges(given: Options, for_program: bool = False) -> tuple[Identity | None, str | None]:
-    """Say as whom, and inside which directory; `for_program`: be that now, to execute one."""
+def privileges(given: Options) -> tuple[Identity | None, str | None]:
+    """Say as whom, and inside which directory."""
     asked = Identity.of_parts(
         given.text("--user"),
         given.text("--group"),
         given.text("--groups"),
         given.flag("--keep-groups"),
     )
-    root = given.text("--chroot")
-    if root == "":
-        raise UsageError("-x is empty", "name a directory, or leave it out")
-    if root is not None:
-        root = os.path.join(os.getcwd(), root)  # -d leaves it
-    expect_rights(asked, root, "-x")
-    if for_program:
-        give_up(asked, root, for_program=True)
-    return asked, root
+    return asked, expect_rights(asked, given.text("--chroot"), "-x")
 
 
 def background(log: Log, for_program: bool = False) -> int:

@@ -67,7 +67,7 @@ import site
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
-from muonsocks.net.privileges import expect_rights
+from muonsocks.net.privileges import expect_rights, give_up
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
@@ -199,6 +199,7 @@ def _print(line: str) -> None:
 
 def _execute(given: Options, sources: Sources, log: Log) -> int:
     """Bind, give up privileges, and become another program."""
+    asked, root = privileges(given)  # first: a relative directory is one in that of now
     add_from_options(sources, given)
     if len(sources.sockets) != 1 or sources.registration is not None:
         raise UsageError("-e has one socket", "give one address and one port")
@@ -208,7 +209,7 @@ def _execute(given: Options, sources: Sources, log: Log) -> int:
     os.set_blocking(fd, True)
     tell = background(log, for_program=True) if given.flag("--daemon") else -1
     try:
-        privileges(given, for_program=True)
+        give_up(asked, root, for_program=True)
         environ = dict(os.environb)
         environ[b"SKBOX_LISTEN_FD"] = b"%d" % fd
         return execute(given.arguments, environ, log)
@@ -258,8 +259,8 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
         raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
     if isinstance(rulebook, Document):
         daemon = rulebook.configuration.daemon
-        manner.identity, manner.root = identity(daemon), daemon.chroot or None
-        expect_rights(manner.identity, manner.root, "daemon.chroot")
+        manner.identity = identity(daemon)
+        manner.root = expect_rights(manner.identity, daemon.chroot or None, "daemon.chroot")
         add_from_json(sources, rulebook.configuration)
         box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
     else:
