@@ -27,7 +27,7 @@ from box import (
 from ends import descriptors
 from places import in_own_network, root_only, sh
 from programs import SECONDS, environment
-from real_server import ADDRESS, Server, ended, free_port, resident_memory, until
+from real_server import ADDRESS, MUONSOCKS, Server, ended, free_port, resident_memory, until
 
 # The wire, byte for byte
 
@@ -865,6 +865,20 @@ def test_rights_are_looked_at_first(options: tuple[str, ...], user: int, reason:
     """Before anybody can come."""
     wrong = ended("-S", "x", "-p", "0", *options, program=(SOCKETBOX,), user=user)
     assert wrong == (100, [f"socketbox: {reason}"])
+
+
+@root_only()
+@pytest.mark.parametrize("program", [(SOCKETBOX, "-S", "x", "-x"), (MUONSOCKS, "-i", ADDRESS, "-C")])
+def test_a_way_out_is_looked_for_first(tmp_path: Path, program: tuple[str, ...]) -> None:
+    fd = os.open("/", os.O_PATH)
+    try:
+        options = (str(tmp_path), "-u", "nobody", "-p", "0")
+        wrong = ended(*options, program=program, pass_fds=(fd,))
+    finally:
+        os.close(fd)
+    problem = f"descriptor {fd} is a directory, and would be a way out of {program[-1]}"
+    name = Path(program[0]).name
+    assert wrong == (100, [f"{name}: {problem}; close it where this is started: {fd}<&-"])
 
 
 def in_directory(path: Path) -> tuple[str, ...]:

@@ -183,6 +183,9 @@ def expect_rights(identity: Identity | None, root: str | None, root_option: str)
         if not capabilities & _MAY_CHANGE_ROOT:
             problem = f"{root_option} takes root's privileges"
             raise UsageError(problem, "start it as root, or leave that out")
+        for fd in _directories():
+            problem = f"descriptor {fd} is a directory, and would be a way out of {root_option}"
+            raise UsageError(problem, f"close it where this is started: {fd}<&-")
     if identity is not None and identity.needs & ~capabilities:
         problem = "to become another user or group takes root's privileges"
         raise UsageError(problem, "start it as root, or leave that out")
@@ -204,14 +207,14 @@ def give_up(
     must have been. `kept_directory` is a descriptor that is to stay open though it leads out of it.
     A process that goes on as another program, `for_program`, may get privileges by that.
 
-    Raises UsageError if this process has not the right, or would keep too many; OSError if the
-    system does not let it, or a way back is left: then the process must end.
+    OSError if this process has not the right, or a way back is left: then it must end. What can be
+    known of that before is for `expect_rights` to say.
     """
     if identity is None and root is None:
         return
     stays_root = (identity is None or identity.uid is None) and 0 in os.getresuid()
     if stays_root and root is not None:
-        raise UsageError("-C alone does not hold root, who can leave any directory", "add -u USER")
+        raise _way_back("root can leave any directory")
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _status(status, "Threads") != 1:
@@ -244,25 +247,25 @@ def gain_no_privileges() -> None:
 
 
 def _enter(root: str, kept_directory: int | None) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            is_directory = S_ISDIR(os.fstat(int(name)).st_mode)
-        except OSError:
-            continue  # the descriptor that the list was read from
-        if is_directory and int(name) != kept_directory:
-            problem = f"descriptor {name} is a directory, and would be a way out"
-            raise UsageError(problem, f"close it where this is started: {name}<&-")
-    try:
-        os.chroot(root)
-    except OSError as error:
-        if error.errno != errno.EPERM:
-            raise
-        raise UsageError(
-            "-C takes root's privileges", "start it as root, or leave -C out"
-        ) from None
+    for fd in _directories():
+        if fd != kept_directory:
+            raise _way_back(f"descriptor {fd} is a directory outside of the new root")
+    os.chroot(root)
     os.chdir("/")
     if not os.path.samestat(os.stat("."), os.stat("/")):
         raise _way_back("the working directory is outside of it")
+
+
+def _directories() -> list[int]:
+    """Give the descriptors that are directories: each is a way out of a root directory."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if S_ISDIR(os.fstat(int(name)).st_mode):
+                found.append(int(name))
+        except OSError:
+            pass  # the descriptor that the list was read from
+    return found
 
 
 def _become(identity: Identity) -> None:
@@ -274,13 +277,9 @@ def _become(identity: Identity) -> None:
             os.setresgid(gid, gid, gid)
         if uid is not None:
             os.setresuid(uid, uid, uid)
-    except OSError as error:
-        if error.errno != errno.EPERM:  # EINVAL: the user is not in this user namespace
-            problem = f"the user cannot be changed to {uid}:{gid}: {error.strerror}"
-            raise OSError(error.errno, problem) from None
-        raise UsageError(
-            "-u takes root's privileges", "start it as root, or leave -u out"
-        ) from None
+    except OSError as error:  # EINVAL: the user is not in this user namespace
+        problem = f"the user cannot be changed to {uid}:{gid}: {error.strerror}"
+        raise OSError(error.errno, problem) from None
 
 
 def _verify_user(identity: Identity, became: bool) -> None:
