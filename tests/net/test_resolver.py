@@ -15,12 +15,13 @@ from nameserver import Gate, nameserver, own_files, resolv_conf, wait_until
 from places import in_child, in_own_network, root_only
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved, UsageError
+from muonsocks.errors import NameNotResolved
 from muonsocks.net import resolver, resolver_process
 from muonsocks.net.dial import Dialler
+from muonsocks.net.identity import Identity
 from muonsocks.net.loop import Loop
 from muonsocks.net.names import addresses_of
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import give_up
 from muonsocks.net.resolver import Resolver
 from muonsocks.net.resolver_process import failure, found
 from muonsocks.net.signals import Signals

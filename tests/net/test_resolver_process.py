@@ -16,8 +16,8 @@ from places import root_only
 
 from muonsocks.errors import NameNotResolved
 from muonsocks.net import resolver_process
+from muonsocks.net.identity import Identity
 from muonsocks.net.names import MOST_ADDRESSES
-from muonsocks.net.privileges import Identity
 from muonsocks.net.resolver_process import LONGEST_ANSWER, READY, failure, found, read
 from muonsocks.net.threads import MOST
 

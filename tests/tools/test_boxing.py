@@ -8,7 +8,7 @@ import pytest
 from ends import Lines, nothing_left_behind
 from places import root_only
 
-from muonsocks.net.privileges import Identity
+from muonsocks.net.identity import Identity
 from muonsocks.socketbox.json_configuration import Configuration, Daemon
 from muonsocks.socketbox.json_value import Node
 from muonsocks.tools import boxing

@@ -868,7 +868,9 @@ def test_rights_are_looked_at_first(options: tuple[str, ...], user: int, reason:
 
 
 @root_only()
-@pytest.mark.parametrize("program", [(SOCKETBOX, "-S", "x", "-x"), (MUONSOCKS, "-i", ADDRESS, "-C")])
+@pytest.mark.parametrize(
+    "program", [(SOCKETBOX, "-S", "x", "-x"), (MUONSOCKS, "-i", ADDRESS, "-C")]
+)
 def test_a_way_out_is_looked_for_first(tmp_path: Path, program: tuple[str, ...]) -> None:
     fd = os.open("/", os.O_PATH)
     try:

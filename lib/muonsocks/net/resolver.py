@@ -18,8 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muonsocks.net.identity import Identity
     from muonsocks.net.loop import Loop
-    from muonsocks.net.privileges import Identity
     from muonsocks.net.resolver_process import Addresses
 
 

@@ -30,6 +30,7 @@ from _signal import (
 from _socket import MSG_DONTWAIT, socket
 
 from muonsocks.errors import NameNotResolved
+from muonsocks.net.identity import Identity
 from muonsocks.net.loop import Loop
 from muonsocks.net.names import MOST_ADDRESSES, addresses_of
 from muonsocks.net.privileges import give_up
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NoReturn
 
-    from muonsocks.net.privileges import Identity
+    from muonsocks.net.identity import Identity
 
     Addresses = list[tuple[bytes, int]]
 

@@ -17,9 +17,10 @@ from stat import S_ISSOCK
 
 from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
+from muonsocks.net.identity import Identity
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
-from muonsocks.net.privileges import Identity, expect_rights
+from muonsocks.net.privileges import expect_rights
 from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited

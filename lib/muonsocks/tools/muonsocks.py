@@ -67,9 +67,10 @@ from _socket import socket
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
+from muonsocks.net.identity import Identity
 from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
-from muonsocks.net.privileges import Identity, expect_rights, give_up
+from muonsocks.net.privileges import expect_rights, give_up
 from muonsocks.net.resolver import Resolver
 from muonsocks.net.stream import Stream, close_and_raise
 from muonsocks.resident.notify import Notifier
