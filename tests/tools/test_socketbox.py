@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -525,6 +526,16 @@ def test_no_file_is_left_when_it_cannot_start(
     front = tmp_path / "front"
     assert ended("-l", str(front), *options, program=(SOCKETBOX,))[0] == status
     assert list(tmp_path.iterdir()) == []
+
+
+@root_only()
+def test_the_status_of_who_may_not_remove_a_file() -> None:
+    """It is the one that there would be without any."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        options = ("-l", f"{place}/front", "-u", "nobody", "-e", "/no/such/program")
+        status, lines = ended(*options, program=(SOCKETBOX,))
+    assert (status, len(lines), "cannot be executed: " in lines[0]) == (127, 1, True)
 
 
 def test_sockets_of_systemd(tmp_path: Path) -> None:

@@ -93,9 +93,14 @@ class SocketFile:
         self._file = None if is_abstract else _identity(path)
 
     def remove(self) -> None:
-        """Remove it, if nobody has removed it or put another one in its place."""
+        """Remove it, if nobody has removed it or put another one in its place, and if its directory
+        is still ours to write to: whoever comes next replaces a dead file.
+        """
         if self._file is not None and _identity(self._path) == self._file:
-            os.unlink(self._path)
+            try:
+                os.unlink(self._path)
+            except OSError:
+                pass  # as said
         self._file = None
 
 
