@@ -179,6 +179,16 @@ def test_over_a_descriptor(kind: int) -> None:
         assert f"descriptor {number} leads nowhere any more".encode() in process.stderr.read()
 
 
+def test_over_what_leads_nowhere() -> None:
+    """It is found before anybody comes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alone, socket.socket() as tcp:
+        for sock, what in ((alone, "not connected"), (tcp, "no unix socket")):
+            fd = sock.fileno()
+            status, lines = ended("-i", str(fd), program=(SOCKETBOX,), pass_fds=(fd,))
+            problem = f"-i: descriptor {fd} is {what}; give one end of a unix socket"
+            assert (status, lines) == (100, [f"socketbox: {problem}"])
+
+
 def test_a_rule_that_names_a_descriptor(tmp_path: Path) -> None:
     """If it goes away, others are served; and one that was not inherited is nobody's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -205,20 +205,23 @@ def identity(daemon: Daemon) -> Identity | None:
 
 
 def receiving_socket(text: str) -> int:
-    """Give the descriptor of -i, which has to be a unix socket. UsageError."""
+    """Give the descriptor of -i, which has to be a unix socket that leads somewhere. UsageError."""
     fd = descriptor(text, "-i")
     if fd == 2:
         raise UsageError("-i: descriptor 2 is for the log", "give another one, say 3")
+    hint = "give one end of a unix socket"
     try:
         sock = socket(fileno=fd)
     except OSError:
-        family = -1
-    else:
-        family = sock.family
+        raise UsageError(f"-i: descriptor {fd} is no unix socket", hint) from None
+    try:
+        if sock.family != AF_UNIX:
+            raise UsageError(f"-i: descriptor {fd} is no unix socket", hint)
+        sock.getpeername()
+    except OSError:
+        raise UsageError(f"-i: descriptor {fd} is not connected", hint) from None
+    finally:
         sock.detach()
-    if family != AF_UNIX:
-        hint = "give one end of a unix socket"
-        raise UsageError(f"-i: descriptor {fd} is no unix socket", hint)
     return fd
 
 
