@@ -53,6 +53,15 @@ def listen_on(address: bytes, port: int) -> socket:
     return sock
 
 
+def listen_with(sock: socket, backlog: int = _BACKLOG) -> None:
+    """Listen with a socket that is bound already. OSError that says where."""
+    try:
+        sock.listen(backlog)
+    except OSError as error:  # somebody else was bound there, too, and was faster
+        where = f"cannot listen on {name_of(sock)}: {error.strerror}"
+        raise OSError(error.errno, where) from None
+
+
 def listen_at(
     path: str, kind: int = SOCK_SEQPACKET, backlog: int = _BACKLOG, mode: int | None = None
 ) -> socket:

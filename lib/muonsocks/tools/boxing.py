@@ -18,7 +18,7 @@ from stat import S_ISSOCK
 from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.identity import Identity
-from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
+from muonsocks.net.listen import SocketFile, inherited, listen_at, listen_with, name_of
 from muonsocks.net.namespaces import enter_network
 from muonsocks.net.privileges import expect_rights
 from muonsocks.net.registration import LARGEST_GROUP, register
@@ -94,7 +94,7 @@ class Sources:
         of_each = zip(self.sockets, self._backlogs, self._places, strict=True)
         for number, (sock, backlog, file) in enumerate(of_each):
             if backlog is not None:
-                _listen(sock, backlog)
+                listen_with(sock, backlog)
             sock.setblocking(False)
             found.append(Front(sock, number, file))
         names = ", ".join(map(name_of, self.sockets))
@@ -140,14 +140,6 @@ def add_from_options(sources: Sources, given: Options) -> None:
         for number in numbers:
             both = is_alone or address != _ANY
             sources.add(bind_front(address, number, options, both_families=both), backlog)
-
-
-def _listen(sock: socket, backlog: int) -> None:
-    try:
-        sock.listen(backlog)
-    except OSError as error:  # somebody else was bound there, too, and was faster
-        where = f"cannot listen on {name_of(sock)}: {error.strerror}"
-        raise OSError(error.errno, where) from None
 
 
 def _registration(text: str) -> socket:
