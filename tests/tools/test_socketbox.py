@@ -728,8 +728,11 @@ def test_explain(tmp_path: Path) -> None:
 
 WRONG = {
     ("x",): "'x' is not an option; -e has a program follow",
-    ("-S", ""): "-S: '' is no path of a socket; 1 to 107 bytes fit",
-    ("-S", "x" * 108): f"-S: '{'x' * 60}' is no path of a socket; 1 to 107 bytes fit",
+    ("-S", ""): "-S: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
+    (
+        "-S",
+        "x" * 108,
+    ): f"-S: '{'x' * 60}' is no path of a socket; a path or @NAME of 107 bytes at most fits",
     ("-i", "99"): "-i: descriptor 99 is not open; leave it open for this program, "
     "as a shell does with 99<&0",
     ("-i", "0"): "-i: descriptor 0 is no unix socket; give one end of a unix socket",

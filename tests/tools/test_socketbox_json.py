@@ -463,10 +463,9 @@ def test_registered_with_another(document: Document, tmp_path: Path) -> None:
 
 
 WRONG_REGISTRATION = {
-    "x": "-P: 'x' has no number of a group; give NUMBER:PATH",
-    "1x:/y": "-P: '1x:/y' has no number of a group; give NUMBER:PATH",
-    "4294967296:/y": "-P: there is no group 4294967296; give 0 to 4294967295",
-    "1:": "-P: '' is no path of a socket; 1 to 107 bytes fit",
+    "x": "-P: 'x' has no path; give NUMBER:PATH",
+    "1x:/y": "-P: '1x' is no group; give 0 to 4294967295",
+    "1:": "-P: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
 }
 
 

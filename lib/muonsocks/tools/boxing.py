@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import os
 from _socket import (
-    AF_INET,
-    AF_INET6,
     AF_UNIX,
     SO_ACCEPTCONN,
     SOCK_STREAM,
     SOL_SOCKET,
-    inet_pton,
     socket,
 )
 from stat import S_ISSOCK
 
+from muonsocks.address import mapped
 from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.identity import Identity
 from muonsocks.net.listen import SocketFile, inherited, listen_at, listen_with, name_of
 from muonsocks.net.namespaces import enter_network
 from muonsocks.net.privileges import expect_rights
-from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
-from muonsocks.tools.command_line import Options, bare_address, descriptor, unix_path
+from muonsocks.tools.command_line import Options, descriptor, packed_address, unix_path
 from muonsocks.tools.environment import port_number
+from muonsocks.tools.listening import register_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from muonsocks.net.entrance import Entrance
 
 _ANY = bytes(16)
-_PATIENCE = 10.0  # s for another socketbox to answer
 
 
 class Sources:
@@ -144,22 +141,16 @@ def add_from_options(sources: Sources, given: Options) -> None:
 
 def _registration(text: str) -> socket:
     """Register as -P says, NUMBER:PATH."""
-    number, _, path = text.partition(":")
-    if not (number.isascii() and number.isdecimal()) or len(number) > 10:
-        raise UsageError(f"-P: {text[:60]!r} has no number of a group", "give NUMBER:PATH")
-    if int(number) > LARGEST_GROUP:
-        raise UsageError(f"-P: there is no group {number}", f"give 0 to {LARGEST_GROUP}")
-    return register(unix_path(path, "-P"), int(number), _PATIENCE)
+    group, colon, path = text.partition(":")
+    if not colon:
+        raise UsageError(f"-P: {text[:60]!r} has no path", "give NUMBER:PATH")
+    return register_as(group, path, "-P")
 
 
 def _address(text: str) -> bytes:
     """Pack an address in the family that it is written in."""
-    bare = bare_address(text)
-    try:
-        return inet_pton(AF_INET6 if ":" in bare else AF_INET, bare)
-    except (OSError, ValueError):  # ValueError: a NUL
-        hint = "give IPv4 or IPv6 in full, a path or @NAME"
-        raise UsageError(f"-l: {text[:60]!r} is not an address", hint) from None
+    packed = packed_address(text, "-l", "give IPv4 or IPv6 in full, a path or @NAME")
+    return mapped(packed) if ":" in text else packed
 
 
 # JSON

@@ -61,7 +61,6 @@ import site
 from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_STREAM, if_nametoindex, socket
 from errno import EINVAL
 
-from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.dial import Dialler
@@ -82,6 +81,7 @@ from muonsocks.tools.command_line import (
     Options,
     descriptor,
     expect_no_arguments,
+    packed_address,
     parse,
     unix_path,
 )
@@ -221,7 +221,7 @@ def _errand(given: Options, log: Log) -> Errand:
 
 
 def _to_address(given: Options, translation: Translation | None) -> ToAddress:
-    address = _address(given.text("--connect") or "::1", "-c")
+    packed = packed_address(given.text("--connect") or "::1", "-c")
     name, scope = given.text("--interface"), given.number("--scope", 0xFFFFFFFF)
     if name is not None:
         if scope:
@@ -231,7 +231,7 @@ def _to_address(given: Options, translation: Translation | None) -> ToAddress:
         except OSError:
             raise UsageError(f"-I: there is no interface {name!r}", "see ip link") from None
     port = port_number(given.text("--port") or "80", "-p")
-    return ToAddress(address, port, scope, translation)
+    return ToAddress(packed, port, scope, translation)
 
 
 def _translation(given: Options) -> Translation | None:
@@ -242,11 +242,4 @@ def _translation(given: Options) -> Translation | None:
     prefix = given.text("--prefix") or "64:ff9b::"
     if ":" not in prefix:  # it would be all of IPv4, ::ffff:0:0/96
         raise UsageError(f"-P: {prefix[:60]!r} is not an IPv6 address", "give it in full")
-    return Translation(_address(prefix, "-P"), 8 if given.flag("--last-64") else 4)
-
-
-def _address(text: str, what: str) -> bytes:
-    packed = parse_address(text)
-    if packed is None:
-        raise UsageError(f"{what}: {text[:60]!r} is not an address", "give IPv4 or IPv6 in full")
-    return packed
+    return Translation(packed_address(prefix, "-P"), 8 if given.flag("--last-64") else 4)
