@@ -1,26 +1,19 @@
-"""What the options and the JSON of socketbox make: its sockets, and as whom it runs."""
+"""Where the connections of socketbox come from, by its options or its JSON: sockets that it makes,
+or that are open already, and the control sockets where receivers register.
+"""
 
 from __future__ import annotations
 
 import os
-from _socket import (
-    AF_UNIX,
-    SO_ACCEPTCONN,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    socket,
-)
-from stat import S_ISSOCK
+from _socket import SO_ACCEPTCONN, SOCK_STREAM, SOL_SOCKET, socket
 
 from muonsocks.address import mapped
 from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
-from muonsocks.net.identity import Identity
 from muonsocks.net.listen import SocketFile, inherited, listen_at, listen_with, name_of
 from muonsocks.net.namespaces import enter_network
-from muonsocks.net.privileges import expect_rights
 from muonsocks.socketbox.entrances import Front, Handed
-from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Daemon, Inherited
+from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Inherited
 from muonsocks.tools.command_line import Options, descriptor, packed_address, unix_path
 from muonsocks.tools.environment import port_number
 from muonsocks.tools.listening import register_as
@@ -153,9 +146,6 @@ def _address(text: str) -> bytes:
     return mapped(packed) if ":" in text else packed
 
 
-# JSON
-
-
 def add_from_json(sources: Sources, configuration: Configuration) -> None:
     """Make the sockets of a document, in their network namespaces, and be in the last one."""
     for one in configuration.listeners:
@@ -175,93 +165,3 @@ def add_from_json(sources: Sources, configuration: Configuration) -> None:
         sources.add_control(listen_at(control.path, mode=control.mode), control.path)
         if (control.uid, control.gid) != (NOT_CHANGED, NOT_CHANGED):
             os.chown(control.path, control.uid, control.gid, follow_symlinks=False)
-
-
-def identity(daemon: Daemon) -> Identity | None:
-    """Make as whom a document has it."""
-    if daemon.uid is None and daemon.gid is None and daemon.groups is None:
-        return None
-    groups = None if daemon.groups is None else tuple(daemon.groups)
-    if groups is None and daemon.gid is not None:
-        groups = ()  # or who has another group would still have those of root
-    return Identity(daemon.uid, daemon.gid, groups, implied=False)
-
-
-def receiving_socket(text: str) -> int:
-    """Give the descriptor of -i, which has to be a unix socket that leads somewhere. UsageError."""
-    fd = descriptor(text, "-i")
-    if fd == 2:
-        raise UsageError("-i: descriptor 2 is for the log", "give another one, say 3")
-    hint = "give one end of a unix socket"
-    try:
-        sock = socket(fileno=fd)
-    except OSError:
-        raise UsageError(f"-i: descriptor {fd} is no unix socket", hint) from None
-    try:
-        if sock.family != AF_UNIX:
-            raise UsageError(f"-i: descriptor {fd} is no unix socket", hint)
-        sock.getpeername()
-    except OSError:
-        raise UsageError(f"-i: descriptor {fd} is not connected", hint) from None
-    finally:
-        sock.detach()
-    return fd
-
-
-def descriptors() -> frozenset[int]:
-    """Give those that rules may name: all that are open, but for standard streams, unless those are
-    sockets, too; and never the one that the log goes to.
-    """
-    fds = frozenset(int(name) for name in os.listdir("/proc/self/fd")) - {2}
-    return frozenset(fd for fd in fds if _is_socket(fd) or (fd > 2 and _is_open(fd)))
-
-
-def _is_socket(fd: int) -> bool:
-    return _is_open(fd) and S_ISSOCK(os.fstat(fd).st_mode)
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False  # the list was read from it, say
-    return True
-
-
-# As whom
-
-
-def privileges(given: Options) -> tuple[Identity | None, str | None]:
-    """Say as whom, and inside which directory."""
-    asked = Identity.of_parts(
-        given.text("--user"),
-        given.text("--group"),
-        given.text("--groups"),
-        given.flag("--keep-groups"),
-    )
-    return asked, expect_rights(asked, given.text("--chroot"), "-x")
-
-
-def background(log: Log, for_program: bool = False) -> int:
-    """Go on in a child that has left the terminal, and give the descriptor where it says, by a
-    newline, that it serves: then the parent ends. If the child ends before, so does the parent, as
-    that did. With `for_program` the newline says that it has failed, and a program that is
-    executed, for which the descriptor is closed, that it has not.
-    """
-    ready, tell = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(tell)
-        if bool(os.read(ready, 1)) != for_program:
-            os._exit(0)
-        os._exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 1))
-    os.close(ready)
-    os.setsid()
-    os.chdir("/")
-    if not _is_socket(0):  # or else it may be one that an option or a rule has named
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
-        if null > 0:
-            os.close(null)
-    log.after_fork()
-    return tell
