@@ -153,6 +153,13 @@ def test_rights_that_are_looked_at_before(
         assert child.said.startswith(said)
 
 
+def test_where_nothing_is_asked_for_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There need be no /proc."""
+    with monkeypatch.context() as without:
+        without.setattr(os, "open", lambda *_: pytest.fail())
+        assert expect_rights(None, None, "-r") is None
+
+
 @root_only()
 def test_a_group_alone_leaves_root_its_capabilities() -> None:
     """Root without any could not do what it is kept for."""

@@ -38,8 +38,9 @@ def expect_rights(identity: Identity | None, root: str | None, root_option: str)
     """
     if root == "":
         raise UsageError(f"{root_option} is empty", "name a directory, or leave it out")
-    stays_root = (identity is None or identity.uid is None) and 0 in os.getresuid()
-    if stays_root and root is not None:
+    if identity is None and root is None:
+        return None
+    if root is not None and _stays_root(identity):
         problem = f"{root_option} alone does not hold root, who can leave any directory"
         raise UsageError(problem, "add a user that is not root")
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -82,7 +83,7 @@ def give_up(
     """
     if identity is None and root is None:
         return
-    stays_root = (identity is None or identity.uid is None) and 0 in os.getresuid()
+    stays_root = _stays_root(identity)
     if stays_root and root is not None:
         raise _way_back("root can leave any directory")
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -114,6 +115,11 @@ def give_up(
 def gain_no_privileges() -> None:
     """Let no program that is executed have more privileges than this process, prctl(2)."""
     _call("prctl", *map(c_ulong, (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
+
+
+def _stays_root(identity: Identity | None) -> bool:
+    """Say whether who becomes this is root, and remains it."""
+    return (identity is None or identity.uid is None) and 0 in os.getresuid()
 
 
 def _enter(root: str, kept_directory: int | None) -> None:
