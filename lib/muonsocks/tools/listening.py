@@ -123,7 +123,7 @@ def registered(
 ) -> Receiver:
     """Register as a group with the server whose control socket is given. OSError that says why."""
     sock = register_as(group, control, "--register")
-    log.info(f"registered as group {group} at unix:{control}")
+    log.info(f"registered as group {int(group)} at unix:{control}")
     return Receiver(sock, True, None, left_alone, strictness)
 
 
