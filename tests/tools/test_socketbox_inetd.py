@@ -330,12 +330,15 @@ def test_a_program_that_is_removed(path: str, tmp_path: Path) -> None:
     [
         ((), "no PROG is given; say what is to be run, socks-inetd for instance"),
         (("PATH",), "no PROG is given; say what is to be run, socks-inetd for instance"),
-        (("", "true"), "PATH: '' is no path of a socket; 1 to 107 bytes fit"),
+        (
+            ("", "true"),
+            "PATH: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
+        ),
         (("--max=x", "PATH", "true"), "--max: 'x' is not a number; give 0 to 1048576"),
         (("--no-such", "PATH", "true"), "there is no option --no-such; see --help"),
         (("systemd", "true"), "systemd has passed no socket; start it by its socket unit"),
-        (("--register=x", "y", "true"), "'y' is no group; give a number, 0 to 4294967295"),
-        (("--register=x", "4294967296", "true"), "'4294967296' is no group; give a number, 0 to"),
+        (("--register=x", "y", "true"), "--register: 'y' is no group; give 0 to 4294967295"),
+        (("--register=x", "4294967296", "true"), "--register: '4294967296' is no group"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], line: str) -> None:

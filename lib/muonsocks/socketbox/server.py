@@ -13,7 +13,8 @@ from mmap import mmap
 from muonsocks.address import Endpoint
 from muonsocks.log import INFO, Form, quoted
 from muonsocks.net.front import clear_transparent
-from muonsocks.net.privileges import Identity, gain_no_privileges, give_up
+from muonsocks.net.identity import Identity
+from muonsocks.net.privileges import gain_no_privileges, give_up
 from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
 from muonsocks.resident.worker import descriptors_left
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath

@@ -67,9 +67,10 @@ from _socket import socket
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
+from muonsocks.net.identity import Identity
 from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import expect_rights, give_up
 from muonsocks.net.resolver import Resolver
 from muonsocks.net.stream import Stream, close_and_raise
 from muonsocks.resident.notify import Notifier
@@ -118,8 +119,9 @@ class Socks:
     def __init__(self, given: options.Options, log: Log) -> None:
         self._given = given
         self._log = log
-        user, self._root = given.text("--user"), given.text("--chroot")
+        user = given.text("--user")
         self._identity = None if user is None else Identity.of(user)
+        self._root = expect_rights(self._identity, given.text("--chroot"), "-C")
         owner = None
         if self._identity is not None and not self._identity.is_ours:
             uid, gid = self._identity.uid, self._identity.gid
