@@ -143,6 +143,13 @@ def test_a_place_that_is_taken(log: Lines, tmp_path: Path) -> None:
     assert log.lines == []
 
 
+def test_a_lock_that_is_in_the_way(log: Lines, tmp_path: Path) -> None:
+    (tmp_path / ".r.lock").mkdir()
+    path = tmp_path / "r"
+    with pytest.raises(OSError, match=f"at {path}: {tmp_path}/.r.lock: Is a directory"):
+        receivers_at(str(path), "PATH", log)
+
+
 def test_who_may_pass(log: Lines, tmp_path: Path) -> None:
     """Its owner and group; and who else may, is for them to say."""
     path = str(tmp_path / "r")

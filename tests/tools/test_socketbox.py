@@ -189,6 +189,21 @@ def test_over_what_leads_nowhere() -> None:
             assert (status, lines) == (100, [f"socketbox: {problem}"])
 
 
+def test_a_rule_that_names_the_descriptor_of_readiness(tmp_path: Path) -> None:
+    """It is closed once it was written to, and its number another one's."""
+    rules = tmp_path / "rules"
+    rules.write_text("rule-set:0\n")
+    with boxed("-f", str(rules)) as box:
+        words = Path(f"/proc/{box.pid}/cmdline").read_text()
+        [number] = re.findall("--notify-fd=([0-9]+)", words)
+        rules.write_text(f"rule-set:0\njump-fd:{number}\n")
+        box.signal(signal.SIGHUP)
+        box.await_log("reloaded")
+        with box.connect() as client:
+            assert not is_served(client)
+        box.await_log(f"jump-fd:{number}: no such descriptor was open at the start")
+
+
 def test_a_rule_that_names_a_descriptor(tmp_path: Path) -> None:
     """If it goes away, others are served; and one that was not inherited is nobody's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

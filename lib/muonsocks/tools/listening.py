@@ -143,7 +143,10 @@ def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Rec
     try:
         sock = receive_at(path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot receive at {path}: {error.strerror}") from None
+        what = error.strerror or ""
+        if error.filename not in (path, None):
+            what = f"{error.filename}: {what}"  # the lock beside it
+        raise OSError(error.errno, f"cannot receive at {path}: {what}") from None
     return Receiver(sock, True, SocketFile(path), left_alone, strictness)
 
 

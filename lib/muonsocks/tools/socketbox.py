@@ -241,7 +241,6 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
     manner = Manner(
         given.seconds("--queue-timeout", 5), given.number("--max-waiting", 1 << 20, 1024)
     )
-    manner.inherited = inherited
     manner.substitutes = given.flag("--substitute")
     manner.has_one_receiver = isinstance(rulebook, OneAction) and not manner.substitutes
     manner.clears_transparent = given.flag("--clear-transparent")
@@ -249,6 +248,7 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
     if fd is not None:
         manner.ends_with = descriptor(fd, "-i")
     notify = notify_fd(given)
+    manner.inherited = inherited - {notify}  # which is closed once it has been told
     if given.flag("--daemon") and notify is not None:
         raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
     if isinstance(rulebook, Document):
