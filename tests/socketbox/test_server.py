@@ -138,6 +138,20 @@ def test_as_many_receivers_as_addresses(tmp_path: Path, monkeypatch: pytest.Monk
     run(OneAction(ToPath(str(tmp_path / "r")), "-S"), story)
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_how_many_wait_for_the_same(tmp_path: Path, is_alone: bool) -> None:
+    """All that may, if there is no other receiver; or else there is room for those of others."""
+
+    async def story(bench: Bench) -> None:
+        clients = [bench.come() for _ in range(5)]
+        assert bench.box._room.waiting == (4 if is_alone else 2)
+        await bench.loop.sleep(0.05)
+        for client in clients:
+            client.close()
+
+    run(OneAction(ToPath(f"{tmp_path}/r"), "-S"), story, most_waiting=4, has_one_receiver=is_alone)
+
+
 def test_one_wait_for_all_receivers(tmp_path: Path) -> None:
     """And the last one takes it still if there is room; `else` that leads back tries none twice."""
     path = tmp_path / "rules"

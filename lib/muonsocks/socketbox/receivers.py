@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.net.loop import Loop
-    from muonsocks.socketbox.limits import Limits
+    from muonsocks.socketbox.waiting_room import WaitingRoom
 
 WORD = b"\0"  # what comes with a descriptor in a datagram: something has to
 FRAME = b"\3\0\0\0"  # and what comes with it to a receiver that has registered
@@ -36,8 +36,8 @@ class AtPath(Receiver):
 
     __slots__ = ("_connected", "_path", "_sender")
 
-    def __init__(self, loop: Loop, limits: Limits, sender: socket, path: str) -> None:
-        super().__init__(loop, limits, os.fsencode(path))
+    def __init__(self, loop: Loop, room: WaitingRoom, sender: socket, path: str) -> None:
+        super().__init__(loop, room, os.fsencode(path))
         self._sender = sender
         self._path = path
         self._connected: socket | None = None
@@ -74,8 +74,8 @@ class OverSocket(Receiver):
 
     __slots__ = ("_sock", "has_gone")
 
-    def __init__(self, loop: Loop, limits: Limits, sock: socket) -> None:
-        super().__init__(loop, limits, b"fd %d" % sock.fileno())
+    def __init__(self, loop: Loop, room: WaitingRoom, sock: socket) -> None:
+        super().__init__(loop, room, b"fd %d" % sock.fileno())
         self._sock = sock
         self.has_gone = False
 
@@ -109,8 +109,8 @@ class Group(Receiver):
 
     __slots__ = ("_on_end", "_sock")
 
-    def __init__(self, loop: Loop, limits: Limits, number: int = 0) -> None:
-        super().__init__(loop, limits, b"group %d" % number)
+    def __init__(self, loop: Loop, room: WaitingRoom, number: int = 0) -> None:
+        super().__init__(loop, room, b"group %d" % number)
         self._sock: socket | None = None
         self._on_end: Callable[[], None]
 

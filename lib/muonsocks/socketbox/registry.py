@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from muonsocks.net.loop import Loop
     from muonsocks.socketbox.json_configuration import Slot
-    from muonsocks.socketbox.limits import Limits
+    from muonsocks.socketbox.waiting_room import WaitingRoom
 
 MOST_OF_A_USER = 5  # connections that are open
 _MOST = 1000  # of all users, which may be many
@@ -38,12 +38,12 @@ _REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
 class Registry:
     """Who has registered, by group."""
 
-    __slots__ = ("_limits", "_loop", "_note", "_open", "_repeats", "_slots", "groups")
+    __slots__ = ("_loop", "_note", "_open", "_repeats", "_slots", "groups")
 
     def __init__(
         self,
         loop: Loop,
-        limits: Limits,
+        room: WaitingRoom,
         slots: Sequence[Slot],
         listeners: Sequence[socket],
         note: Callable[[str], None],
@@ -52,12 +52,11 @@ class Registry:
         `note` is told who has, and who may not.
         """
         self._loop = loop
-        self._limits = limits
         self._slots = slots
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
         self._repeats: dict[int, Repeats] = {}  # by user
-        self.groups = [Group(loop, limits, number) for number in range(len(slots))]
+        self.groups = [Group(loop, room, number) for number in range(len(slots))]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
 

@@ -19,11 +19,11 @@ from muonsocks.resident.worker import descriptors_left
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
-from muonsocks.socketbox.limits import SharedLimits
 from muonsocks.socketbox.receivers import AtPath, OverSocket
 from muonsocks.socketbox.registry import Registry
 from muonsocks.socketbox.substitution import substitute
 from muonsocks.socketbox.waiting import ClientGone, Refused
+from muonsocks.socketbox.waiting_room import WaitingRoom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class Manner:
 
     `identity`, `root`: as whom, and inside which directory. `substitutes`: a path has the local
     address in it. `clears_transparent`: a socket is made an ordinary one before. `patience`,
-    `most_waiting`: how long (s) they may wait, and how many; half of them for the same receiver,
-    unless it `has_one_receiver`. `inherited`: the descriptors that
-    rules may name. `ends_with`: the one of these that all depends on. None and -1 for none.
+    `most_waiting`: how long (s) they may wait, and how many, all of them for the same receiver
+    where it `has_one_receiver`. `inherited`: the descriptors that rules may name. `ends_with`: the
+    one of these that all depends on. None and -1 for none.
     """
 
     __slots__ = (
@@ -88,13 +88,13 @@ class Box:
         "_at_paths",
         "_control",
         "_gone",
-        "_limits",
         "_log",
         "_loop",
         "_manner",
         "_over",
         "_registry",
         "_retire",
+        "_room",
         "_rulebook",
         "_rules",
         "_sender",
@@ -103,9 +103,9 @@ class Box:
         "board",
     )
 
-    _limits: SharedLimits
     _loop: Loop
     _retire: Callable[..., None]
+    _room: WaitingRoom
     _sender: socket
     board: Board  # that of the workers, which whoever makes the plan gives
 
@@ -164,7 +164,7 @@ class Box:
         manner = self._manner
         self._loop = loop
         self._retire = retire
-        self._limits = SharedLimits(
+        self._room = WaitingRoom(
             manner.patience,
             manner.most_waiting,
             self.board,
@@ -175,9 +175,7 @@ class Box:
         give_up(manner.identity, manner.root)
         gain_no_privileges()
         if self._control:
-            self._registry = Registry(
-                loop, self._limits, self._slots, self._control, self._log.info
-            )
+            self._registry = Registry(loop, self._room, self._slots, self._control, self._log.info)
 
     def finish(self) -> None:
         """Let those go that have registered."""
@@ -276,10 +274,10 @@ class Box:
 
     def _new_at_path(self, path: str) -> AtPath:
         """Make a receiver, and forget others: the addresses of -U may be any number of them."""
-        if len(self._at_paths) >= _MOST_RECEIVERS + self._limits.waiting:
+        if len(self._at_paths) >= _MOST_RECEIVERS + self._room.waiting:
             kept = {path: one for path, one in self._at_paths.items() if not one.is_idle}
             self._at_paths = kept
-        there = self._at_paths[path] = AtPath(self._loop, self._limits, self._sender, path)
+        there = self._at_paths[path] = AtPath(self._loop, self._room, self._sender, path)
         return there
 
     def _new_over(self, number: int) -> OverSocket:
@@ -292,7 +290,7 @@ class Box:
         if sock.family != AF_UNIX or sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
             sock.detach()  # it is not ours to close
             raise Refused("it is no unix socket to send over")
-        over = self._over[number] = OverSocket(self._loop, self._limits, sock)
+        over = self._over[number] = OverSocket(self._loop, self._room, sock)
         return over
 
     def _look_after(self, number: int) -> None:

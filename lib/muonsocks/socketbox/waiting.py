@@ -17,7 +17,7 @@ from muonsocks.net.task import Waitable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.net.loop import Loop, Timer
-    from muonsocks.socketbox.limits import Limits
+    from muonsocks.socketbox.waiting_room import WaitingRoom
 
 SOON, LATE = 0.05, 1.0  # s until it is looked again: at first, and at last if nothing changes
 _SENT, _IS_FULL, _IS_AWAY, _IS_HINDERED = range(4)
@@ -56,12 +56,12 @@ class _Waiting(Waitable):
 class Receiver:
     """Who connections are passed to, and the queue of those that wait."""
 
-    __slots__ = ("_hindrance", "_limits", "_loop", "_name", "_pause", "_queue", "_timer")
+    __slots__ = ("_hindrance", "_loop", "_name", "_pause", "_queue", "_room", "_timer")
 
-    def __init__(self, loop: Loop, limits: Limits, name: bytes) -> None:
+    def __init__(self, loop: Loop, room: WaitingRoom, name: bytes) -> None:
         """By `name` all workers know whom they mean."""
         self._loop = loop
-        self._limits = limits
+        self._room = room
         self._name = name
         self._queue: deque[_Waiting] = deque()
         self._hindrance = ""  # what there is besides being full, or not there
@@ -75,11 +75,11 @@ class Receiver:
         obstacle = self._go_on() or self._try(fd)
         if obstacle == _SENT:
             return
-        limits = self._limits
-        patience = limits.patience - waited
+        room = self._room
+        patience = room.patience - waited
         if patience <= 0:
             raise Refused("it is full, or not there, and there is no time left to wait")
-        if why := limits.enter(self._name):
+        if why := room.enter(self._name, len(self._queue)):
             raise Refused(f"it is full, or not there, and {why}")
         one = _Waiting(fd)
         self._queue.append(one)
@@ -105,7 +105,7 @@ class Receiver:
                 ) from None
         finally:
             self._loop.unregister(fd)
-            limits.leave(self._name)
+            room.leave(self._name)
             if not (one.is_taken or one.refused):
                 self._queue.remove(one)
             if not self._queue:
