@@ -175,7 +175,7 @@ def test_time_is_up(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         bench.pass_on(bench.at(tmp_path / "r"))
         await bench.until(lambda: bench.refused)
-        assert bench.refused == ["it was full, or not there, for 0.05 s"]
+        assert bench.refused == ["it is not there after 0.05 s"]
 
     run(story, waiting_room(0.05, 1000))
 
@@ -186,7 +186,7 @@ def test_too_many_wait(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         to = bench.at(tmp_path / "r")
         bench.pass_on(to, 3)
-        assert bench.refused == ["it is full, or not there, and 2 connections wait already"]
+        assert bench.refused == ["it is not there, and 2 connections wait already"]
         with receiver(tmp_path / "other"):
             bench.pass_on(bench.at(tmp_path / "other"), 3)
             assert bench.taken == [2]
@@ -531,8 +531,22 @@ def test_a_path_that_is_not_ours_yet(tmp_path: Path) -> None:
     run(story)
 
 
-def test_what_there_was_besides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Is said with the refusal."""
+@pytest.mark.parametrize(("places", "reason"), [(10, " after 0.02 s"), (0, ", and none may wait")])
+def test_what_is_in_the_way_is_said(tmp_path: Path, places: int, reason: str) -> None:
+    async def story(bench: Bench) -> None:
+        with receiver(tmp_path / "full"):
+            full = bench.at(tmp_path / "full")
+            bench.pass_on(full, queue_length())
+            for to in (full, bench.at(tmp_path / "r"), Group(bench.loop, bench.room)):
+                bench.loop.spawn(bench._one(to, 0), pytest.fail)
+            await bench.until(lambda: not bench.room.waiting)
+        obstacles = ("it is full", "it is not there", "nobody has registered")
+        assert bench.refused == [obstacle + reason for obstacle in obstacles]
+
+    run(story, waiting_room(0.02, places))
+
+
+def test_a_hindrance_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def fail(*_: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
@@ -541,7 +555,7 @@ def test_what_there_was_besides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         monkeypatch.setattr(receivers, "send", fail)
         bench.pass_on(bench.at(tmp_path / "r"))
         await bench.until(lambda: bench.refused)
-        assert bench.refused == ["it was full, or not there, for 0.02 s: Permission denied"]
+        assert bench.refused == ["Permission denied after 0.02 s"]
 
     run(story, waiting_room(0.02, 10))
 

@@ -91,7 +91,7 @@ def test_passed_and_not_passed(tmp_path: Path) -> None:
     log = run(OneAction(ToPath(str(tmp_path / "r")), "-S"), story).log.lines
     assert log[0] == f"passed client=unix local=unix to={tmp_path}/r waited=0.000"
     assert log[1].startswith("closed client=unix local=unix waited=0.0")
-    reason = f"jump-unix:{tmp_path}/r: it was full, or not there, for 0.02 s; "
+    reason = f"jump-unix:{tmp_path}/r: it is not there after 0.02 s; "
     assert log[1].endswith(f'reason="{reason}there is no other receiver"')
 
 
@@ -172,7 +172,7 @@ def test_one_wait_for_all_receivers(tmp_path: Path) -> None:
     log = run(File(str(path)), story, patience=0.04).log.lines
     assert re.match(r"closed client=unix local=unix waited=0\.04", log[0])
     assert log[0].count("nobody:") == 1
-    assert "nobody2: it is full, or not there, and there is no time left to wait" in log[0]
+    assert "nobody2: it is not there, and there is no time left to wait" in log[0]
     assert "the way does not end within 100 sets" in log[0]
     assert re.match(rf"passed .* to={tmp_path}/r waited=0\.04", log[1])
 

@@ -109,6 +109,8 @@ class Group(Receiver):
 
     __slots__ = ("_on_end", "_sock")
 
+    away = "nobody has registered"
+
     def __init__(self, loop: Loop, room: WaitingRoom, number: int = 0) -> None:
         super().__init__(loop, room, b"group %d" % number)
         self._sock: socket | None = None
@@ -138,7 +140,7 @@ class Group(Receiver):
 
     def _send(self, fd: int) -> None:
         if self._sock is None:
-            raise OSError(errno.ENOTCONN, "nobody has registered")
+            raise OSError(errno.ENOTCONN, self.away)
         try:
             send(self._sock, FRAME, (fd,))
         except OSError as error:
