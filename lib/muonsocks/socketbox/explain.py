@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
-from muonsocks.socketbox.actions import Fail, ToPath
+from muonsocks.socketbox.actions import Fail
 from muonsocks.socketbox.conditions import read_number
 from muonsocks.socketbox.connection import FIELDS, LISTENER, Connection, Field
-from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
-from muonsocks.socketbox.substitution import substitute
+from muonsocks.socketbox.rules import Entry, Map, RuleList, Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def explain(
     """Say which sets a connection comes to, what it finds there and why not before, what is
     decided, and what is tried if that cannot be; as lines of text.
 
-    With `substitutes` a decision has the path that `substitute` makes. There are so many
-    `listeners`, and if it could be another one, it is said which is assumed.
+    `substitutes` is as for `Rules.receivers`. There are so many `listeners`, and if it could be
+    another one, it is said which is assumed.
     """
     lines = [f"connection {connection}"]
     key = connection.key
@@ -60,20 +59,13 @@ def explain(
         lines.append(f"hop {hop}: {there.name}, {counted(len(there.entries), 'entry')}")
         lines.extend(f"  {line}" for line in _in_set(there, key, found))
 
-    decision = rules.look_up(connection, note)
-    lines.append(f"decision: {_say(decision, connection, substitutes)}")
-    while not isinstance(decision.action, Fail):
-        lines.append("if that is full or not there:")
-        decision = decision.otherwise(note)
-        lines.append(f"then: {_say(decision, connection, substitutes)}")
+    how = "decision"
+    for decision in rules.receivers(connection, substitutes, note):
+        lines.append(f"{how}: {decision.action.text} ({decision.why})")
+        if not isinstance(decision.action, Fail):
+            lines.append("if that is full or not there:")
+        how = "then"
     return lines
-
-
-def _say(decision: Decision, connection: Connection, substitutes: bool) -> str:
-    text = decision.action.text
-    if substitutes and isinstance(decision.action, ToPath):
-        text = ToPath(substitute(decision.action.path, connection)).text
-    return f"{text} ({decision.why})"
 
 
 def counted(number: int, what: str) -> str:

@@ -12,13 +12,14 @@ way ends because there is no such set, nothing in it for this connection, or no 
 
 from __future__ import annotations
 
-from muonsocks.socketbox.actions import FAIL, Action, Fail, Final, Jump, Verdict
+from muonsocks.socketbox.actions import FAIL, Action, Fail, Final, Jump, ToPath, Verdict
 from muonsocks.socketbox.conditions import Condition, Masked, Spans, prefix_length
 from muonsocks.socketbox.connection import FIELDS, Connection, Field
+from muonsocks.socketbox.substitution import substitute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
 MOST_ENTRIES = 100_000  # in all sets together
@@ -245,6 +246,25 @@ class Rules:
         there or None.
         """
         return self.follow(connection.key, self._start, 0, note)
+
+    def receivers(
+        self, connection: Connection, substitutes: bool = False, note: Note | None = None
+    ) -> Iterator[Decision]:
+        """Decide on a connection, and again as long as a receiver cannot take it, up to a Fail.
+        None is asked twice: if a decision leads back to one, the next is given.
+
+        With `substitutes` a decision has the path that `substitute` makes.
+        """
+        asked = set()
+        decision = self.look_up(connection, note)
+        while not isinstance(decision.action, Fail):
+            if substitutes and isinstance(decision.action, ToPath):
+                decision.action = ToPath(substitute(decision.action.path, connection))
+            if decision.action.text not in asked:
+                asked.add(decision.action.text)
+                yield decision
+            decision = decision.otherwise(note)
+        yield decision
 
     def follow(self, key: int, place: _Place, hops: int, note: Note | None) -> Decision:
         """Decide on a connection from a place on its way, to which it were so many hops."""

@@ -21,7 +21,6 @@ from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
 from muonsocks.socketbox.receivers import AtPath, OverSocket
 from muonsocks.socketbox.registry import Registry
-from muonsocks.socketbox.substitution import substitute
 from muonsocks.socketbox.waiting import ClientGone, Refused
 from muonsocks.socketbox.waiting_room import WaitingRoom
 
@@ -207,36 +206,30 @@ class Box:
     ) -> tuple[ToPath | ToDescriptor | ToGroup | None, str]:
         """Give who has taken a connection, or None; and who has not, and why.
 
-        It waits no longer for all of them than for one, and for none of them twice.
+        It waits no longer for all of them than for one.
         """
         if self._manner.clears_transparent:
             try:
                 clear_transparent(sock)
             except OSError as error:
                 return None, f"it stays transparent: {error.strerror}"
-        decision = self._rules.look_up(connection)
-        reasons = []
-        tried = set()
-        while True:
+        reasons: list[str] = []
+        for decision in self._rules.receivers(connection, self._manner.substitutes):
             action = decision.action
             if isinstance(action, Fail):
-                reasons.append(decision.why)
-                return None, "; ".join(reasons)
-            if isinstance(action, ToPath) and self._manner.substitutes:
-                action = ToPath(substitute(action.path, connection))
-            if action.text not in tried:
-                tried.add(action.text)
-                try:
-                    receiver = self._receiver(action)
-                    await receiver.take(sock.fileno(), self._loop.now - since)
-                    return action, "; ".join(reasons)
-                except ClientGone as gone:
-                    return None, str(gone)
-                except Refused as refused:
-                    reasons.append(f"{action.text}: {refused}")
-                    if isinstance(action, ToDescriptor):
-                        self._look_after(action.number)
-            decision = decision.otherwise()
+                break
+            try:
+                receiver = self._receiver(action)
+                await receiver.take(sock.fileno(), self._loop.now - since)
+                return action, "; ".join(reasons)
+            except ClientGone as gone:
+                return None, str(gone)
+            except Refused as refused:
+                reasons.append(f"{action.text}: {refused}")
+                if isinstance(action, ToDescriptor):
+                    self._look_after(action.number)
+        reasons.append(decision.why)
+        return None, "; ".join(reasons)
 
     def _note(
         self, peer: Arrival, connection: Connection, to: Final | None, waited: float, why: str
