@@ -19,6 +19,7 @@ from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, name_of
 from muonsocks.net.namespaces import enter_network
+from muonsocks.net.passed import strictness
 from muonsocks.net.privileges import Identity, expect_rights, give_up
 from muonsocks.net.registration import LARGEST_GROUP, register
 from muonsocks.socketbox.entrances import Front, Handed
@@ -113,7 +114,8 @@ def add_from_options(sources: Sources, given: Options) -> None:
         hint = "leave -l and -p out, and under systemd -s and -P"
         raise UsageError("connections come from somewhere already", hint)
     if group is not None:
-        sources.registration = Handed(_registration(group))
+        level = strictness(os.environ)
+        sources.registration = Handed(_registration(group), level)
         return
     if fd is not None:
         sources.add_lent(adopt(descriptor(fd, "-s"), "-s"), backlog)

@@ -39,6 +39,7 @@ from muonsocks.net.passed import strictness
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
+from muonsocks.socketbox.entrances import AsTheyCome
 from muonsocks.socketbox.inetd import Starter
 from muonsocks.tools import DONE, NOT_EXECUTABLE, NOT_FOUND, SYSTEM_FAILED
 from muonsocks.tools.command_line import Options, parse
@@ -85,5 +86,5 @@ def _entrances(given: Options, place: str, log: Log) -> list[Entrance]:
     level = strictness(os.environ)
     control = given.text("--register")
     if control is None:
-        return receivers_at(place, "PATH", log, left_alone=True, strictness=level)
-    return [registered(control, place, log, left_alone=True, strictness=level)]
+        return receivers_at(place, "PATH", log, AsTheyCome, level)
+    return [registered(control, place, log, AsTheyCome, level)]
