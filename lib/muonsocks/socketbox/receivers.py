@@ -12,7 +12,8 @@ import os
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
 from muonsocks.net.loop import READABLE
-from muonsocks.net.passing import send
+from muonsocks.net.passing import WORD, send
+from muonsocks.net.registration import CONNECTION
 from muonsocks.net.stream import unix_address
 from muonsocks.socketbox.waiting import AWAY, Receiver, Refused
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from muonsocks.net.loop import Loop
     from muonsocks.socketbox.waiting_room import WaitingRoom
-
-WORD = b"\0"  # what comes with a descriptor in a datagram: something has to
-FRAME = b"\3\0\0\0"  # and what comes with it to a receiver that has registered
 
 
 class AtPath(Receiver):
@@ -142,7 +140,7 @@ class Group(Receiver):
         if self._sock is None:
             raise OSError(errno.ENOTCONN, self.away)
         try:
-            send(self._sock, FRAME, (fd,))
+            send(self._sock, CONNECTION, (fd,))
         except OSError as error:
             if error.errno in AWAY:  # EPIPE: it may be there still, and reads no more
                 self.leave()

@@ -1,12 +1,8 @@
-"""Receivers that come and register for a group, which is protocol P: who has which.
+"""Receivers that come and register for a group, by the protocol of net/registration.py: who has
+which.
 
-A receiver connects to a control path, a unix socket of messages, and asks:
-
-    1  0  0 0  group      8 bytes, the group in 4, big endian
-    128  0 0 0            the answer; or the connection is closed
-    3  0 0 0              with each connection that is passed then
-
-A group, or slot, is for one user and one path, and for one receiver at a time.
+They connect to a control path. A group, or slot, is for one user and one path, and for one receiver
+at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +13,7 @@ from sys import byteorder
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.passing import Passage, send
+from muonsocks.net.registration import AGREED, REQUEST
 from muonsocks.resident.repeats import Repeats
 from muonsocks.socketbox.receivers import Group
 
@@ -32,7 +29,7 @@ MOST_OF_A_USER = 5  # connections that are open
 _MOST = 1000  # of all users, which may be many
 _PATIENCE = 10.0  # s for a receiver to say what it wants
 _PAUSE = 0.2  # s without looking for others, if this process has no descriptor for them
-_REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
+_LENGTH = len(REQUEST) + 4  # bytes, with the group
 
 
 class Registry:
@@ -102,10 +99,10 @@ class Registry:
 
         try:
             with self._loop.deadline(_PATIENCE):
-                request, _ = await passage.receive_message(len(_REQUEST) + 4)
+                request, _ = await passage.receive_message(_LENGTH)
             # From here on nothing is waited for, or another one could be given the group meanwhile.
             number = self._number(request, uid, place)
-            send(passage.socket, _ACCEPTED)
+            send(passage.socket, AGREED)
             self._loop.unregister(passage.reader)  # what has come since is told once more
             self._say(uid, f"group {number}: a receiver of user {uid} has registered")
             self.groups[number].register(passage.socket, on_end)
@@ -115,9 +112,9 @@ class Registry:
 
     def _number(self, request: bytes, uid: int, place: int) -> int:
         """Give the group that is asked for and may be had. RemoteProtocolError if it may not."""
-        if len(request) != len(_REQUEST) + 4 or request[:4] != _REQUEST:
+        if len(request) != _LENGTH or not request.startswith(REQUEST):
             raise RemoteProtocolError(f"user {uid} sends no request: {request.hex(' ') or 'end'}")
-        number = int.from_bytes(request[4:], "big")
+        number = int.from_bytes(request[len(REQUEST) :], "big")
         if number >= len(self._slots):
             raise RemoteProtocolError(f"user {uid} asks for group {number}, which there is not")
         slot = self._slots[number]
