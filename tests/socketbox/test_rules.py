@@ -8,7 +8,7 @@ from muonsocks.address import parse_address
 from muonsocks.socketbox.actions import FAIL, Fail
 from muonsocks.socketbox.connection import Connection
 from muonsocks.socketbox.grammar import parse_configuration
-from muonsocks.socketbox.rules import Decision, Entry, RuleList, Rules
+from muonsocks.socketbox.rules import Decision, Entry, EntrySet, Rules
 
 
 def rules_of(text: str) -> Rules:
@@ -170,7 +170,7 @@ def test_a_look_up_can_be_watched() -> None:
     rules = rules_of("rule-set:0\njump-map:0\nmap-set:0\ndefault jump-unix:/a else jump-rule:0")
     seen: list[tuple[int, str, str]] = []
 
-    def note(hop: int, there: RuleList, found: Entry | None) -> None:
+    def note(hop: int, there: EntrySet, found: Entry | None) -> None:
         seen.append((hop, there.name, found.text if found else ""))
 
     decision = rules.look_up(connection("::1", 80), note)

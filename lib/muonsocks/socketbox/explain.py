@@ -7,7 +7,7 @@ from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Fail
 from muonsocks.socketbox.conditions import read_number
 from muonsocks.socketbox.connection import FIELDS, LISTENER, Connection, Field
-from muonsocks.socketbox.rules import Entry, Map, RuleList, Rules
+from muonsocks.socketbox.rules import Entry, EntrySet, Map, Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def explain(
     if listeners > 1:
         lines.append(f"listener {LISTENER.of(key)}, as its address and port have it")
 
-    def note(hop: int, there: RuleList, found: Entry | None) -> None:
+    def note(hop: int, there: EntrySet, found: Entry | None) -> None:
         lines.append(f"hop {hop}: {there.name}, {counted(len(there.entries), 'entry')}")
         lines.extend(f"  {line}" for line in _in_set(there, key, found))
 
@@ -75,7 +75,7 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}"
 
 
-def _in_set(there: RuleList, key: int, found: Entry | None) -> list[str]:
+def _in_set(there: EntrySet, key: int, found: Entry | None) -> list[str]:
     if isinstance(there, Map):
         lines = [_key_of(there, key)]
     else:
@@ -101,7 +101,7 @@ def _key_of(there: Map, key: int) -> str:
     return f"the key by {' '.join(there.key_tokens())} is {' '.join(values)}"
 
 
-def _passed_over(there: RuleList, key: int, found: Entry | None) -> list[str]:
+def _passed_over(there: EntrySet, key: int, found: Entry | None) -> list[str]:
     """Say why the entries before the one that was found do not match."""
     before: list[Entry] = []
     for entry in there.entries:

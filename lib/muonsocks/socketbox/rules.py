@@ -80,8 +80,8 @@ def _entry(mask: int, pattern: int, spans: tuple[tuple[Field, Spans], ...], to: 
     return entry
 
 
-class RuleList:
-    """A set of which the first entry that matches decides."""
+class EntrySet:
+    """A rule list or a map."""
 
     __slots__ = ("default", "entries", "name", "size")
 
@@ -96,10 +96,7 @@ class RuleList:
 
     def find(self, key: int) -> Entry | None:
         """Give the entry that a connection matches."""
-        for entry in self.entries:
-            if key & entry.mask == entry.pattern and (not entry.spans or entry.is_in_range(key)):
-                return entry
-        return None
+        raise NotImplementedError
 
     def lines(self) -> list[str]:
         """Write the set as a file has it."""
@@ -115,7 +112,20 @@ class RuleList:
         return []
 
 
-class Map(RuleList):
+class RuleList(EntrySet):
+    """A set of which the first entry that matches decides."""
+
+    __slots__ = ()
+
+    def find(self, key: int) -> Entry | None:
+        """Give the entry that a connection matches."""
+        for entry in self.entries:
+            if key & entry.mask == entry.pattern and (not entry.spans or entry.is_in_range(key)):
+                return entry
+        return None
+
+
+class Map(EntrySet):
     """A set of which the entry decides that has the same key as the connection: what `mask` leaves.
 
     Of several with the same key, it is the first.
@@ -224,7 +234,7 @@ class Rules:
 
     def __init__(
         self,
-        sets: dict[str, RuleList],
+        sets: dict[str, EntrySet],
         start: str,
         most_hops: int = MOST_HOPS,
         limits: tuple[str, ...] = (),
@@ -323,4 +333,4 @@ class Rules:
 # A way that is still to go: the verdict, which of its actions, and where to go after those.
 if TYPE_CHECKING:
     _Place = tuple[Verdict, int, "_Place"] | None
-    Note = Callable[[int, RuleList, Entry | None], None]
+    Note = Callable[[int, EntrySet, Entry | None], None]
