@@ -76,9 +76,9 @@ class Capacity:
 
 
 class Plan:
-    """How many workers there are, what they may have open, how long (s) they may drain; and, in a
-    few words for the status line, the `state` of what else the service needs. They all have the
-    `board` in common.
+    """How many `workers` there are, with which `capacity`; how long (s) they may `drain`; and, in a
+    few words for the status line, the `state` of what else the service needs, None for nothing.
+    They all have the `board` in common.
 
     A service that starts programs has one worker. If that dies they go on, and count for the next
     one: it `adopts` each of them by its process, and waits for its end.

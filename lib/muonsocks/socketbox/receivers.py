@@ -2,7 +2,8 @@
 
 A receiver takes a connection at once, as long as there is room in its queue, which by default is
 for ten (net.unix.max_dgram_qlen). When there is none, or nobody is there, the connection waits: a
-receiver may be slow for a moment, or be restarted. Else it costs one call of the kernel.
+receiver may be slow for a moment, or be restarted. One that need not wait costs one call of the
+kernel.
 """
 
 from __future__ import annotations
