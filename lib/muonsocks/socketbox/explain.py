@@ -7,7 +7,8 @@ from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Fail
 from muonsocks.socketbox.conditions import read_number
 from muonsocks.socketbox.connection import FIELDS, LISTENER, Connection, Field
-from muonsocks.socketbox.rules import Entry, EntrySet, Map, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import Entry, EntrySet, Map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from muonsocks.socketbox.keywords import (
     read_action,
     usage,
 )
-from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, EntrySet, Map, RuleList, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES, Entry, EntrySet, Map, RuleList
 
 LARGEST_FILE = 8 << 20  # bytes; as many entries as there may be fit
 MOST_SETS = 1000  # of each kind

@@ -19,7 +19,8 @@ from muonsocks.socketbox.connection import (
     REMOTE_PORT,
     Field,
 )
-from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, EntrySet, Map, RuleList, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES, Entry, EntrySet, Map, RuleList
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
