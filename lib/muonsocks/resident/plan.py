@@ -14,40 +14,45 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop
     from muonsocks.net.task import Pause, Waitable
 
-    class Service(Protocol):
-        """How a resident program is configured, and what it does for each client."""
-
-        def reread(self) -> Any:
-            """Read again what may change, in the supervisor. What is given is what `take` gets in
-            the workers; it can be pickled. UsageError or OSError leave everything as it was.
-            """
-
-        def take(self, configuration: Any) -> None:
-            """Go on with what `reread` has given."""
-
-        def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-            """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
-            called later, for another worker to take the place of this one; or, if it is
-            `for_good`, for the whole program to end, as there is nothing to serve any more. If it
-            has `failed`, which is in the log, so has the program; if it `cuts`, connections are
-            not given the time of a drain.
-            """
-
-        def finish(self) -> None:
-            """Leave things in order: the worker has drained and is about to end."""
-
-        def serve(
-            self, loop: Loop, sock: socket, peer: Peer
-        ) -> Coroutine[Waitable, None, int | Pause]:
-            """Serve a client and close its socket. The coroutine gives the errno of what this host
-            ran out of meanwhile, 0 for nothing; an OSError that it raises means the same.
-            """
-
     class Doorman(Protocol):
         """Tells clients when there is no room, where they are not to wait for some."""
 
         def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int | Pause]:
             """Tell a client so and close its socket; the rest is as for `serve`."""
+
+
+class Service:
+    """How a resident program is configured, and what it does for each client. Of what stands here
+    it has its own where there is something to do.
+    """
+
+    __slots__ = ()
+
+    def reread(self) -> Any:
+        """Read again what may change, in the supervisor. What is given is what `take` gets in the
+        workers; it can be pickled. UsageError or OSError leave everything as it was.
+        """
+        return None
+
+    def take(self, configuration: Any) -> None:
+        """Go on with what `reread` has given."""
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
+        """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
+        called later, for another worker to take the place of this one; or, if it is `for_good`, for
+        the whole program to end, as there is nothing to serve any more. If it has `failed`, which
+        is in the log, so has the program; if it `cuts`, connections are not given the time of a
+        drain.
+        """
+
+    def finish(self) -> None:
+        """Leave things in order: the worker has drained and is about to end."""
+
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
+        """Serve a client and close its socket. The coroutine gives the errno of what this host ran
+        out of meanwhile, 0 for nothing; an OSError that it raises means the same.
+        """
+        raise NotImplementedError
 
 
 class Capacity:

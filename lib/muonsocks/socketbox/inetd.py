@@ -14,6 +14,7 @@ from muonsocks.log import ERROR, INFO, Form
 from muonsocks.net.task import Waitable
 from muonsocks.resident.board import REFUSED
 from muonsocks.resident.orphans import tell_to_end
+from muonsocks.resident.plan import Service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _credentials(sock: socket) -> dict[bytes, bytes]:
     }
 
 
-class Starter:
+class Starter(Service):
     """Starts a program for each client, and sees it to its end."""
 
     __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board")
@@ -118,12 +119,6 @@ class Starter:
         self._descriptors = descriptors
         self._log = log
 
-    def reread(self) -> None:
-        """There is nothing to read."""
-
-    def take(self, configuration: None) -> None:
-        """There is nothing to take."""
-
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
         is no good for those that use select(2) or close all there could be. Of what was open here
@@ -138,9 +133,6 @@ class Starter:
         hard = getrlimit(RLIMIT_NOFILE)[1]
         if self._most:
             setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, self._most + _OURS), hard), hard))
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
         """Start a program, and wait for its end. When it is cut short, so is the program: with all

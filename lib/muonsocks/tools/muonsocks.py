@@ -74,7 +74,7 @@ from muonsocks.net.privileges import expect_rights, give_up
 from muonsocks.net.resolver import Resolver
 from muonsocks.net.stream import Stream, close_and_raise
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
@@ -111,7 +111,7 @@ def main(arguments: list[str], log: Log) -> int:
     return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
 
-class Socks:
+class Socks(Service):
     """The sessions of a resident server."""
 
     __slots__ = ("_given", "_identity", "_log", "_policy", "_root")
@@ -161,9 +161,6 @@ class Socks:
             self._policy.dialler.lookup = resolver.lookup
         kept = None if access.auth_once is None else access.auth_once.directory
         give_up(self._identity, self._root, kept)
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
 
     def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
         """Serve one client."""
