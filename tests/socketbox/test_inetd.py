@@ -154,6 +154,23 @@ def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not failures
 
 
+def test_a_number_that_is_another_process_s_now() -> None:
+    """Is not waited for: the program that had it has ended."""
+    with nothing_left_behind():
+        log, loop = Lines(), Loop()
+        starter = crowded(0, log)
+
+        async def story() -> None:
+            with loop.deadline(PATIENCE):
+                assert await starter.go_on_with(loop, os.getpid()) == 0
+
+        loop.run(story())
+        [line] = log.lines
+        assert line.startswith(f"ended client=- pid={os.getpid()} status=- ")
+        assert not loop.handlers
+        loop.close()
+
+
 @pytest.mark.parametrize(("most", "limit"), [(0, None), (10, 256), (1000, 1064)])
 def test_descriptors_of_programs(most: int, limit: int | None) -> None:
     """As many as there were, unless the connections take more."""

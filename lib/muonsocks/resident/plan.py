@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
     from muonsocks.net.task import Pause, Waitable
+    from muonsocks.resident.programs import Programs
 
     class Doorman(Protocol):
         """Tells clients when there is no room, where they are not to wait for some."""
@@ -27,6 +28,8 @@ class Service:
     """
 
     __slots__ = ()
+
+    programs: Programs | None = None  # that it starts, if it does so: then there is one worker
 
     def reread(self) -> Any:
         """Read again what may change, in the supervisor. What is given is what `take` gets in the
@@ -52,6 +55,10 @@ class Service:
         """Serve a client and close its socket. The coroutine gives the errno of what this host ran
         out of meanwhile, 0 for nothing; an OSError that it raises means the same.
         """
+        raise NotImplementedError
+
+    def go_on_with(self, loop: Loop, pid: int) -> Coroutine[Waitable, None, int]:
+        """See one of the programs to its end that an earlier worker has started."""
         raise NotImplementedError
 
 
@@ -84,12 +91,9 @@ class Plan:
     """How many workers there are, what they may have open, how long (s) they may drain; and, in a
     few words for the status line, the `state` of what else the service needs. They all have the
     `board` in common.
-
-    A service that starts programs has one worker. If that dies they go on, and count for the next
-    one: it `adopts` each of them by its process, and waits for its end.
     """
 
-    __slots__ = ("adopts", "board", "capacity", "drain", "state", "workers")
+    __slots__ = ("board", "capacity", "drain", "state", "workers")
 
     def __init__(
         self,
@@ -97,11 +101,9 @@ class Plan:
         capacity: Capacity,
         drain: float,
         state: Callable[[], str] | None = None,
-        adopts: Callable[[Loop, int], Coroutine[Waitable, None, int]] | None = None,
     ) -> None:
         self.workers = workers
         self.capacity = capacity
         self.drain = drain
         self.state = state
-        self.adopts = adopts
         self.board = Board(workers)

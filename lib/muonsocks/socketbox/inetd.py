@@ -13,8 +13,8 @@ from muonsocks.address import Endpoint
 from muonsocks.log import ERROR, INFO, Form
 from muonsocks.net.task import Waitable
 from muonsocks.resident.board import REFUSED
-from muonsocks.resident.orphans import tell_to_end
 from muonsocks.resident.plan import Service
+from muonsocks.resident.programs import Programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def _credentials(sock: socket) -> dict[bytes, bytes]:
 class Starter(Service):
     """Starts a program for each client, and sees it to its end."""
 
-    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board")
+    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board", "programs")
 
+    programs: Programs
     board: Board  # that of the worker, which whoever makes the plan gives
 
     def __init__(
@@ -118,6 +119,7 @@ class Starter(Service):
         self._most = most
         self._descriptors = descriptors
         self._log = log
+        self.programs = Programs()
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
@@ -147,10 +149,11 @@ class Starter(Service):
             return 0
         self._log.fill_in(INFO, _STARTED, (peer.text, f"{pid}"))
         try:
-            await _end_of(loop, pid)
+            await self._end_of(loop, pid)
         except BaseException:
-            tell_to_end(pid)
+            self.programs.tell_to_end(pid)
             raise
+        self.programs.remove(pid)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         how = f"{status}" if status >= 0 else f"signal-{-status}"
         self._log.fill_in(INFO, _ENDED, (peer.text, f"{pid}", how, f"{loop.now - began:.3f}"))
@@ -162,11 +165,11 @@ class Starter(Service):
         """
         began = loop.now
         try:
-            await _end_of(loop, pid)
+            await self._end_of(loop, pid)
         except ProcessLookupError:
             pass  # it has ended already
         except BaseException:
-            tell_to_end(pid)
+            self.programs.tell_to_end(pid)
             raise
         self._log.fill_in(INFO, _ENDED, ("-", f"{pid}", "-", f"{loop.now - began:.3f}"))
         return 0
@@ -198,7 +201,7 @@ class Starter(Service):
     def _spawn(self, fd: int, environ: dict[bytes, bytes]) -> int:
         # A descriptor that has its number already stays open, too: that is what glibc makes of it.
         places = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, fd, 1)]
-        return os.posix_spawnp(
+        pid = os.posix_spawnp(
             self._program[0],
             self._program,
             environ,
@@ -207,37 +210,39 @@ class Starter(Service):
             setsigmask=(),
             setsigdef=valid_signals(),
         )
+        self.programs.add(pid)
+        return pid
 
     def _cannot_be_executed(self, peer: Peer, error: OSError) -> None:
         self._log.error(f"{self._program[0]} cannot be executed: {error.strerror}")
         status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         self._log.fill_in(ERROR, _ENDED, (peer.text, "-", f"{status}", "0.000"))
 
-
-async def _end_of(loop: Loop, pid: int) -> None:
-    """Wait for the end of a process. ProcessLookupError if there is none."""
-    ended = Waitable()
-    while True:
+    async def _end_of(self, loop: Loop, pid: int) -> None:
+        """Wait for the end of a program. ProcessLookupError if it has been reaped."""
+        ended = Waitable()
+        while True:
+            try:
+                fd = self._watch(loop, pid, ended)
+                break
+            except ProcessLookupError:
+                raise
+            except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
+                await loop.sleep(_AGAIN)
         try:
-            fd = _watch(loop, pid, ended)
-            break
-        except ProcessLookupError:
+            await ended
+        finally:
+            loop.unregister(fd)
+            os.close(fd)
+
+    def _watch(self, loop: Loop, pid: int, ended: Waitable) -> int:
+        """Open a descriptor of its process, and wait for its end."""
+        fd = os.pidfd_open(pid)
+        try:
+            if pid not in self.programs:  # who has the number now is another one
+                raise ProcessLookupError
+            loop.register(fd, lambda _: ended.wake())
+        except BaseException:
+            os.close(fd)
             raise
-        except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
-            await loop.sleep(_AGAIN)
-    try:
-        await ended
-    finally:
-        loop.unregister(fd)
-        os.close(fd)
-
-
-def _watch(loop: Loop, pid: int, ended: Waitable) -> int:
-    """Open a descriptor of a process, and wait for its end."""
-    fd = os.pidfd_open(pid)
-    try:
-        loop.register(fd, lambda _: ended.wake())
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return fd
