@@ -35,7 +35,6 @@ _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PATIENCE = 5.0  # s that a connection is kept for when no program can be started for it
 _AGAIN = 0.1  # s until that is tried again
 _NOBODY_AT_ALL = 0xFFFFFFFF  # a user's number, unix(7)
-_OURS = 64  # descriptors that are not for connections
 
 # What is about us.
 _OURS_ALONE = (
@@ -98,7 +97,7 @@ def _credentials(sock: socket) -> dict[bytes, bytes]:
 class Starter(Service):
     """Starts a program for each client, and sees it to its end."""
 
-    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board", "programs")
+    __slots__ = ("_descriptors", "_environ", "_log", "_program", "board", "programs")
 
     programs: Programs
     board: Board  # that of the worker, which whoever makes the plan gives
@@ -107,34 +106,26 @@ class Starter(Service):
         self,
         program: list[str],
         environ: Mapping[bytes, bytes],
-        most: int,
         descriptors: int,
         log: Log,
     ) -> None:
-        """There will be at most so many connections (0: any number). `descriptors` is how many a
-        program may have open (RLIMIT_NOFILE), for which those that we need are many.
+        """`descriptors` is how many a program may have open (RLIMIT_NOFILE), as with the limit that
+        we need it would be no good for those that use select(2) or close all there could be.
         """
         self._program = program
         self._environ = environment_without_us(environ)
-        self._most = most
         self._descriptors = descriptors
         self._log = log
         self.programs = Programs()
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-        """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
-        is no good for those that use select(2) or close all there could be. Of what was open here
-        they have standard error alone.
-        """
+        """Let programs have nothing of what was open here but standard error."""
         for name in os.listdir("/proc/self/fd"):
             try:
                 if int(name) > 2:
                     os.set_inheritable(int(name), False)
             except OSError:
                 continue  # the list was read from it
-        hard = getrlimit(RLIMIT_NOFILE)[1]
-        if self._most:
-            setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, self._most + _OURS), hard), hard))
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
         """Start a program, and wait for its end. When it is cut short, so is the program: with all
@@ -201,15 +192,21 @@ class Starter(Service):
     def _spawn(self, fd: int, environ: dict[bytes, bytes]) -> int:
         # A descriptor that has its number already stays open, too: that is what glibc makes of it.
         places = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, fd, 1)]
-        pid = os.posix_spawnp(
-            self._program[0],
-            self._program,
-            environ,
-            file_actions=places,
-            setsid=True,
-            setsigmask=(),
-            setsigdef=valid_signals(),
-        )
+        ours = getrlimit(RLIMIT_NOFILE)
+        # Less than that, and glibc takes the number of the connection for wrong.
+        setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, fd + 1), ours[1]), ours[1]))
+        try:
+            pid = os.posix_spawnp(
+                self._program[0],
+                self._program,
+                environ,
+                file_actions=places,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=valid_signals(),
+            )
+        finally:
+            setrlimit(RLIMIT_NOFILE, ours)
         self.programs.add(pid)
         return pid
 
