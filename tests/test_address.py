@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from muonsocks.address import (
     Endpoint,
     Network,
+    expect_unix_path,
     format_address,
     is_name,
     is_own_side,
@@ -395,3 +396,19 @@ def test_own_side(text: str, own: bool) -> None:
     packed = ip_address(text).packed
     assert is_own_side(packed) is own
     assert is_own(ip_address(text)) is own
+
+
+# Unix sockets
+
+
+@pytest.mark.parametrize("path", ["/run/x", "@x", "@@", "x" * 107, "\xe4" * 53, "\udcff" * 107])
+def test_a_path_of_a_unix_socket(path: str) -> None:
+    expect_unix_path(path)
+
+
+@pytest.mark.parametrize("path", ["", "@", "a\0b", "x" * 108, "@" + "x" * 107, "\xe4" * 54])
+def test_no_path_of_a_unix_socket(path: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        expect_unix_path(path)
+    hint = "a path or @NAME of 107 bytes at most fits"
+    assert str(raised.value) == f"{path[:60]!r} is no path of a socket; {hint}"

@@ -47,6 +47,16 @@ def mapped(packed: bytes) -> bytes:
     return _MAPPED + packed if len(packed) == 4 else packed
 
 
+def expect_unix_path(text: str) -> None:
+    """Hold that this can be the path of a unix socket; with @ in front it is an abstract name.
+    UsageError.
+    """
+    length = len(text.encode("utf-8", "surrogateescape"))
+    if text == "@" or "\0" in text or not 0 < length <= LONGEST_UNIX_PATH:
+        problem = f"{text[:60]!r} is no path of a socket"
+        raise UsageError(problem, f"a path or @NAME of {LONGEST_UNIX_PATH} bytes at most fits")
+
+
 class Endpoint:
     """A host and a port. `packed` is the address, or None when `host` is a name to be resolved.
 

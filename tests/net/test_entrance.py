@@ -205,20 +205,6 @@ def test_a_receiver_that_is_shut(receiver: Receiver, path: str) -> None:
             receiver.take()
 
 
-def test_a_file_that_cannot_be_removed(path: str) -> None:
-    """That is no reason not to end."""
-
-    class Kept(SocketFile):
-        def remove(self) -> None:
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-
-    with closing(receive_at(path)) as sock, socket.socket(socket.AF_UNIX, DATAGRAM) as sender:
-        sender.connect(path)
-        Receiver(sock, True, Kept(path)).shut()
-        with pytest.raises(BrokenPipeError):
-            sender.send(b"\0")
-
-
 def test_a_receiver_of_systemd_is_not_shut(path: str) -> None:
     with closing(receive_at(path)) as sock, accepted() as (_, conn):
         receiver = Receiver(sock, is_ours=False)

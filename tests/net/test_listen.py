@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -472,6 +473,24 @@ def test_what_is_in_its_place_is_left(tmp_path: Path, what: str) -> None:
             path.parent.rmdir()
         file.remove()
         assert path.exists() == (what in ("a socket", "a file"))
+
+
+@root_only()
+def test_a_file_that_cannot_be_removed() -> None:
+    """Its directory is not ours any more. That is no reason not to end."""
+    with TemporaryDirectory() as place:
+        path = Path(place, "socket")
+
+        def check() -> None:
+            with closing(receive_at(str(path))):
+                file = SocketFile(str(path))
+                os.setresuid(*(65534,) * 3)
+                assert path.exists()
+                file.remove()
+
+        Path(place).chmod(0o755)
+        in_child(check)
+        assert path.exists()
 
 
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,11 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.resident.board import CUT, OPEN, Board
-from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
+    FINISH,
     GIVEN_UP,
     HAS_SAID_WHY,
     NOTHING_LEFT,
@@ -35,7 +36,7 @@ from muonsocks.resident.process import (
 LOOPBACK = parse_address("127.0.0.1") or b""
 
 
-class Told:
+class Told(Service):
     """A service that tells its clients what it was told, and holds them."""
 
     def __init__(self) -> None:
@@ -47,9 +48,6 @@ class Told:
 
     def take(self, configuration: Any) -> None:
         self.configuration = configuration
-
-    def finish(self) -> None:
-        pass
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         self.settling(retire)
@@ -140,6 +138,24 @@ def test_it_drains(how: str) -> None:
         assert worker.status() == 0
         # Those that only looked whether anybody listens may have been served, and cut, as well.
         assert worker.board.total(CUT) >= 1 and worker.board.total(OPEN) == 0
+
+
+def test_it_finishes_in_any_time() -> None:
+    """Until it is told that there is a limit."""
+    with running(Told(), drain=0.2) as worker:
+        worker.channel.recv(10)
+        with socket.create_connection(("127.0.0.1", worker.port), SECONDS) as client:
+            assert client.recv(100) == b"nothing"
+            worker.channel.sendall(FINISH)
+            while not refused(worker.port):
+                pass
+            client.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(SECONDS)
+            worker.channel.sendall(DRAIN)
+            assert client.recv(1) == b""
+        assert worker.status() == NOTHING_LEFT
 
 
 def test_it_ends_now() -> None:

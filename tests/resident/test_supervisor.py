@@ -26,6 +26,7 @@ from real_server import (
     free_port,
     is_alive,
     kinds_of_descriptors,
+    resident_memory,
     running,
     state,
     until,
@@ -383,6 +384,30 @@ def test_a_reload_that_fails_changes_nothing() -> None:
         assert line.endswith(": not reloaded, all stays as it was: FILE:1: no good; do better")
         with server.connect() as client:
             assert echoes(client)
+
+
+def test_a_reload_for_which_there_is_no_memory() -> None:
+    with running(program=ECHO, environ=how("reread takes memory")) as server:
+        server.signal(signal.SIGHUP)
+        line = server.await_log("not reloaded")
+        assert line.endswith(": not reloaded, all stays as it was: there is no memory for it")
+        with server.connect() as client:
+            assert echoes(client)
+
+
+def test_a_worker_that_is_stopped_misses_all_but_the_last() -> None:
+    """4 MiB each do not pile up."""
+    with running(program=ECHO, environ=how("reread much")) as server:
+        [worker] = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        server.signal(signal.SIGHUP)
+        server.await_log("reloaded")
+        before = resident_memory(server.pid)
+        for number in range(2, 22):
+            server.signal(signal.SIGHUP)
+            server.await_log("reloaded", number)
+        assert (resident_memory(server.pid) - before) < 24 << 10
+        os.kill(worker, signal.SIGCONT)
 
 
 def noted(pid: int, number: int) -> None:

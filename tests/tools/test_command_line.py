@@ -47,11 +47,16 @@ def test_no_numbers(text: str) -> None:
         command_line.Options({"-n": text}, []).number("-n", 99)
 
 
-def test_brackets_come_in_pairs() -> None:
-    for text, bare in (("[::1]", "::1"), ("::1", "::1"), ("1.2.3.4", "1.2.3.4")):
-        assert command_line.bare_address(text) == bare
-    for text in ("[::1", "::1]", "[1.2.3.4]", "[", "]", "[]", ""):
-        assert command_line.bare_address(text) == text
+def test_an_address() -> None:
+    """Brackets come in pairs."""
+    for text in ("[::1]", "::1"):
+        assert command_line.packed_address(text, "-c") == bytes(15) + b"\1"
+    for text in ("1.2.3.4", "::ffff:1.2.3.4"):
+        assert command_line.packed_address(text, "-c") == b"\1\2\3\4"
+    for text in ("[::1", "::1]", "[1.2.3.4]", "[", "]", "[]", "", "a\0", "x" * 5000):
+        with pytest.raises(UsageError, match=r"^-c: .* is not an address; give IPv") as raised:
+            command_line.packed_address(text, "-c")
+        assert len(str(raised.value)) < 150
 
 
 @pytest.mark.parametrize(("option", "level"), [("-q", WARNING), ("-v", DEBUG)])
@@ -107,7 +112,10 @@ def test_a_path_of_a_unix_socket(path: str) -> None:
     assert command_line.unix_path(path, "SOCKET") == path
 
 
-@pytest.mark.parametrize("path", ["", "p" * 108, "\xe4" * 54])
+@pytest.mark.parametrize("path", ["", "@"])
 def test_no_path_of_a_unix_socket(path: str) -> None:
-    with pytest.raises(UsageError, match=r"SOCKET: .* is no path of a socket; 1 to 107 bytes fit"):
+    with pytest.raises(
+        UsageError,
+        match=r"^SOCKET: .* is no path of a socket; a path",
+    ):
         command_line.unix_path(path, "SOCKET")

@@ -97,7 +97,10 @@ def test_a_host_that_has_one_family(log: Lines, monkeypatch: pytest.MonkeyPatch)
     ("options", "words"),
     [
         ({"listen": ["x"]}, "-i: 'x' is not an address; give IPv4 or IPv6 in full"),
-        ({"receive": [""]}, "--receive: '' is no path of a socket; 1 to 107 bytes fit"),
+        (
+            {"receive": [""]},
+            "--receive: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
+        ),
         (
             {"receive": ["/r"], "port": "1"},
             "-p is for -i, where there is --receive; give -i too, or leave it out",
@@ -173,7 +176,7 @@ def test_systemd_has_passed_nothing(log: Lines) -> None:
 def test_what_is_no_group(log: Lines, group: str) -> None:
     with pytest.raises(UsageError) as error:
         registered("/no/such", group, log)
-    assert str(error.value) == f"{group!r} is no group; give a number, 0 to 4294967295"
+    assert str(error.value) == f"--register: {group!r} is no group; give 0 to 4294967295"
 
 
 @pytest.mark.parametrize("group", ["0", "4294967295"])

@@ -287,7 +287,7 @@ def test_a_place_that_is_taken(path: str, tmp_path: Path) -> None:
 
 
 def test_wrong_usage(path: str) -> None:
-    hint = "1 to 107 bytes fit"
+    hint = "a path or @NAME of 107 bytes at most fits"
     for wrong in ("", "x" * 108):
         line = f"muonsocks: --receive: {wrong[:60]!r} is no path of a socket; {hint}"
         assert ended(f"--receive={wrong}") == (100, [line])

@@ -902,8 +902,8 @@ def test_descriptors_are_not_inherited(relay: Resident) -> None:
 
 
 USAGE = {
-    "too long": (["--listen=/" + "p" * 107], "1 to 107 bytes fit"),
-    "empty": (["--listen="], "1 to 107 bytes fit"),
+    "too long": (["--listen=/" + "p" * 107], "a path or @NAME of 107 bytes at most fits"),
+    "empty": (["--listen="], "a path or @NAME of 107 bytes at most fits"),
     "no systemd": (["--listen=systemd"], "systemd has passed no socket; start it by"),
     "rules": (
         ["--listen=/run/somewhere", "--allow-local"],

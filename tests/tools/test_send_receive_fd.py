@@ -563,7 +563,10 @@ USAGE: dict[str, tuple[str, str]] = {
     "a negative number": ("-s -1 @x", "-s: '-1' is no descriptor"),
     "a large number": (f"-s {'9' * 5000} @x", "is no descriptor"),
     "a large socket": (f"-r {'9' * 5000} echo", "is no descriptor"),
-    "a long path": (f"-r {'/p' * 54} echo", "is no path of a socket; 1 to 107 bytes fit"),
+    "a long path": (
+        f"-r {'/p' * 54} echo",
+        "is no path of a socket; a path or @NAME of",
+    ),
     "no time": ("--timeout=0 -r @x echo", "--timeout: '0' is not a time"),
     "no time at all": ("--timeout=x -s 0 @x", "--timeout: 'x' is not a time"),
 }

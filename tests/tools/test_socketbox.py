@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from box import (
 from ends import descriptors
 from places import in_own_network, root_only, sh
 from programs import SECONDS, environment
-from real_server import ADDRESS, Server, ended, free_port, resident_memory, until
+from real_server import ADDRESS, MUONSOCKS, Server, ended, free_port, resident_memory, until
 
 # The wire, byte for byte
 
@@ -176,6 +177,16 @@ def test_over_a_descriptor(kind: int) -> None:
             assert client.recv(1) == b""
         assert process.wait(SECONDS) == 11
         assert f"descriptor {number} leads nowhere any more".encode() in process.stderr.read()
+
+
+def test_over_what_leads_nowhere() -> None:
+    """It is found before anybody comes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alone, socket.socket() as tcp:
+        for sock, what in ((alone, "not connected"), (tcp, "no unix socket")):
+            fd = sock.fileno()
+            status, lines = ended("-i", str(fd), program=(SOCKETBOX,), pass_fds=(fd,))
+            problem = f"-i: descriptor {fd} is {what}; give one end of a unix socket"
+            assert (status, lines) == (100, [f"socketbox: {problem}"])
 
 
 def test_a_rule_that_names_a_descriptor(tmp_path: Path) -> None:
@@ -525,6 +536,16 @@ def test_no_file_is_left_when_it_cannot_start(
     assert list(tmp_path.iterdir()) == []
 
 
+@root_only()
+def test_the_status_of_who_may_not_remove_a_file() -> None:
+    """It is the one that there would be without any."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        options = ("-l", f"{place}/front", "-u", "nobody", "-e", "/no/such/program")
+        status, lines = ended(*options, program=(SOCKETBOX,))
+    assert (status, len(lines), "cannot be executed: " in lines[0]) == (127, 1, True)
+
+
 def test_sockets_of_systemd(tmp_path: Path) -> None:
     path = str(tmp_path / "r")
     port = free_port()
@@ -705,8 +726,11 @@ def test_explain(tmp_path: Path) -> None:
 
 WRONG = {
     ("x",): "'x' is not an option; -e has a program follow",
-    ("-S", ""): "-S: '' is no path of a socket; 1 to 107 bytes fit",
-    ("-S", "x" * 108): f"-S: '{'x' * 60}' is no path of a socket; 1 to 107 bytes fit",
+    ("-S", ""): "-S: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
+    (
+        "-S",
+        "x" * 108,
+    ): f"-S: '{'x' * 60}' is no path of a socket; a path or @NAME of 107 bytes at most fits",
     ("-i", "99"): "-i: descriptor 99 is not open; leave it open for this program, "
     "as a shell does with 99<&0",
     ("-i", "0"): "-i: descriptor 0 is no unix socket; give one end of a unix socket",
@@ -780,6 +804,7 @@ def test_wrong_usage(options: tuple[str, ...]) -> None:
         (("-u", "4321", "-g", "tty", "-G", "6,1234"), 4321, 5, "6 1234"),
         (("-u", "4321", "-g", "1234", "-k"), 4321, 1234, "7 8"),
         (("-u", "4321"), 4321, 0, "7 8"),
+        (("-u", "4321", "-g", "0"), 4321, 0, ""),
         (("-u", "4321", "-G", "0,6", "-g", "1234"), 4321, 1234, "0 6"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -864,6 +889,22 @@ def test_rights_are_looked_at_first(options: tuple[str, ...], user: int, reason:
     assert wrong == (100, [f"socketbox: {reason}"])
 
 
+@root_only()
+@pytest.mark.parametrize(
+    "program", [(SOCKETBOX, "-S", "x", "-x"), (MUONSOCKS, "-i", ADDRESS, "-C")]
+)
+def test_a_way_out_is_looked_for_first(tmp_path: Path, program: tuple[str, ...]) -> None:
+    fd = os.open("/", os.O_PATH)
+    try:
+        options = (str(tmp_path), "-u", "nobody", "-p", "0")
+        wrong = ended(*options, program=program, pass_fds=(fd,))
+    finally:
+        os.close(fd)
+    problem = f"descriptor {fd} is a directory, and would be a way out of {program[-1]}"
+    name = Path(program[0]).name
+    assert wrong == (100, [f"{name}: {problem}; close it where this is started: {fd}<&-"])
+
+
 def in_directory(path: Path) -> tuple[str, ...]:
     return ("env", "-C", str(path))
 
@@ -925,6 +966,15 @@ def test_a_program_in_the_background(tmp_path: Path) -> None:
     assert status == 127 and "/no/such cannot be executed: " in lines[0]
     status, lines = ended("-e", "-d", *where, "-u", "x", "true", program=(SOCKETBOX,))
     assert status == 100 and "there is no user 'x'" in lines[0]
+
+
+@root_only()
+def test_a_program_in_the_background_and_in_another_root_directory(tmp_path: Path) -> None:
+    """Which is found where it was started. This one has no programs."""
+    (tmp_path / "root").mkdir()
+    options = ("-u", "nobody", "-x", "root", "-l", "127.0.0.1", "-p", "0", "-ed", "/bin/true")
+    status, lines = ended(*options, program=(SOCKETBOX,), cwd=tmp_path)
+    assert (status, "/bin/true cannot be executed: " in lines[0]) == (127, True)
 
 
 @root_only()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -329,12 +330,15 @@ def test_a_program_that_is_removed(path: str, tmp_path: Path) -> None:
     [
         ((), "no PROG is given; say what is to be run, socks-inetd for instance"),
         (("PATH",), "no PROG is given; say what is to be run, socks-inetd for instance"),
-        (("", "true"), "PATH: '' is no path of a socket; 1 to 107 bytes fit"),
+        (
+            ("", "true"),
+            "PATH: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
+        ),
         (("--max=x", "PATH", "true"), "--max: 'x' is not a number; give 0 to 1048576"),
         (("--no-such", "PATH", "true"), "there is no option --no-such; see --help"),
         (("systemd", "true"), "systemd has passed no socket; start it by its socket unit"),
-        (("--register=x", "y", "true"), "'y' is no group; give a number, 0 to 4294967295"),
-        (("--register=x", "4294967296", "true"), "'4294967296' is no group; give a number, 0 to"),
+        (("--register=x", "y", "true"), "--register: 'y' is no group; give 0 to 4294967295"),
+        (("--register=x", "4294967296", "true"), "--register: '4294967296' is no group"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], line: str) -> None:
@@ -426,7 +430,7 @@ def test_a_worker_that_dies(path: str) -> None:
         server.await_log("started", 3)
         assert say(other) == say(clients[1]) == "you said hello\n"
         server.await_log("ended", 3)
-        assert children(server.pid) == server.worker_pids(), "all were buried"
+        until("all are buried", lambda: children(server.pid) == workers(server))
 
 
 @pytest.mark.parametrize("drain", [30, 0.1], ids=["they end", "they do not"])
@@ -434,6 +438,7 @@ def test_the_end_of_what_a_worker_has_left(path: str, drain: float) -> None:
     with inetd(path, *shell("echo $$; read x"), drain=drain) as (server, front):
         client = front.client()
         pid = int(client.makefile().readline())
+        server.await_log("started")
         kill_the_worker(server)
         server.await_log("programs that go on without it: 1$")
         server.terminate()
@@ -452,6 +457,7 @@ def test_a_worker_that_dies_in_the_end(path: str) -> None:
     with inetd(path, *shell("echo $$; read x"), drain=30) as (server, front):
         client = front.client()
         pid = int(client.makefile().readline())
+        server.await_log("started")
         server.terminate()
         until("nobody finds it any more", lambda: not os.path.exists(path))
         [worker] = server.worker_pids()
@@ -461,14 +467,70 @@ def test_a_worker_that_dies_in_the_end(path: str) -> None:
         client.close()
 
 
+def test_what_programs_leave_behind(path: str) -> None:
+    """Is not ours: it counts for nothing, and goes on when all ends."""
+    script = shell("read x; setsid sleep 1000 >/dev/null 2>&1 & echo $!")
+    left: list[int] = []
+    try:
+        with inetd(path, *script, options=("--max=2",), drain=30) as (server, front):
+            left += [int(say(front.client())) for _ in range(2)]
+            server.await_log("ended", 2)
+            until("they have sessions of their own", lambda: all(map(leads_a_session, left)))
+            assert {*left} < {*children(server.pid)}
+            kill_the_worker(server)
+            assert server.count("programs that go on without it") == 0
+            left.append(int(say(front.client())))
+            os.kill(left[0], signal.SIGKILL)
+            until("it is buried", lambda: left[0] not in children(server.pid))
+            server.terminate()
+            assert server.status == 0
+            assert server.count("connections of --max are in use") == 0
+            assert server.count("ended client=-") == 0
+            assert all(map(is_alive, left[1:]))
+    finally:
+        for pid in filter(is_alive, left):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_has_ended_before_its_worker(path: str) -> None:
+    """Does not go on without it, though it is reaped after it."""
+    with inetd(path, *shell("echo $$; read x"), drain=30) as (server, front):
+        clients = [front.client() for _ in range(3)]
+        pids = [int(client.makefile().readline()) for client in clients]
+        server.await_log("started", 3)
+        [worker] = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        clients[0].sendall(b"\n")
+        until("it has ended", lambda: not is_alive(pids[0]))
+        kill_the_worker(server)
+        server.await_log("lost with it: 1; programs that go on without it: 2$")
+        for client in clients:
+            client.shutdown(socket.SHUT_WR)
+        until("the others have ended", lambda: not any(map(is_alive, pids)))
+        until("they are buried", lambda: children(server.pid) == workers(server))
+        kill_the_worker(server)
+        assert server.count("programs that go on without it") == 1
+        for client in clients:
+            client.close()
+
+
 def kill_the_worker(server: Server) -> None:
-    [worker] = server.worker_pids()
+    [worker] = workers(server)
     os.kill(worker, signal.SIGKILL)
     server.await_log(f"worker {worker} was killed by signal 9")
-    until(
-        "there is another one",
-        lambda: [pid for pid in children(server.pid) if pid != worker and os.getsid(pid) != pid],
-    )
+    until("there is another one", lambda: {*workers(server)} - {worker})
+
+
+def workers(server: Server) -> list[int]:
+    """Children that have no session of their own, which all others here have."""
+    return [pid for pid in children(server.pid) if not leads_a_session(pid)]
+
+
+def leads_a_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return True  # it did, as no worker ends here unseen
 
 
 # Registration
@@ -512,9 +574,9 @@ class Control:
         self.conn.close()
 
 
-def registered(control: Control) -> Any:
+def registered(control: Control, drain: float = 30) -> Any:
     """Run it as group 259."""
-    command = (PROGRAM, "--drain-timeout=30")
+    command = (PROGRAM, f"--drain-timeout={drain}")
     return started(command, (f"--register={control.path}", "259", *ECHO))
 
 
@@ -532,6 +594,24 @@ def test_registration(path: str) -> None:
             assert say(client) == "you said hello\n"
         assert server.status == 0
     assert os.path.exists(path), "that was not ours"
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_programs_that_outlast_the_server(path: str, is_told: bool) -> None:
+    """They may take any time, unless somebody wants the end: it goes on without that."""
+    control = Control(path)
+    with registered(control, drain=0.2) as server:
+        client = control.client()
+        server.await_log("started client=")
+        control.close()
+        server.await_log("who passed connections on has gone$")
+        if is_told:
+            server.terminate()
+            assert read_all(client) == b""
+        else:
+            time.sleep(1)  # more than it has when it is told
+            assert say(client) == "you said hello\n"
+        assert server.status == 0
 
 
 def test_a_registered_program_is_told_to_stop(path: str) -> None:

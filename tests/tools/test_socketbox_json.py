@@ -266,6 +266,25 @@ def test_the_daemon(document: Document, tmp_path: Path) -> None:
 
 
 @root_only()
+def test_a_relative_root_directory_in_the_background(document: Document, tmp_path: Path) -> None:
+    """It is the one where the program was started, and not one in /, where it goes."""
+    (tmp_path / "root").mkdir()
+    document.write(daemon={"uid": 4321, "gid": 1234, "chroot": "root"})
+    with tempfile.TemporaryFile() as log:
+        command = [SOCKETBOX, "-d", "--json", "box.json"]
+        status = subprocess.run(command, cwd=tmp_path, stderr=log, env=environment()).returncode
+        log.seek(0)
+        said = log.read().decode()
+    assert status == 0, said
+    pid = int(said.split("[")[1].split("]")[0])
+    try:
+        assert os.readlink(f"/proc/{children(pid)[0]}/root") == str(tmp_path / "root")
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        until("it ends", lambda: not is_alive(pid))
+
+
+@root_only()
 def test_networks(document: Document) -> None:
     """Each listener is in a network of its own, and the program at last in a third one."""
 
@@ -480,10 +499,9 @@ def test_how_strict_it_is(tmp_path: Path, level: str) -> None:
 
 
 WRONG_REGISTRATION = {
-    "x": "-P: 'x' has no number of a group; give NUMBER:PATH",
-    "1x:/y": "-P: '1x:/y' has no number of a group; give NUMBER:PATH",
-    "4294967296:/y": "-P: there is no group 4294967296; give 0 to 4294967295",
-    "1:": "-P: '' is no path of a socket; 1 to 107 bytes fit",
+    "x": "-P: 'x' has no path; give NUMBER:PATH",
+    "1x:/y": "-P: '1x' is no group; give 0 to 4294967295",
+    "1:": "-P: '' is no path of a socket; a path or @NAME of 107 bytes at most fits",
 }
 
 

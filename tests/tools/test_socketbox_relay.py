@@ -530,3 +530,15 @@ def test_sockets_that_are_none_to_listen_at() -> None:
         assert status == 100
         problem = f"-l: connections cannot be passed to descriptor {fd}"
         assert lines == [f"socketbox-relay: {problem}; without -e it is one to listen at"]
+
+
+def test_somebody_else_listens_first() -> None:
+    with socket.socket() as ours, socket.socket() as other:
+        for sock in (other, ours):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", 0) if sock is other else other.getsockname())
+        other.listen()
+        fd, port = ours.fileno(), ours.getsockname()[1]
+        status, lines = ended(f"-l{fd}", program=(PROGRAM,), pass_fds=(fd,))
+        problem = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        assert (status, lines) == (111, [f"socketbox-relay: {problem}"])

@@ -160,11 +160,8 @@ class Receiver:
     def shut(self) -> None:
         """Have nobody find it any more, and who has found it told that it is over."""
         if self.waits_for_nobody_else:
-            try:
-                if self._file is not None:
-                    self._file.remove()
-            except OSError:
-                pass  # its directory is not ours any more; whoever comes next replaces a dead file
+            if self._file is not None:
+                self._file.remove()
             try:
                 self._socket.shutdown(SHUT_RD)
             except OSError:

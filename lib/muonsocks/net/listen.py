@@ -53,6 +53,15 @@ def listen_on(address: bytes, port: int) -> socket:
     return sock
 
 
+def listen_with(sock: socket, backlog: int = _BACKLOG) -> None:
+    """Listen with a socket that is bound already. OSError that says where."""
+    try:
+        sock.listen(backlog)
+    except OSError as error:  # somebody else was bound there, too, and was faster
+        where = f"cannot listen on {name_of(sock)}: {error.strerror}"
+        raise OSError(error.errno, where) from None
+
+
 def listen_at(
     path: str, kind: int = SOCK_SEQPACKET, backlog: int = _BACKLOG, mode: int | None = None
 ) -> socket:
@@ -93,9 +102,14 @@ class SocketFile:
         self._file = None if is_abstract else _identity(path)
 
     def remove(self) -> None:
-        """Remove it, if nobody has removed it or put another one in its place."""
+        """Remove it, if nobody has removed it or put another one in its place, and if its directory
+        is still ours to write to: whoever comes next replaces a dead file.
+        """
         if self._file is not None and _identity(self._path) == self._file:
-            os.unlink(self._path)
+            try:
+                os.unlink(self._path)
+            except OSError:
+                pass  # as said
         self._file = None
 
 

@@ -7,7 +7,7 @@ import os
 from _signal import SIG_BLOCK, SIG_SETMASK, SIGKILL, pthread_sigmask, valid_signals
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 
-from muonsocks.errors import NameNotResolved, UsageError
+from muonsocks.errors import NameNotResolved
 from muonsocks.net import resolver_process
 from muonsocks.net.resolver_process import ITSELF, LONGEST_ANSWER, LONGEST_NAME, READY
 from muonsocks.net.task import Waitable
@@ -18,8 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muonsocks.net.identity import Identity
     from muonsocks.net.loop import Loop
-    from muonsocks.net.privileges import Identity
     from muonsocks.net.resolver_process import Addresses
 
 
@@ -61,8 +61,7 @@ class Resolver:
 
         It has to be before a chroot, and while there is one thread. It ends with this process, or
         at `close`. If it ends by itself, `on_death` is called once with the reason, after all that
-        wait have got an OSError. Raises OSError if it cannot be started, and UsageError as
-        `privileges.give_up` does.
+        wait have got an OSError. OSError if it cannot be started, or be that user.
         """
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         blocked = pthread_sigmask(SIG_BLOCK, valid_signals())  # handlers are for this process
@@ -170,13 +169,13 @@ class Resolver:
         return ended
 
 
-def _last_words(said: bytes) -> OSError | UsageError:
+def _last_words(said: bytes) -> OSError:
     """Read what the process says of itself: that it cannot go on, and why."""
     try:
         number, content = resolver_process.read(said)
     except ValueError:
         number, content = ITSELF, []
-    if number != ITSELF or not isinstance(content, (OSError, UsageError)):
+    if number != ITSELF or not isinstance(content, OSError):
         what = "gave an answer that makes no sense" if said else "has died"
         content = OSError(errno.EPROTO, f"{_IT} {what}")
     return content

@@ -29,7 +29,8 @@ from _signal import (
 )
 from _socket import MSG_DONTWAIT, socket
 
-from muonsocks.errors import NameNotResolved, UsageError
+from muonsocks.errors import NameNotResolved
+from muonsocks.net.identity import Identity
 from muonsocks.net.loop import Loop
 from muonsocks.net.names import MOST_ADDRESSES, addresses_of
 from muonsocks.net.privileges import give_up
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NoReturn
 
-    from muonsocks.net.privileges import Identity
+    from muonsocks.net.identity import Identity
 
     Addresses = list[tuple[bytes, int]]
 
 ITSELF = 0  # the number of no look-up
 LONGEST_NAME = 255  # bytes
-_FOUND, _UNKNOWN, _FAILED, _MISUSED = range(4)
+_FOUND, _UNKNOWN, _FAILED = range(3)
 _HEAD = 9  # bytes: number and verdict
 _LONGEST_REQUEST = 8 + LONGEST_NAME
 _LONGEST_REASON = 500  # bytes
@@ -70,9 +71,7 @@ def failure(number: int, error: BaseException) -> bytes:
     """Say why something could not be done."""
     head = number.to_bytes(8, "big")
     reason = str(error)
-    if isinstance(error, UsageError):
-        head += bytes([_MISUSED])
-    elif isinstance(error, NameNotResolved):
+    if isinstance(error, NameNotResolved):
         head += bytes([_UNKNOWN])
         reason = error.strerror or reason
     elif isinstance(error, OSError):
@@ -84,7 +83,7 @@ def failure(number: int, error: BaseException) -> bytes:
     return head + reason.encode(errors="replace")[:_LONGEST_REASON]
 
 
-def read(answer: bytes) -> tuple[int, Addresses | OSError | UsageError]:
+def read(answer: bytes) -> tuple[int, Addresses | OSError]:
     """Read an answer: its number, and what is to be given or raised. ValueError if it is none."""
     if not _HEAD <= len(answer) <= LONGEST_ANSWER:
         raise ValueError
@@ -93,8 +92,6 @@ def read(answer: bytes) -> tuple[int, Addresses | OSError | UsageError]:
         return number, _addresses(rest)
     if verdict == _UNKNOWN:
         return number, NameNotResolved(rest.decode(errors="replace"))
-    if verdict == _MISUSED:
-        return number, UsageError(rest.decode(errors="replace"))
     if verdict != _FAILED or len(rest) < 4:
         raise ValueError
     reason = rest[4:].decode(errors="replace")

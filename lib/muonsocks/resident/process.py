@@ -4,7 +4,9 @@ They have a channel, a socketpair:
 
     to the supervisor   READY, once the worker is about to accept
     to the worker       TAKE, with configuration that was read again
-                        DRAIN: accept no more, finish, end; an end of file means the same
+                        DRAIN: accept no more, finish within the time for that, and end; an end
+                            of file means the same
+                        FINISH: as there is nobody to come any more, finish in any time, and end
                         CUT_NOW: end at once
 """
 
@@ -30,7 +32,6 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
-from muonsocks.resident.orphans import orphans
 from muonsocks.resident.worker import Worker
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from muonsocks.resident.board import Board
     from muonsocks.resident.plan import Plan, Service
 
-READY, TAKE, DRAIN, CUT_NOW = b"R", b"T", b"D", b"C"
+READY, TAKE, DRAIN, FINISH, CUT_NOW = b"R", b"T", b"D", b"F", b"C"
 MEANT_FOR_ALL = (SIGTERM, SIGINT, SIGHUP)  # the workers get them too, but leave them to it
 HAS_SAID_WHY = 111  # exit status of a worker that has logged what went wrong
 NOTHING_LEFT = 75  # and of one for which there is nothing to serve any more
@@ -84,7 +85,7 @@ class Process:
         self._plan = plan
         self._board = board
         self._log = log
-        self._drain = Mailbox()  # has something once it is time to: whether all workers do
+        self._drain = Mailbox()  # once it is time to: whether all workers do, and for how long (s)
         self._status = 0
 
     def run(self, channel: socket, beat: float) -> NoReturn:
@@ -122,7 +123,7 @@ class Process:
             self._status = GIVEN_UP if failed else NOTHING_LEFT
         if cuts:
             self._loop.call_later(_FAREWELL, self._worker.cut)
-        self._drain.post(for_good)
+        self._drain.post((for_good, None if for_good else self._plan.drain))
 
     async def _work(self, channel: Stream, worker: Worker, beat: float) -> None:
         """Accept until told to stop, then drain."""
@@ -135,13 +136,12 @@ class Process:
         if beat:
             show_life()
         await channel.send(READY)
-        if self._plan.adopts is not None:
-            for pid in orphans(os.getppid()):
-                worker.adopt(self._plan.adopts(loop, pid))
+        for pid in self._service.programs or ():
+            worker.adopt(self._service.go_on_with(loop, pid))
         worker.start()
         loop.spawn(self._obey(channel, worker), self._on_failure)
-        is_last = await self._drain.take()
-        await worker.drain(self._plan.drain, is_last)
+        is_last, seconds = await self._drain.take()
+        await worker.drain(seconds, is_last)
 
     async def _obey(self, channel: Stream, worker: Worker) -> None:
         """Follow the supervisor's orders."""
@@ -151,11 +151,19 @@ class Process:
                     length = int.from_bytes(await _exactly(channel, 4), "big")
                     self._service.take(_pickle.loads(await _exactly(channel, length)))
                 elif order == DRAIN:
-                    self._drain.post(True)
+                    self._stop(worker)
+                elif order == FINISH:
+                    self._retire(for_good=True)
                 else:
                     worker.cut()
         finally:
-            self._drain.post(True)  # the supervisor is gone, and a new one may want to listen
+            self._stop(worker)  # the supervisor is gone, and a new one may want to listen
+
+    def _stop(self, worker: Worker) -> None:
+        """Limit the time that is left, whether or not it is the end already."""
+        if self._status:
+            self._loop.call_later(self._plan.drain, worker.cut)
+        self._drain.post((True, self._plan.drain))
 
     def _on_failure(self, error: BaseException) -> None:
         if not isinstance(error, ConnectionError):  # then the supervisor is gone, too

@@ -31,18 +31,20 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED
 from muonsocks.resident.notify import STATUS_PERIOD, Notifier
-from muonsocks.resident.orphans import adopt_orphans, orphans, tell_to_end
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
+    FINISH,
     GIVEN_UP,
     HAS_SAID_WHY,
     MEANT_FOR_ALL,
     NOTHING_LEFT,
     READY,
+    TAKE,
     Process,
     take_order,
 )
+from muonsocks.resident.programs import adopt_orphans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +65,17 @@ _LATE = 4  # intervals without a sign of life after which a worker is given up
 class _Child:
     """A worker as its supervisor sees it."""
 
-    __slots__ = ("channel", "has_hung", "number", "orders", "pid", "ready", "started", "task")
+    __slots__ = (
+        "channel",
+        "has_hung",
+        "news",
+        "number",
+        "orders",
+        "pid",
+        "ready",
+        "started",
+        "task",
+    )
 
     task: Task
 
@@ -72,6 +84,7 @@ class _Child:
         self.pid = pid
         self.channel = channel
         self.orders = Mailbox()
+        self.news = b""  # the order to take configuration, in which only the last one counts
         self.ready = False
         self.has_hung = False
         self.started = monotonic()
@@ -92,11 +105,13 @@ class Supervisor:
         "_entrances",
         "_failed",
         "_happened",
+        "_is_told",
         "_is_up",
         "_log",
         "_loop",
         "_notifier",
         "_plan",
+        "_programs",
         "_reload_waits",
         "_service",
         "_signals",
@@ -113,6 +128,7 @@ class Supervisor:
         log: Log,
     ) -> None:
         self._service = service
+        self._programs = service.programs
         self._entrances = entrances
         self._plan = plan
         self._notifier = notifier
@@ -124,7 +140,8 @@ class Supervisor:
         self._checked = 0.0  # when it was last seen to that workers are alive
         self._went_on = 0.0  # and when that began, or went on after this process was stopped
         self._is_up = False  # all workers have been ready
-        self._stops = False
+        self._stops = False  # no worker is replaced
+        self._is_told = False  # to stop
         self._reload_waits = False
         self._happened = Mailbox()  # has what is to be called
         self._loop = Loop()
@@ -144,7 +161,7 @@ class Supervisor:
         one could not even start, or has given up.
         """
         setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
-        if self._plan.adopts is not None:
+        if self._programs is not None:
             adopt_orphans()
         # What the workers share with us is not to be written to: nobody looks for cycles there, and
         # those there are stay, as freeing them would leave room that each worker fills.
@@ -158,8 +175,9 @@ class Supervisor:
         while self._children or not self._stops:
             action = await self._happened.take()
             action()
-        for pid in self._programs():  # of a worker that nobody has replaced
-            tell_to_end(pid)
+        if self._programs is not None:
+            for pid in self._programs:  # of a worker that nobody has replaced
+                self._programs.tell_to_end(pid)
         if not self._failed:
             cut = self._board.total(CUT)
             self._log.info(f"stopped, connections that were cut: {cut}")
@@ -202,28 +220,43 @@ class Supervisor:
             configuration = self._service.reread()
         except (UsageError, OSError) as error:
             self._log.error(f"not reloaded, all stays as it was: {in_one_line(error)}")
+        except MemoryError:
+            self._log.error("not reloaded, all stays as it was: there is no memory for it")
         else:
             self._service.take(configuration)  # for workers to come
             order = take_order(configuration)
             for child in self._children.values():
-                child.orders.post(order)
+                waits, child.news = bool(child.news), order
+                if not waits:
+                    child.orders.post(TAKE)
             self._log.info("reloaded")
         if self._is_up:
             self._notifier.ready()
 
     def _stop(self) -> None:
         """Let the workers finish; when asked again, end them now."""
-        again, self._stops = self._stops, True
-        if not again:
-            for entrance in self._entrances:
-                entrance.shut()  # before the workers are told: then who is in there is the last
-        for child in self._children.values():
-            child.orders.post(CUT_NOW if again else DRAIN)
+        again, self._is_told = self._is_told, True
+        self._end_with(CUT_NOW if again else DRAIN)
         self._loop.call_later((0 if again else self._plan.drain) + _GRACE, self._kill_children)
         if not again:
             self._notifier.stopping(self._plan.drain + 2 * _GRACE)
-            for entrance in self._entrances:
-                entrance.close()
+
+    def _finish(self) -> None:
+        """Let the workers end, which may take as long as their connections do: nobody asks for it,
+        there is just nobody to come any more.
+        """
+        self._end_with(FINISH)
+
+    def _end_with(self, order: bytes) -> None:
+        """Take nobody in any more, and start no more workers; those that are left have an order."""
+        self._stops = True
+        entrances, self._entrances = self._entrances, ()
+        for entrance in entrances:
+            entrance.shut()  # before the workers are told: then who is in there is the last
+        for child in self._children.values():
+            child.orders.post(order)
+        for entrance in entrances:
+            entrance.close()
 
     def _kill_children(self) -> None:
         for child in self._children.values():
@@ -231,31 +264,32 @@ class Supervisor:
             os.kill(child.pid, SIGKILL)
 
     def _bury_children(self) -> None:
-        """Note which workers have ended, and replace them."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break  # there is none
-            if not pid:
-                break
-            if pid in self._children:  # and no program that a worker has left behind
-                self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
+        """Note which workers have ended, and replace them; but first which of their programs."""
+        workers = []
+        while pid := _child_that_has_ended():
+            if self._programs is not None:
+                self._programs.remove(pid)
+            _, status = os.waitpid(pid, 0)
+            child = self._children.pop(pid, None)
+            if child is not None:  # else it was left by a worker, or by a program
+                if not child.task.is_over:
+                    child.task.interrupt(_Gone())
+                child.channel.close()
+                workers.append((child, os.waitstatus_to_exitcode(status)))
+        for worker in workers:
+            self._bury(*worker)
 
     def _bury(self, child: _Child, code: int) -> None:
         """Note the end of a worker, with this exit status or minus a signal, and replace it."""
-        if not child.task.is_over:
-            child.task.interrupt(_Gone())
-        child.channel.close()
         lost = self._board.clear(child.number)
         if code in (NOTHING_LEFT, GIVEN_UP):
             if not self._stops:
                 self._failed = code == GIVEN_UP
-                self._stop()
+                self._finish()
             return
         if code and (child.ready or code != HAS_SAID_WHY):
             how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
-            programs = len(self._programs())
+            programs = len(list(self._programs or ()))
             without = f"; programs that go on without it: {programs}" * bool(programs)
             lost = max(lost - programs, 0)
             self._log.error(f"worker {child.pid} {how}; connections lost with it: {lost}{without}")
@@ -264,16 +298,6 @@ class Supervisor:
             self._stop()
         elif not self._stops:
             self._replace(child)
-
-    def _programs(self) -> list[int]:
-        """Find the programs of workers that have died, if there may be any."""
-        if self._plan.adopts is None:
-            return []
-        try:
-            return orphans(os.getpid())
-        except OSError as error:
-            self._log.error(f"cannot look for programs that were left: {error.strerror}")
-            return []
 
     def _replace(self, child: _Child) -> None:
         """Start another worker: at once, unless they do not live long."""
@@ -381,7 +405,10 @@ class Supervisor:
             child.ready = True
             self._happened.post(self._note_ready)
             while True:
-                await child.channel.send(await child.orders.take())
+                order = await child.orders.take()
+                if order == TAKE:
+                    order, child.news = child.news, b""
+                await child.channel.send(order)
 
     def _on_failure(self, error: BaseException) -> None:
         # A worker that has ended cannot be told anything; SIGCHLD says so.
@@ -395,3 +422,12 @@ class Supervisor:
         self._notifier.close()
         for child in self._children.values():
             child.channel.close()
+
+
+def _child_that_has_ended() -> int:
+    """Give the process of a child that is to be reaped, or 0."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0  # there is no child at all
+    return 0 if ended is None else ended.si_pid

@@ -129,9 +129,10 @@ class Worker:
         self._tasks[task] = b""
         task.step()
 
-    async def drain(self, seconds: float, is_last: bool = True) -> None:
-        """Accept no more, and wait for the connections to end; then cut those that are left. If it
-        `is_last`, and no other worker goes on or replaces it, who has come is taken in before.
+    async def drain(self, seconds: float | None, is_last: bool = True) -> None:
+        """Accept no more, and wait for the connections to end; after a time, if there is a limit,
+        cut those that are left. If it `is_last`, and no other worker goes on or replaces it, who
+        has come is taken in before.
         """
         self._draining = True
         self._shortage.forget()
@@ -141,7 +142,9 @@ class Worker:
             if is_last and entrance.waits_for_nobody_else:
                 self._take_the_last(entrance)
             entrance.close()
-        if self._tasks:
+        if self._tasks and seconds is None:
+            await self._drained
+        elif self._tasks and seconds is not None:
             try:
                 with self._loop.deadline(seconds):
                     await self._drained

@@ -73,11 +73,8 @@ class Front(Listener):
 
     def shut(self) -> None:
         """Have nobody find it any more; once it is closed, its file could be another one's."""
-        try:
-            if self._file is not None:
-                self._file.remove()
-        except OSError:
-            pass  # its directory is not ours any more; whoever comes next replaces a dead file
+        if self._file is not None:
+            self._file.remove()
 
 
 class NoSocket:

@@ -5,7 +5,7 @@ A keyword before a colon may be shortened, as long as it can be one keyword only
 
 from __future__ import annotations
 
-from muonsocks.address import LONGEST_UNIX_PATH
+from muonsocks.address import expect_unix_path
 from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import FAIL, Action, Jump, ToDescriptor, ToPath
 from muonsocks.socketbox.conditions import read_number
@@ -84,11 +84,8 @@ def read_action(keyword: str, value: str) -> Action:
 
 
 def _path(text: str) -> str:
-    """Check the path of a unix socket; with @ in front it is an abstract name. UsageError."""
-    length = len(text.encode("utf-8", "surrogateescape"))
-    if length > LONGEST_UNIX_PATH:
-        limit = f"at most {LONGEST_UNIX_PATH} fit"
-        raise UsageError(f"the path has {length} bytes", limit)
-    if text == "@" or "\0" in text or "\r" in text:  # at the end of a line that would be lost
-        raise UsageError(f"{text!r} is no path of a socket", "write a path, or @NAME")
+    """Check the path of a unix socket. UsageError."""
+    expect_unix_path(text)
+    if "\r" in text:  # at the end of a line that would be lost
+        raise UsageError(f"{text!r} is no path of a socket", "write it without a carriage return")
     return text

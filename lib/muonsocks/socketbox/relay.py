@@ -8,6 +8,7 @@ from muonsocks.address import Endpoint
 from muonsocks.log import quoted
 from muonsocks.net.dial import dial_unix
 from muonsocks.net.stream import Stream
+from muonsocks.resident.plan import Service
 from muonsocks.socks.admission import Finished
 from muonsocks.socks.request import Command, Request
 from muonsocks.socks.session import Session
@@ -84,7 +85,7 @@ def _endpoint(sock: socket, name: Callable[[], tuple[str, int]]) -> Endpoint | N
     return Endpoint.of_socket(name()) if sock.family in (AF_INET, AF_INET6) else None
 
 
-class Relayer:
+class Relayer(Service):
     """Relays all connections that come."""
 
     __slots__ = ("_errand", "_log", "_policy")
@@ -93,18 +94,6 @@ class Relayer:
         self._errand = errand
         self._policy = policy
         self._log = log
-
-    def reread(self) -> None:
-        """There is nothing to read."""
-
-    def take(self, configuration: None) -> None:
-        """There is nothing to take."""
-
-    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-        """There is nothing to get ready."""
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int | Pause:
         """Relay one connection."""

@@ -13,8 +13,10 @@ from mmap import mmap
 from muonsocks.address import Endpoint
 from muonsocks.log import INFO, Form, quoted
 from muonsocks.net.front import clear_transparent
-from muonsocks.net.privileges import Identity, gain_no_privileges, give_up
+from muonsocks.net.identity import Identity
+from muonsocks.net.privileges import gain_no_privileges, give_up
 from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
+from muonsocks.resident.plan import Service
 from muonsocks.resident.worker import descriptors_left
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
@@ -80,7 +82,7 @@ class Manner:
         self.ends_with = -1
 
 
-class Box:
+class Box(Service):
     """The service of passing connections on."""
 
     __slots__ = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from muonsocks import __version__
-from muonsocks.address import LONGEST_UNIX_PATH
+from muonsocks.address import expect_unix_path, parse_address
 from muonsocks.errors import UsageError
 from muonsocks.log import DEBUG, WARNING, Log
 
@@ -146,15 +146,20 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 def unix_path(path: str, what: str) -> str:
     """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
-    if not 0 < len(os.fsencode(path)) <= LONGEST_UNIX_PATH:
-        raise UsageError(f"{what}: {path[:60]!r} is no path of a socket", "1 to 107 bytes fit")
+    try:
+        expect_unix_path(path)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
     return path
 
 
-def bare_address(text: str) -> str:
-    """Take the brackets off an IPv6 address that has them."""
+def packed_address(text: str, what: str, hint: str = "give IPv4 or IPv6 in full") -> bytes:
+    """Pack an address as `parse_address` does; IPv6 may have brackets. UsageError."""
     is_bracketed = text.startswith("[") and text.endswith("]") and ":" in text
-    return text[1:-1] if is_bracketed else text
+    packed = parse_address(text[1:-1] if is_bracketed else text)
+    if packed is None:
+        raise UsageError(f"{what}: {text[:60]!r} is not an address", hint)
+    return packed
 
 
 def descriptor(text: str, what: str) -> int:

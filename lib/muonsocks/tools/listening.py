@@ -9,7 +9,6 @@ import os
 from _socket import SOCK_DGRAM, SOCK_STREAM
 from fcntl import F_GETFL, fcntl
 
-from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.net.entrance import Listener, Receiver
 from muonsocks.net.listen import (
@@ -21,7 +20,7 @@ from muonsocks.net.listen import (
     receive_at,
 )
 from muonsocks.net.registration import LARGEST_GROUP, register
-from muonsocks.tools.command_line import bare_address, unix_path
+from muonsocks.tools.command_line import packed_address, unix_path
 from muonsocks.tools.environment import port_number
 
 TYPE_CHECKING = False
@@ -76,7 +75,7 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
     names = [f"{name_of(sock)} (passed on)" for sock in passed if sock.type == SOCK_DGRAM]
     if not passed:
         number = 1080 if port is None else port_number(port, "-p")
-        sockets = [listen_on(_address(text), number) for text in addresses]
+        sockets = [listen_on(packed_address(text, "-i"), number) for text in addresses]
         if not sockets and not paths:
             sockets = _listen_on_any(ANYWHERE if is_limited else THIS_HOST, number)
     try:
@@ -120,13 +119,20 @@ def registered(
     control: str, group: str, log: Log, kind: type[Receiver] = Receiver, strictness: int = 2
 ) -> Receiver:
     """Register as a group with the server whose control socket is given. OSError that says why."""
-    unix_path(control, "--register")
+    sock = register_as(group, control, "--register")
+    log.info(f"registered as group {int(group)} at unix:{control}")
+    return kind(sock, True, None, strictness)
+
+
+def register_as(group: str, control: str, what: str) -> socket:
+    """Register as `net.registration.register` does; `what` is the name of the option that says so.
+    UsageError too.
+    """
+    unix_path(control, what)
     number = int(group) if group.isascii() and group.isdecimal() and len(group) < 11 else -1
     if not 0 <= number <= LARGEST_GROUP:
-        raise UsageError(f"{group!r} is no group", f"give a number, 0 to {LARGEST_GROUP}")
-    sock = register(control, number, _PATIENCE)
-    log.info(f"registered as group {number} at unix:{control}")
-    return kind(sock, True, None, strictness)
+        raise UsageError(f"{what}: {group[:60]!r} is no group", f"give 0 to {LARGEST_GROUP}")
+    return register(control, number, _PATIENCE)
 
 
 def receiver_at(path: str, kind: type[Receiver] = Receiver, strictness: int = 2) -> Receiver:
@@ -136,13 +142,6 @@ def receiver_at(path: str, kind: type[Receiver] = Receiver, strictness: int = 2)
     except OSError as error:
         raise OSError(error.errno, f"cannot receive at {path}: {error.strerror}") from None
     return kind(sock, True, SocketFile(path), strictness)
-
-
-def _address(text: str) -> bytes:
-    packed = parse_address(bare_address(text))
-    if packed is None:
-        raise UsageError(f"-i: {text!r} is not an address", "give IPv4 or IPv6 in full")
-    return packed
 
 
 def _listen_on_any(addresses: tuple[bytes, bytes], port: int) -> list[socket]:

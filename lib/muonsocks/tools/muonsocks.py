@@ -67,13 +67,14 @@ from _socket import socket
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
+from muonsocks.net.identity import Identity
 from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
-from muonsocks.net.privileges import Identity, give_up
+from muonsocks.net.privileges import expect_rights, give_up
 from muonsocks.net.resolver import Resolver
 from muonsocks.net.stream import Stream
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
@@ -110,7 +111,7 @@ def main(arguments: list[str], log: Log) -> int:
     return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
 
-class Socks:
+class Socks(Service):
     """The sessions of a resident server."""
 
     __slots__ = ("_given", "_identity", "_log", "_policy", "_root")
@@ -118,8 +119,9 @@ class Socks:
     def __init__(self, given: options.Options, log: Log) -> None:
         self._given = given
         self._log = log
-        user, self._root = given.text("--user"), given.text("--chroot")
+        user = given.text("--user")
         self._identity = None if user is None else Identity.of(user)
+        self._root = expect_rights(self._identity, given.text("--chroot"), "-C")
         owner = None
         if self._identity is not None and not self._identity.is_ours:
             uid, gid = self._identity.uid, self._identity.gid
@@ -159,9 +161,6 @@ class Socks:
             self._policy.dialler.lookup = resolver.lookup
         kept = None if access.auth_once is None else access.auth_once.directory
         give_up(self._identity, self._root, kept)
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int | Pause:
         """Serve one client."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from muonsocks.address import parse_address, parse_networks
+from muonsocks.address import parse_networks
 from muonsocks.errors import UsageError
 from muonsocks.net.dial import Dialler
 from muonsocks.socks.policy import Access, Limits, Policy
@@ -12,6 +12,7 @@ from muonsocks.socks.rules import Rule, Rules, parse_rules
 from muonsocks.socks.users import Users, parse_users, single_user
 from muonsocks.tools.command_line import Options as Options
 from muonsocks.tools.command_line import expect_no_arguments as expect_no_arguments
+from muonsocks.tools.command_line import packed_address
 from muonsocks.tools.command_line import parse as parse
 from muonsocks.tools.command_line import unix_path as unix_path
 
@@ -106,9 +107,7 @@ def dialler(options: Options) -> Dialler:
     bind_address = None
     text = options.text("--bind-address")
     if text is not None:
-        bind_address = parse_address(text)
-        if bind_address is None:
-            raise UsageError(f"-b: {text!r} is not an address", "give IPv4 or IPv6 in full")
+        bind_address = packed_address(text, "-b")
     interface = options.text("--bind-interface")
     if interface == "" or len(os.fsencode(interface or "")) > 15:
         raise UsageError(f"-B: {interface!r} is not an interface", "see ip link")

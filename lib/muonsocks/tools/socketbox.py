@@ -67,7 +67,7 @@ import site
 
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
-from muonsocks.net.privileges import expect_rights
+from muonsocks.net.privileges import give_up
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
@@ -76,18 +76,12 @@ from muonsocks.socketbox.explain import counted, explain, read_connection
 from muonsocks.socketbox.rulebook import Document, File, OneAction
 from muonsocks.socketbox.server import Box, Manner
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
-from muonsocks.tools.boxing import (
-    Sources,
-    add_from_json,
-    add_from_options,
-    background,
-    descriptors,
-    identity,
-    privileges,
-    receiving_socket,
-)
+from muonsocks.tools.background import background
 from muonsocks.tools.command_line import Options, descriptor, parse, unix_path
 from muonsocks.tools.listening import notify_fd
+from muonsocks.tools.open_descriptors import open_descriptors, receiving_socket
+from muonsocks.tools.run_as import by_json, by_options
+from muonsocks.tools.sources import Sources, add_from_json, add_from_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +99,7 @@ _NOT_WITH_JSON = (
 
 def main(arguments: list[str], log: Log) -> int:
     """Pass connections on until told to stop."""
-    inherited = descriptors()
+    inherited = open_descriptors()
     looks_only = any(word in ("--check", "--explain") for word in _before_program(arguments))
     given = parse(__doc__, arguments, log, program_follows=not looks_only)
     if given is None:
@@ -199,6 +193,7 @@ def _print(line: str) -> None:
 
 def _execute(given: Options, sources: Sources, log: Log) -> int:
     """Bind, give up privileges, and become another program."""
+    identity, root = by_options(given, log)  # first: a relative directory is one in that of now
     add_from_options(sources, given)
     if len(sources.sockets) != 1 or sources.registration is not None:
         raise UsageError("-e has one socket", "give one address and one port")
@@ -208,7 +203,7 @@ def _execute(given: Options, sources: Sources, log: Log) -> int:
     os.set_blocking(fd, True)
     tell = background(log, for_program=True) if given.flag("--daemon") else -1
     try:
-        privileges(given, for_program=True)
+        give_up(identity, root, for_program=True)
         environ = dict(os.environb)
         environ[b"SKBOX_LISTEN_FD"] = b"%d" % fd
         return execute(given.arguments, environ, log)
@@ -257,17 +252,13 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
     if given.flag("--daemon") and notify is not None:
         raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
     if isinstance(rulebook, Document):
-        daemon = rulebook.configuration.daemon
-        manner.identity, manner.root = identity(daemon), daemon.chroot or None
-        expect_rights(manner.identity, manner.root, "daemon.chroot")
+        manner.identity, manner.root = by_json(rulebook.configuration.daemon, log)
         add_from_json(sources, rulebook.configuration)
         box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
     else:
-        manner.identity, manner.root = privileges(given)
+        manner.identity, manner.root = by_options(given, log)
         box = Box(rulebook, manner, log)  # first: with wrong rules nobody is to come
         add_from_options(sources, given)
-    if manner.identity is not None and manner.identity.leaves_root_its_group:
-        log.warning("a group is root's still; -g and -G name others, and so do gid and groups")
     workers = given.number("--workers", 1024)
     if sources.is_for_one_worker:
         if workers > 1:

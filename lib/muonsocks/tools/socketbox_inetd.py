@@ -67,10 +67,10 @@ def main(arguments: list[str], log: Log) -> int:
     site.main()  # the programs start without it: systemd's modules are to be found there
     log.use_journal_fields()
     most = given.number("--max", _MOST, 256)
-    starter = Starter(program, os.environb, most, getrlimit(RLIMIT_NOFILE)[0], log)
+    starter = Starter(program, os.environb, getrlimit(RLIMIT_NOFILE)[0], log)
     capacity = Capacity(most, given.number("--max-per-source", _MOST), each=1, option="--max")
     drain = given.seconds("--drain-timeout", 30)
-    plan = Plan(1, capacity, drain, adopts=starter.go_on_with)
+    plan = Plan(1, capacity, drain)
     starter.board = plan.board
     notifier = Notifier(notify_fd(given))
     entrances = _entrances(given, place, log)

@@ -58,14 +58,14 @@ from __future__ import annotations
 
 import os
 import site
-from _socket import SOCK_DGRAM, SOCK_STREAM, if_nametoindex, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_DGRAM, SOCK_STREAM, if_nametoindex, socket
+from errno import EINVAL
 
-from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.dial import Dialler
 from muonsocks.net.entrance import Listener, Receiver
-from muonsocks.net.listen import clients_come_to, inherited, name_of
+from muonsocks.net.listen import clients_come_to, inherited, listen_with, name_of
 from muonsocks.net.passed import strictness
 from muonsocks.net.stream import is_tcp, prepare_tcp
 from muonsocks.resident.notify import Notifier
@@ -81,6 +81,7 @@ from muonsocks.tools.command_line import (
     Options,
     descriptor,
     expect_no_arguments,
+    packed_address,
     parse,
     unix_path,
 )
@@ -91,7 +92,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.net.entrance import Entrance
 
-_BACKLOG = 4096  # connections that wait to be accepted; net.core.somaxconn may make it fewer
 _SUFFIX = "-00000000"  # of a path
 
 
@@ -165,13 +165,16 @@ def _listening(fd: int) -> socket:
     """Listen at a socket that is open here."""
     sock = _socket(fd, "-l")
     try:
-        if sock.type == SOCK_STREAM:
-            sock.listen(_BACKLOG)
-        if sock.type != SOCK_STREAM or not clients_come_to(sock):
-            raise OSError
-    except OSError:
+        if sock.type == SOCK_STREAM and sock.family in (AF_INET, AF_INET6, AF_UNIX):
+            listen_with(sock)
+        can_listen = clients_come_to(sock) and sock.type == SOCK_STREAM
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        can_listen = False  # it is connected, or bound to nothing
+    if not can_listen:
         hint = "bind it, or give -e for one that connections are passed to"
-        raise UsageError(f"-l: descriptor {fd} is no socket to listen at", hint) from None
+        raise UsageError(f"-l: descriptor {fd} is no socket to listen at", hint)
     sock.setblocking(False)
     if is_tcp(sock):
         prepare_tcp(sock)
@@ -218,7 +221,7 @@ def _errand(given: Options, log: Log) -> Errand:
 
 
 def _to_address(given: Options, translation: Translation | None) -> ToAddress:
-    address = _address(given.text("--connect") or "::1", "-c")
+    packed = packed_address(given.text("--connect") or "::1", "-c")
     name, scope = given.text("--interface"), given.number("--scope", 0xFFFFFFFF)
     if name is not None:
         if scope:
@@ -228,7 +231,7 @@ def _to_address(given: Options, translation: Translation | None) -> ToAddress:
         except OSError:
             raise UsageError(f"-I: there is no interface {name!r}", "see ip link") from None
     port = port_number(given.text("--port") or "80", "-p")
-    return ToAddress(address, port, scope, translation)
+    return ToAddress(packed, port, scope, translation)
 
 
 def _translation(given: Options) -> Translation | None:
@@ -239,11 +242,4 @@ def _translation(given: Options) -> Translation | None:
     prefix = given.text("--prefix") or "64:ff9b::"
     if ":" not in prefix:  # it would be all of IPv4, ::ffff:0:0/96
         raise UsageError(f"-P: {prefix[:60]!r} is not an IPv6 address", "give it in full")
-    return Translation(_address(prefix, "-P"), 8 if given.flag("--last-64") else 4)
-
-
-def _address(text: str, what: str) -> bytes:
-    packed = parse_address(text)
-    if packed is None:
-        raise UsageError(f"{what}: {text[:60]!r} is not an address", "give IPv4 or IPv6 in full")
-    return packed
+    return Translation(packed_address(prefix, "-P"), 8 if given.flag("--last-64") else 4)

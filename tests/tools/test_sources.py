@@ -1,4 +1,4 @@
-"""What the options and the JSON of socketbox make; the programs are in test_socketbox*.py."""
+"""The sockets that the JSON of socketbox makes; the programs are in test_socketbox*.py."""
 
 import os
 import socket
@@ -8,11 +8,10 @@ import pytest
 from ends import Lines, nothing_left_behind
 from places import root_only
 
-from muonsocks.net.privileges import Identity
-from muonsocks.socketbox.json_configuration import Configuration, Daemon
+from muonsocks.socketbox.json_configuration import Configuration
 from muonsocks.socketbox.json_value import Node
-from muonsocks.tools import boxing
-from muonsocks.tools.boxing import Sources, add_from_json, identity
+from muonsocks.tools import sources as module
+from muonsocks.tools.sources import Sources, add_from_json
 
 
 def configuration(**changes: object) -> Configuration:
@@ -86,7 +85,7 @@ def test_the_owner_of_a_control_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Whoever may write to its directory cannot have another file given away."""
     path, victim = tmp_path / "ctl", tmp_path / "victim"
     victim.touch(0o600)
-    bound = boxing.listen_at
+    bound = module.listen_at
 
     def listen_at(where: str, **options: int) -> socket.socket:
         sock = bound(where, **options)
@@ -95,25 +94,8 @@ def test_the_owner_of_a_control_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return sock
 
     made = configuration(paths=[{"socket": str(path), "uid": 7, "gid": 8}])
-    monkeypatch.setattr(boxing, "listen_at", listen_at)
+    monkeypatch.setattr(module, "listen_at", listen_at)
     sources = made_of(made)
     assert (path.lstat().st_uid, path.lstat().st_gid) == (7, 8)
     assert (victim.stat().st_uid, victim.stat().st_gid) == (os.getuid(), os.getgid())
     close(sources)
-
-
-@pytest.mark.parametrize(
-    ("daemon", "expected"),
-    [
-        ({}, None),
-        ({"chroot": "/x", "uid": 7}, (7, None, None)),
-        ({"uid": 7}, (7, None, None)),
-        ({"uid": 7, "gid": 8}, (7, 8, ())),
-        ({"gid": 8, "groups": []}, (None, 8, ())),
-        ({"uid": 7, "groups": [3, 4]}, (7, None, (3, 4))),
-    ],
-)
-def test_as_whom(daemon: dict[str, object], expected: tuple[object, ...] | None) -> None:
-    made = identity(Daemon(Node(daemon, "test")))
-    assert expected is None or isinstance(made, Identity)
-    assert (None if made is None else (made.uid, made.gid, made.groups)) == expected
