@@ -54,6 +54,7 @@ PURE = {
     "muonsocks.socketbox.keywords",
     "muonsocks.socketbox.proxy_header",
     "muonsocks.socketbox.rules",
+    "muonsocks.socketbox.sets",
     "muonsocks.socketbox.substitution",
 }
 IMPURE_IN_SOCKS = {

@@ -1,5 +1,6 @@
 """A stream: reads, writes, ends, and how it is closed; of two descriptors as of a socket."""
 
+import errno
 import os
 import socket
 import time
@@ -11,6 +12,8 @@ from conformance import Thread
 from ends import PATIENCE, End, Ours, made, noise, run, tcp_pair
 
 from muonsocks.address import Endpoint
+from muonsocks.net.entrance import Passed
+from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream, prepare_tcp
 
@@ -142,6 +145,29 @@ def test_end_output_is_an_end_for_the_peer_only(loop: Loop, tmp_path: Path, kind
         assert await stream.receive(100) == b"answer"
 
     run(loop, story, stream, end)
+
+
+@pytest.mark.parametrize("peer", [Peer("here"), Passed("there")])
+def test_who_has_come_in(loop: Loop, peer: Peer) -> None:
+    ours, theirs = tcp_pair()
+    with theirs:
+        stream = Stream.of_client(loop, ours, peer)
+        assert stream.is_shared == isinstance(peer, Passed)
+        stream.close()
+
+
+def test_who_cannot_be_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """epoll(7) has a limit for each user. Then the connection is closed."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Loop, "register", fail)
+    ours, theirs = tcp_pair()
+    with theirs:
+        with pytest.raises(OSError, match="No space"):
+            Stream.of_client(loop, ours, Peer("here"))
+        assert theirs.recv(1) == b""
 
 
 def test_what_another_process_has_open_is_watched_no_more(loop: Loop) -> None:

@@ -29,13 +29,13 @@ from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.resident.supervisor import Supervisor
 
 HOW = os.environ.get("HOW", "")
 
 
-class Echo:
+class Echo(Service):
     def __init__(self, log: Log) -> None:
         self.log = log
         self.answer = b""
@@ -52,9 +52,6 @@ class Echo:
 
     def take(self, configuration: bytes) -> None:
         self.answer = configuration
-
-    def finish(self) -> None:
-        pass
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         if HOW == "no user":

@@ -20,7 +20,7 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_on
 from muonsocks.net.loop import Loop
 from muonsocks.resident.board import CUT, OPEN, Board
-from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
@@ -36,7 +36,7 @@ from muonsocks.resident.process import (
 LOOPBACK = parse_address("127.0.0.1") or b""
 
 
-class Told:
+class Told(Service):
     """A service that tells its clients what it was told, and holds them."""
 
     def __init__(self) -> None:
@@ -48,9 +48,6 @@ class Told:
 
     def take(self, configuration: Any) -> None:
         self.configuration = configuration
-
-    def finish(self) -> None:
-        pass
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         self.settling(retire)

@@ -17,7 +17,20 @@ from typing import Any
 from programs import SECONDS, environment
 from real_server import Server, running
 
+from muonsocks.resident.board import Board
+from muonsocks.socketbox.waiting_room import WaitingRoom
+
 SOCKETBOX = str(Path(__file__).resolve().parents[2] / "bin" / "socketbox")
+
+
+_TURN = os.memfd_create("turn")
+
+
+def waiting_room(
+    patience: float, places: int, here: int | None = None, board: Board | None = None
+) -> WaitingRoom:
+    """Make one, which is for this process alone if it has a board of its own."""
+    return WaitingRoom(patience, places, board or Board(1), _TURN, here)
 
 
 def boxed(*options: str, **how: Any) -> contextlib.AbstractContextManager[Server]:

@@ -6,10 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from ends import nothing_left_behind
+from senders import accepted, pass_on
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.entrance import NobodyComes
-from muonsocks.net.listen import SocketFile
+from muonsocks.net.listen import SocketFile, receive_at
 from muonsocks.socketbox.connection import (
     LISTENER,
     LOCAL_ADDRESS,
@@ -17,7 +19,7 @@ from muonsocks.socketbox.connection import (
     REMOTE_ADDRESS,
     REMOTE_PORT,
 )
-from muonsocks.socketbox.entrances import Arrival, Front, Handed
+from muonsocks.socketbox.entrances import Arrival, AsTheyCome, Front, Handed
 
 
 def seen(sock: socket.socket, arrival: Arrival) -> tuple[str, int, str, int, int]:
@@ -97,6 +99,33 @@ def test_a_client_that_has_gone() -> None:
             assert seen(sock, arrival)[2:4] == name
 
 
+def test_a_client_who_is_left_alone(tmp_path: Path) -> None:
+    with closing(receive_at(str(tmp_path / "r"))) as sock, accepted() as (_, conn):
+        pass_on(str(tmp_path / "r"), conn.fileno())
+        taken, _ = AsTheyCome(sock, True).take()
+        with closing(taken):
+            assert os.get_blocking(taken.fileno())
+            assert not taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_where_anything_may_be_passed(tmp_path: Path) -> None:
+    with (
+        nothing_left_behind(),
+        closing(receive_at(str(tmp_path / "r"))) as sock,
+        open("/dev/null") as file,
+    ):
+        pass_on(str(tmp_path / "r"), file.fileno())
+        taken, peer = AsTheyCome(sock, True, strictness=0).take()
+        assert os.readlink(f"/proc/self/fd/{taken.fileno()}") == "/dev/null"
+        assert (peer.text, peer.address) == ("unknown", None)
+        for _ in range(2):
+            taken.close()
+            assert taken.fileno() == -1
+        pass_on(str(tmp_path / "r"), file.fileno())
+        with pytest.raises(RemoteProtocolError, match="no socket"):
+            AsTheyCome(sock, True).take()
+
+
 def test_what_another_one_passes() -> None:
     """As it is; what is no connection is dropped, and its end is told."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -117,6 +146,14 @@ def test_what_another_one_passes() -> None:
         with one, other:
             socket.send_fds(theirs, [b"\3\0\0\0"], [one.fileno()])
             sock, arrival = handed.take()
+            with closing(sock):
+                assert seen(sock, arrival) == ("::", 0, "::", 0, 0)
+        with open("/dev/null") as file:
+            for _ in range(2):
+                socket.send_fds(theirs, [b"\3\0\0\0"], [file.fileno()])
+            with pytest.raises(RemoteProtocolError, match="no socket"):
+                handed.take()
+            sock, arrival = Handed(ours, 0).take()
             with closing(sock):
                 assert seen(sock, arrival) == ("::", 0, "::", 0, 0)
         theirs.close()

@@ -205,6 +205,24 @@ def test_paths_with_an_address_in_them() -> None:
     ]
 
 
+def test_none_is_asked_twice() -> None:
+    """Also where two rules have the same path after all, and where the way leads round."""
+    text = """\
+rule-set:0
+jump-rule:1 else jump-unix:/a else jump-unix:/b
+rule-set:1
+jump-unix:/a else jump-unix:/#//P_ else jump-unix:/00080 else jump-rule:0
+"""
+    rules, key = parse_configuration(text.encode(), "box"), Connection(bytes(16), 80, bytes(16), 1)
+    lines = explain(rules, key, substitutes=True)
+    said = [line for line in lines if line.startswith(("decision", "then"))]
+    assert said == [
+        "decision: jump-unix:/a (box:4)",
+        "then: jump-unix:/00080 (box:4)",
+        "then: fail (the way does not end within 100 sets, the last jump is box:4)",
+    ]
+
+
 def test_connections_of_a_command_line() -> None:
     made = read_connection("192.0.2.1:80", "[2001:db8::1]:40000")
     assert str(made) == "from [2001:db8::1]:40000 to 192.0.2.1:80"

@@ -6,7 +6,8 @@ from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import ToPath
 from muonsocks.socketbox.connection import Connection
 from muonsocks.socketbox.grammar import LARGEST_FILE, parse_configuration
-from muonsocks.socketbox.rules import MOST_ENTRIES, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES
 
 SHORT = {"R": "rule-set:0", "M": "map-set:0", "D": "rule-set:0; default"}
 

@@ -101,7 +101,7 @@ def serve(starter: Starter, loop: Loop) -> bytes:
 
 
 def crowded(times: int, log: Lines) -> Crowded:
-    starter = Crowded(["echo", "hello"], os.environb, 0, 1024, log)
+    starter = Crowded(["echo", "hello"], os.environb, 1024, log)
     starter.times = times
     return starter
 
@@ -154,15 +154,39 @@ def test_no_descriptor_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not failures
 
 
-@pytest.mark.parametrize(("most", "limit"), [(0, None), (10, 256), (1000, 1064)])
-def test_descriptors_of_programs(most: int, limit: int | None) -> None:
-    """As many as there were, unless the connections take more."""
+def test_a_number_that_is_another_process_s_now() -> None:
+    """Is not waited for: the program that had it has ended."""
+    with nothing_left_behind():
+        log, loop = Lines(), Loop()
+        starter = crowded(0, log)
+
+        async def story() -> None:
+            with loop.deadline(PATIENCE):
+                assert await starter.go_on_with(loop, os.getpid()) == 0
+
+        loop.run(story())
+        [line] = log.lines
+        assert line.startswith(f"ended client=- pid={os.getpid()} status=- ")
+        assert not loop.handlers
+        loop.close()
+
+
+@pytest.mark.parametrize("number", [0, 100])
+def test_descriptors_of_programs(number: int) -> None:
+    """As many as is said, or more where the connection's number is beyond that; we have ours."""
 
     def check() -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        starter = Starter(["true"], {}, most, 256, Lines())
-        starter.settle(Loop(), lambda: None)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limit or hard, hard)
+        log, loop = Lines(), Loop()
+        with open("/dev/null") as file:
+            held = [os.dup(file.fileno()) for _ in range(number)]
+        script = "ulimit -Sn; ulimit -Hn"
+        said = serve(Starter(["sh", "-c", script], os.environb, 64, log), loop).decode()
+        soft, its_hard = map(int, said.split())
+        assert soft == 64 if not held else held[-1] < soft < held[-1] + 20
+        assert its_hard == hard
+        assert serve(Starter(["no-such-program"], os.environb, 64, log), loop) == b""
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 
     in_child(check)

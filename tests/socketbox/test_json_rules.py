@@ -15,7 +15,8 @@ from muonsocks.socketbox.connection import Connection
 from muonsocks.socketbox.explain import explain
 from muonsocks.socketbox.json_rules import read_rules
 from muonsocks.socketbox.json_value import Node
-from muonsocks.socketbox.rules import MOST_ENTRIES, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES
 
 TO_0 = {"jump": "o:0"}
 

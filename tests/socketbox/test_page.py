@@ -11,7 +11,8 @@ from muonsocks.socketbox.actions import Fail
 from muonsocks.socketbox.connection import Connection
 from muonsocks.socketbox.grammar import LARGEST_FILE, parse_configuration
 from muonsocks.socketbox.keywords import ELSE, USAGE
-from muonsocks.socketbox.rules import MOST_ENTRIES, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES
 
 PAGE = (Path(__file__).resolve().parents[2] / "man/socketbox.conf.5").read_text()
 FIRST, SPARE, LARGE = (

@@ -11,33 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box import Receiver, new_receiver, queue_length, receiver
+from box import Receiver, new_receiver, queue_length, receiver, waiting_room
 from ends import nothing_left_behind
 from places import descriptor_limit, in_child, root_only
 
 from muonsocks.net.loop import Loop
 from muonsocks.socketbox import receivers
-from muonsocks.socketbox.limits import Limits
 from muonsocks.socketbox.receivers import AtPath, Group, OverSocket
 from muonsocks.socketbox.waiting import LATE, SOON, Refused
+from muonsocks.socketbox.waiting_room import WaitingRoom
 
 
 class Bench:
     """A loop, one that sends, and connections to be passed: what became of them, in order."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, room: WaitingRoom) -> None:
         self.loop = Loop()
-        self.limits = limits
+        self.room = room
         self.sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.taken: list[int] = []
         self.refused: list[str] = []
 
     def at(self, path: Path | str) -> AtPath:
-        return AtPath(self.loop, self.limits, self.sender, str(path))
+        return AtPath(self.loop, self.room, self.sender, str(path))
 
     def pass_on(self, to: Any, count: int = 1) -> None:
         """Start to pass so many connections on; they are all the same one."""
-        for number in range(len(self.taken) + self.limits.waiting, count):
+        for number in range(len(self.taken) + self.room.waiting, count):
             self.loop.spawn(self._one(to, number), pytest.fail)
 
     async def _one(self, to: Any, number: int) -> None:
@@ -57,15 +57,17 @@ class Bench:
                 await self.loop.sleep(0.002)
 
 
-def run(story: Callable[[Bench], Coroutine[Any, None, None]], limits: Limits | None = None) -> None:
+def run(
+    story: Callable[[Bench], Coroutine[Any, None, None]], room: WaitingRoom | None = None
+) -> None:
     """Run a story; nothing may stay open, be registered or be timed behind it."""
     with nothing_left_behind():
-        bench = Bench(limits or Limits(10, 1000))
+        bench = Bench(room or waiting_room(10, 1000))
         try:
             bench.loop.run(story(bench))
             assert bench.loop.handlers == {}
             assert [item for item in bench.loop.timers if item[2].callback is not None] == []
-            assert bench.limits.waiting == 0
+            assert bench.room.waiting == 0
         finally:
             bench.sender.close()
             bench.loop.close()
@@ -116,7 +118,7 @@ def test_in_their_turn(tmp_path: Path) -> None:
             to = bench.at(tmp_path / "r")
             bench.pass_on(to, 100)
             assert len(bench.taken) == queue_length()
-            assert bench.limits.waiting == 100 - queue_length()
+            assert bench.room.waiting == 100 - queue_length()
             assert not to.is_idle
             since = bench.loop.now
             got = 0
@@ -132,7 +134,7 @@ def test_in_their_turn(tmp_path: Path) -> None:
 def test_nobody_is_there_yet(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         bench.pass_on(bench.at(tmp_path / "r"), 3)
-        assert bench.limits.waiting == 3
+        assert bench.room.waiting == 3
         await bench.loop.sleep(SOON)
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: len(bench.taken) == 3)
@@ -173,9 +175,9 @@ def test_time_is_up(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         bench.pass_on(bench.at(tmp_path / "r"))
         await bench.until(lambda: bench.refused)
-        assert bench.refused == ["it was full, or not there, for 0.05 s"]
+        assert bench.refused == ["it is not there after 0.05 s"]
 
-    run(story, Limits(0.05, 1000))
+    run(story, waiting_room(0.05, 1000))
 
 
 def test_too_many_wait(tmp_path: Path) -> None:
@@ -184,14 +186,14 @@ def test_too_many_wait(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         to = bench.at(tmp_path / "r")
         bench.pass_on(to, 3)
-        assert bench.refused == ["it is full, or not there, and 2 connections wait already"]
+        assert bench.refused == ["it is not there, and 2 connections wait already"]
         with receiver(tmp_path / "other"):
             bench.pass_on(bench.at(tmp_path / "other"), 3)
             assert bench.taken == [2]
         with receiver(tmp_path / "r"):
             await bench.until(lambda: len(bench.taken) == 3)
 
-    run(story, Limits(10, 2))
+    run(story, waiting_room(10, 2))
 
 
 @root_only()
@@ -260,7 +262,7 @@ def test_no_descriptor_for_a_look(tmp_path: Path) -> None:
             bench.pass_on(to, queue_length())
             with descriptor_limit(0):
                 bench.loop.spawn(to.take(0), pytest.fail, ends.append)
-                assert bench.limits.waiting == 1
+                assert bench.room.waiting == 1
             taken_by(there)
             await bench.until(lambda: ends)
             assert taken_by(there) == 1
@@ -281,7 +283,7 @@ def test_one_that_waits_is_interrupted(tmp_path: Path) -> None:
         bench.pass_on(to, 3)
         task.interrupt(Cut())
         assert [type(end) for end in ends] == [Cut]
-        assert bench.limits.waiting == 2
+        assert bench.room.waiting == 2
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: len(bench.taken) == 2)
             assert taken_by(there) == 2
@@ -305,7 +307,7 @@ def test_a_client_that_has_gone(tmp_path: Path) -> None:
         await bench.until(lambda: ends)
         assert [str(end) for end in ends] == ["the client has gone"]
         assert [task.is_over for task in tasks] == [False, True, False, False]
-        assert bench.limits.waiting == 3
+        assert bench.room.waiting == 3
         with receiver(tmp_path / "r") as there:
             await bench.until(lambda: all(task.is_over for task in tasks))
             assert taken_by(there) == 3
@@ -328,9 +330,9 @@ def test_over_a_socket(kind: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
         there = Receiver(theirs)
         with ours, theirs:
-            to = OverSocket(bench.loop, bench.limits, ours)
+            to = OverSocket(bench.loop, bench.room, ours)
             bench.pass_on(to, 900)
-            assert bench.limits.waiting
+            assert bench.room.waiting
             got = 0
             while got < 900:
                 got += taken_by(there, 7)
@@ -338,7 +340,7 @@ def test_over_a_socket(kind: int) -> None:
             assert bench.taken == list(range(900))
             bench.pass_on(to, 1800)
             theirs.close()
-            await bench.until(lambda: not bench.limits.waiting)
+            await bench.until(lambda: not bench.room.waiting)
             assert set(bench.refused) == {"it has gone"}
             assert to.has_gone
             bench.refused.clear()
@@ -355,7 +357,7 @@ def test_over_a_socket_with_a_little_room() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         there = Receiver(theirs)
         with ours, theirs:
-            to = OverSocket(bench.loop, bench.limits, ours)
+            to = OverSocket(bench.loop, bench.room, ours)
             bench.pass_on(to, 400)
             room = len(bench.taken)
             assert room < 300
@@ -379,9 +381,9 @@ def test_a_group(how: str) -> None:
     """Who waits, waits for the next one that registers."""
 
     async def story(bench: Bench) -> None:
-        to = Group(bench.loop, bench.limits)
+        to = Group(bench.loop, bench.room)
         bench.pass_on(to, 100)
-        assert bench.limits.waiting == 100 and not to.is_there
+        assert bench.room.waiting == 100 and not to.is_there
         ended: list[str] = []
         ours, there = group_socket()
         with there.socket as theirs:
@@ -402,11 +404,11 @@ def test_a_group(how: str) -> None:
                 theirs.shutdown(socket.SHUT_RD)
             await bench.until(lambda: ended)
             assert ours.fileno() == -1 and not to.is_there
-        assert 30 < bench.limits.waiting < 50
+        assert 30 < bench.room.waiting < 50
         ours, there = group_socket()
         with there.socket:
             to.register(ours, lambda: ended.append("second"))
-            while bench.limits.waiting:
+            while bench.room.waiting:
                 taken_by(there)
                 await bench.loop.sleep(0)
             to.leave()
@@ -423,7 +425,7 @@ def test_a_group_whose_receiver_reads_no_more() -> None:
 
     async def story(bench: Bench) -> None:
         ended: list[int] = []
-        to = Group(bench.loop, bench.limits)
+        to = Group(bench.loop, bench.room)
         ours, there = group_socket()
         to.register(ours, lambda: ended.append(1))
         there.socket.shutdown(socket.SHUT_RD)
@@ -472,18 +474,18 @@ def test_too_many_descriptors_on_their_way(tmp_path: Path, kind: str) -> None:
         with ours, there.socket, receiver(tmp_path / "r") as other:
             to: Any = bench.at(tmp_path / "r")
             if kind == "over a socket":
-                to = OverSocket(bench.loop, bench.limits, ours)
+                to = OverSocket(bench.loop, bench.room, ours)
             elif kind == "in a group":
-                to = Group(bench.loop, bench.limits)
+                to = Group(bench.loop, bench.room)
                 to.register(ours, lambda: None)
             bench.pass_on(to, queue_length() + 3)  # some wait already
-            assert bench.taken and bench.limits.waiting
+            assert bench.taken and bench.room.waiting
             taken_by(other if kind == "at a path" else there)
             with too_many_on_their_way():
                 tried = count_attempts(to)
                 await bench.loop.sleep(0.3)
                 assert tried() < 10
-            while bench.limits.waiting:
+            while bench.room.waiting:
                 await bench.loop.sleep(0.002)
                 taken_by(other if kind == "at a path" else there)
             if kind == "in a group":
@@ -520,7 +522,7 @@ def test_a_path_that_is_not_ours_yet(tmp_path: Path) -> None:
             os.setresuid(-1, 64321, -1)
             try:
                 bench.pass_on(to, 2)
-                assert bench.limits.waiting == 2
+                assert bench.room.waiting == 2
             finally:
                 os.setresuid(-1, 0, -1)
             await bench.until(lambda: len(bench.taken) == 2)
@@ -529,8 +531,22 @@ def test_a_path_that_is_not_ours_yet(tmp_path: Path) -> None:
     run(story)
 
 
-def test_what_there_was_besides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Is said with the refusal."""
+@pytest.mark.parametrize(("places", "reason"), [(10, " after 0.02 s"), (0, ", and none may wait")])
+def test_what_is_in_the_way_is_said(tmp_path: Path, places: int, reason: str) -> None:
+    async def story(bench: Bench) -> None:
+        with receiver(tmp_path / "full"):
+            full = bench.at(tmp_path / "full")
+            bench.pass_on(full, queue_length())
+            for to in (full, bench.at(tmp_path / "r"), Group(bench.loop, bench.room)):
+                bench.loop.spawn(bench._one(to, 0), pytest.fail)
+            await bench.until(lambda: not bench.room.waiting)
+        obstacles = ("it is full", "it is not there", "nobody has registered")
+        assert bench.refused == [obstacle + reason for obstacle in obstacles]
+
+    run(story, waiting_room(0.02, places))
+
+
+def test_a_hindrance_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def fail(*_: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
@@ -539,9 +555,9 @@ def test_what_there_was_besides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         monkeypatch.setattr(receivers, "send", fail)
         bench.pass_on(bench.at(tmp_path / "r"))
         await bench.until(lambda: bench.refused)
-        assert bench.refused == ["it was full, or not there, for 0.02 s: Permission denied"]
+        assert bench.refused == ["Permission denied after 0.02 s"]
 
-    run(story, Limits(0.02, 10))
+    run(story, waiting_room(0.02, 10))
 
 
 def test_who_is_not_there_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,7 +580,7 @@ def test_who_is_not_there_costs_little(tmp_path: Path, monkeypatch: pytest.Monke
         assert 4 <= len(times) < 7
 
     bench: Bench
-    run(story, Limits(0.8, 10))
+    run(story, waiting_room(0.8, 10))
 
 
 def test_the_last_look(tmp_path: Path) -> None:
@@ -576,4 +592,4 @@ def test_the_last_look(tmp_path: Path) -> None:
             await bench.until(lambda: bench.taken)
             assert len(bench.taken) == taken_by(there) == 3
 
-    run(story, Limits(SOON / 2, 10))
+    run(story, waiting_room(SOON / 2, 10))

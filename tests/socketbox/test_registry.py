@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box import Receiver
+from box import Receiver, waiting_room
 from ends import nothing_left_behind
 from places import descriptor_limit
 
@@ -18,7 +18,6 @@ from muonsocks.resident.repeats import MOST
 from muonsocks.socketbox import registry as registry_module
 from muonsocks.socketbox.json_configuration import Slot
 from muonsocks.socketbox.json_value import Node
-from muonsocks.socketbox.limits import Limits
 from muonsocks.socketbox.registry import MOST_OF_A_USER, Registry
 
 ACCEPTED = b"\x80\0\0\0"
@@ -32,7 +31,7 @@ class Bench:
         self.listener = listen_at(self.path)
         slots = [Slot(Node({"uid": os.getuid(), "path_nr": 0}, "test")) for _ in range(3)]
         self.registry = Registry(
-            self.loop, Limits(5, 100), slots, [self.listener], self.notes.append
+            self.loop, waiting_room(5, 100), slots, [self.listener], self.notes.append
         )
 
     def client(self, data: bytes = b"") -> socket.socket:

@@ -19,7 +19,8 @@ from muonsocks.socketbox.connection import (
     Connection,
 )
 from muonsocks.socketbox.grammar import parse_configuration
-from muonsocks.socketbox.rules import Entry, Map, RuleList, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import Entry, Map, RuleList
 
 Tokens = list[str]
 Ends = tuple[str, int, str, int]  # local address and port, remote address and port

@@ -91,7 +91,7 @@ def test_passed_and_not_passed(tmp_path: Path) -> None:
     log = run(OneAction(ToPath(str(tmp_path / "r")), "-S"), story).log.lines
     assert log[0] == f"passed client=unix local=unix to={tmp_path}/r waited=0.000"
     assert log[1].startswith("closed client=unix local=unix waited=0.0")
-    reason = f"jump-unix:{tmp_path}/r: it was full, or not there, for 0.02 s; "
+    reason = f"jump-unix:{tmp_path}/r: it is not there after 0.02 s; "
     assert log[1].endswith(f'reason="{reason}there is no other receiver"')
 
 
@@ -138,6 +138,20 @@ def test_as_many_receivers_as_addresses(tmp_path: Path, monkeypatch: pytest.Monk
     run(OneAction(ToPath(str(tmp_path / "r")), "-S"), story)
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_how_many_wait_for_the_same(tmp_path: Path, is_alone: bool) -> None:
+    """All that may, if there is no other receiver; or else there is room for those of others."""
+
+    async def story(bench: Bench) -> None:
+        clients = [bench.come() for _ in range(5)]
+        assert bench.box._room.waiting == (4 if is_alone else 2)
+        await bench.loop.sleep(0.05)
+        for client in clients:
+            client.close()
+
+    run(OneAction(ToPath(f"{tmp_path}/r"), "-S"), story, most_waiting=4, has_one_receiver=is_alone)
+
+
 def test_one_wait_for_all_receivers(tmp_path: Path) -> None:
     """And the last one takes it still if there is room; `else` that leads back tries none twice."""
     path = tmp_path / "rules"
@@ -158,7 +172,7 @@ def test_one_wait_for_all_receivers(tmp_path: Path) -> None:
     log = run(File(str(path)), story, patience=0.04).log.lines
     assert re.match(r"closed client=unix local=unix waited=0\.04", log[0])
     assert log[0].count("nobody:") == 1
-    assert "nobody2: it is full, or not there, and there is no time left to wait" in log[0]
+    assert "nobody2: it is not there, and there is no time left to wait" in log[0]
     assert "the way does not end within 100 sets" in log[0]
     assert re.match(rf"passed .* to={tmp_path}/r waited=0\.04", log[1])
 

@@ -410,7 +410,7 @@ BAD_SOCKETS: dict[str, tuple[Callable[[Stage], tuple[int, ...]], str]] = {
     "a file": (lambda stage: (stage.ours.reader, 0), "a descriptor that is passed is no socket"),
     "messages": (
         lambda stage: (stage.ours.reader, stage.messages.fileno()),
-        "a socket that is passed is no connection",
+        "a socket that is passed is no stream",
     ),
 }
 

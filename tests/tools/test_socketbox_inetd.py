@@ -430,7 +430,7 @@ def test_a_worker_that_dies(path: str) -> None:
         server.await_log("started", 3)
         assert say(other) == say(clients[1]) == "you said hello\n"
         server.await_log("ended", 3)
-        assert children(server.pid) == server.worker_pids(), "all were buried"
+        until("all are buried", lambda: children(server.pid) == workers(server))
 
 
 @pytest.mark.parametrize("drain", [30, 0.1], ids=["they end", "they do not"])
@@ -438,6 +438,7 @@ def test_the_end_of_what_a_worker_has_left(path: str, drain: float) -> None:
     with inetd(path, *shell("echo $$; read x"), drain=drain) as (server, front):
         client = front.client()
         pid = int(client.makefile().readline())
+        server.await_log("started")
         kill_the_worker(server)
         server.await_log("programs that go on without it: 1$")
         server.terminate()
@@ -456,6 +457,7 @@ def test_a_worker_that_dies_in_the_end(path: str) -> None:
     with inetd(path, *shell("echo $$; read x"), drain=30) as (server, front):
         client = front.client()
         pid = int(client.makefile().readline())
+        server.await_log("started")
         server.terminate()
         until("nobody finds it any more", lambda: not os.path.exists(path))
         [worker] = server.worker_pids()
@@ -465,14 +467,70 @@ def test_a_worker_that_dies_in_the_end(path: str) -> None:
         client.close()
 
 
+def test_what_programs_leave_behind(path: str) -> None:
+    """Is not ours: it counts for nothing, and goes on when all ends."""
+    script = shell("read x; setsid sleep 1000 >/dev/null 2>&1 & echo $!")
+    left: list[int] = []
+    try:
+        with inetd(path, *script, options=("--max=2",), drain=30) as (server, front):
+            left += [int(say(front.client())) for _ in range(2)]
+            server.await_log("ended", 2)
+            until("they have sessions of their own", lambda: all(map(leads_a_session, left)))
+            assert {*left} < {*children(server.pid)}
+            kill_the_worker(server)
+            assert server.count("programs that go on without it") == 0
+            left.append(int(say(front.client())))
+            os.kill(left[0], signal.SIGKILL)
+            until("it is buried", lambda: left[0] not in children(server.pid))
+            server.terminate()
+            assert server.status == 0
+            assert server.count("connections of --max are in use") == 0
+            assert server.count("ended client=-") == 0
+            assert all(map(is_alive, left[1:]))
+    finally:
+        for pid in filter(is_alive, left):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_has_ended_before_its_worker(path: str) -> None:
+    """Does not go on without it, though it is reaped after it."""
+    with inetd(path, *shell("echo $$; read x"), drain=30) as (server, front):
+        clients = [front.client() for _ in range(3)]
+        pids = [int(client.makefile().readline()) for client in clients]
+        server.await_log("started", 3)
+        [worker] = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        clients[0].sendall(b"\n")
+        until("it has ended", lambda: not is_alive(pids[0]))
+        kill_the_worker(server)
+        server.await_log("lost with it: 1; programs that go on without it: 2$")
+        for client in clients:
+            client.shutdown(socket.SHUT_WR)
+        until("the others have ended", lambda: not any(map(is_alive, pids)))
+        until("they are buried", lambda: children(server.pid) == workers(server))
+        kill_the_worker(server)
+        assert server.count("programs that go on without it") == 1
+        for client in clients:
+            client.close()
+
+
 def kill_the_worker(server: Server) -> None:
-    [worker] = server.worker_pids()
+    [worker] = workers(server)
     os.kill(worker, signal.SIGKILL)
     server.await_log(f"worker {worker} was killed by signal 9")
-    until(
-        "there is another one",
-        lambda: [pid for pid in children(server.pid) if pid != worker and os.getsid(pid) != pid],
-    )
+    until("there is another one", lambda: {*workers(server)} - {worker})
+
+
+def workers(server: Server) -> list[int]:
+    """Children that have no session of their own, which all others here have."""
+    return [pid for pid in children(server.pid) if not leads_a_session(pid)]
+
+
+def leads_a_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return True  # it did, as no worker ends here unseen
 
 
 # Registration

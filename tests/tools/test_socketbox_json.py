@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -460,6 +461,41 @@ def test_registered_with_another(document: Document, tmp_path: Path) -> None:
         assert "the server does not take us as group 0" in lines[0]
         other.terminate()
         assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("level", ["0", "2"])
+def test_how_strict_it_is(tmp_path: Path, level: str) -> None:
+    """With what another one passes: by the environment, as all receivers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "ctl"))
+        listener.listen()
+        listener.settimeout(SECONDS)
+        agreed: list[socket.socket] = []
+
+        def agree() -> None:
+            conn = listener.accept()[0]
+            assert conn.recv(100) == request(7)
+            conn.send(ACCEPTED)
+            agreed.append(conn)
+
+        thread = threading.Thread(target=agree)
+        thread.start()
+        options = ("-P", f"7:{tmp_path}/ctl", "-S", str(tmp_path / "r"))
+        environ = environment(SKBOX_STRICT_STREAM_MODE=level)
+        with receiver(tmp_path / "r") as there, served_by(*options, env=environ) as process:
+            thread.join()
+            [conn] = agreed
+            ours, theirs = socket.socketpair()
+            with conn, open("/dev/null") as file, ours, theirs:
+                for fd in (file.fileno(), theirs.fileno()):
+                    socket.send_fds(conn, [FRAME], [fd])
+                kinds = []
+                while "socket" not in kinds:
+                    [fd] = socket.recv_fds(there.socket, 100, 1)[1]
+                    kinds.append(os.readlink(f"/proc/self/fd/{fd}").partition(":")[0])
+                    os.close(fd)
+            assert kinds == (["/dev/null", "socket"] if level == "0" else ["socket"])
+            assert process.wait(SECONDS) == 0
 
 
 WRONG_REGISTRATION = {

@@ -11,8 +11,7 @@ has come until then and `waits_for_nobody_else` is then still to be taken in.
 from __future__ import annotations
 
 from _socket import AF_UNIX, SHUT_RD, SOCK_NONBLOCK, socket
-from os import close, fstat, set_blocking
-from stat import S_ISSOCK
+from os import set_blocking
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.inherit import Peer, peer_of
@@ -86,27 +85,6 @@ class Listener:
         """Leave it as it is: whoever starts next may go on with it."""
 
 
-class NoSocket:
-    """Anything else that was passed, where anything may be, as far as that is like a socket."""
-
-    __slots__ = ("_fd",)
-
-    family = -1
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        """Give its descriptor, -1 once it is closed."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close it. Harmless when it has been done."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close(fd)
-
-
 class Passed(Peer):
     """A client whose socket was passed: who has passed it may have it open for as long as it likes.
 
@@ -118,17 +96,22 @@ class Passed(Peer):
 
     is_shared = True
 
+    @classmethod
+    def of(cls, sock: socket) -> Passed:
+        """Say who is connected to a socket."""
+        peer = peer_of(sock, {})
+        return cls(peer.text, peer.address)
+
 
 class Receiver:
     """A unix socket that connections come to which another program has accepted, and passes on:
     one for datagrams, or a connection of messages.
 
-    They are made as ours are, and do not block; or, to be `left_alone`, are as they come.
+    They are made as ours are, and do not block.
     """
 
     __slots__ = (
         "_file",
-        "_is_left_alone",
         "_socket",
         "_strictness",
         "close",
@@ -141,7 +124,6 @@ class Receiver:
         sock: socket,
         is_ours: bool,
         file: SocketFile | None = None,
-        left_alone: bool = False,
         strictness: int = 2,
     ) -> None:
         """It `is_ours` if nobody will have the socket after us, as systemd has; then its `file`, if
@@ -150,7 +132,6 @@ class Receiver:
         self._socket = sock
         self.waits_for_nobody_else = is_ours
         self._file = file
-        self._is_left_alone = left_alone
         self._strictness = strictness
         self.fileno = sock.fileno
         self.close = sock.close
@@ -160,22 +141,21 @@ class Receiver:
         fd = receive_first(self._socket)
         if fd is None:
             raise NobodyComes("who passed connections on has gone")
-        if self._is_left_alone and not self._strictness and not S_ISSOCK(fstat(fd).st_mode):
-            return NoSocket(fd), Peer("unknown")  # type: ignore[return-value]
+        return self._client(fd)
+
+    def _client(self, fd: int) -> tuple[socket, Peer]:
+        """Make a client of what has been passed."""
         sock = connection_of(fd, self._strictness)
-        if not self._is_left_alone:
-            try:
-                sock.getpeername()  # or no service could do anything with it
-                sock.setblocking(False)
-                if is_tcp(sock):
-                    prepare_tcp(sock)
-            except OSError as error:
-                sock.close()
-                raise RemoteProtocolError(
-                    f"a socket that is passed is of no use: {error.strerror}"
-                ) from None
-        peer = peer_of(sock, {})
-        return sock, Passed(peer.text, peer.address)
+        try:
+            sock.getpeername()  # or no service could do anything with it
+            sock.setblocking(False)
+            if is_tcp(sock):
+                prepare_tcp(sock)
+        except OSError as error:
+            sock.close()
+            reason = f"a socket that is passed is of no use: {error.strerror}"
+            raise RemoteProtocolError(reason) from None
+        return sock, Passed.of(sock)
 
     def shut(self) -> None:
         """Have nobody find it any more, and who has found it told that it is over."""

@@ -28,39 +28,47 @@ if TYPE_CHECKING:
 _IPPROTO_MPTCP = 262  # mptcp(7)
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _STREAM_PROTOCOLS = {AF_UNIX: (0,), AF_INET: _TCP, AF_INET6: _TCP}
-_STRICTEST = 2
+_STRICTEST = 2  # that a receiver can be told to be
+_TO_RELAY = 3
 
 
 def connection_of(fd: int, strictness: int = _STRICTEST) -> socket:
     """Make a socket of a descriptor that was received. Blocking or not, it is left as it is.
 
-    By `strictness` it has to be 0: a socket; 1: of streams; 2 and more: in the unix, IPv4 or IPv6
-    domain too, and no listener. RemoteProtocolError if it is not, and it is closed.
+    By `strictness` it has to be 0: a socket; 1: of streams; 2: in the unix, IPv4 or IPv6 domain
+    too, and no listener; 3: and of TCP, if it is not unix. RemoteProtocolError if it is not, and it
+    is closed.
     """
     try:
         sock = socket(fileno=fd)
     except OSError:
         close(fd)
         raise RemoteProtocolError("a descriptor that is passed is no socket") from None
-    try:
-        if strictness >= 1 and sock.type != SOCK_STREAM:
-            raise RemoteProtocolError("a socket that is passed is no stream")
-        if strictness >= 2 and sock.family not in _STREAM_PROTOCOLS:
-            raise RemoteProtocolError("a socket that is passed is neither IPv4, IPv6 nor unix")
-        if strictness >= 2 and sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
-            raise RemoteProtocolError("a socket that is passed is a listener")
-    except BaseException:
+    fault = _fault(sock, strictness)
+    if fault:
         sock.close()
-        raise
+        raise RemoteProtocolError(f"a socket that is passed is {fault}")
     return sock
 
 
-def check(fd: int, strictness: int = _STRICTEST) -> None:
-    """Check a descriptor that was received as `connection_of` does, for who wants no socket of it.
-    With 0 it may be anything.
-    """
-    if strictness > 0:
-        connection_of(fd, strictness).detach()
+def is_connection(sock: socket) -> bool:
+    """Say whether this is one end of a stream, TCP (or MPTCP) or unix, and no listener."""
+    return not _fault(sock, _TO_RELAY)
+
+
+def _fault(sock: socket, strictness: int) -> str:
+    """Say what a socket is that it must not be, or ""."""
+    if strictness >= 1 and sock.type != SOCK_STREAM:
+        return "no stream"
+    if strictness >= 2 and sock.family not in _STREAM_PROTOCOLS:
+        return "neither IPv4, IPv6 nor unix"
+    if strictness >= 2 and sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
+        return "a listener"
+    if strictness >= 3:
+        protocol = sock.getsockopt(SOL_SOCKET, SO_PROTOCOL)  # sock.proto is what it was made with
+        if protocol not in _STREAM_PROTOCOLS[sock.family]:
+            return "neither TCP nor unix"
+    return ""
 
 
 def strictness(environ: Mapping[str, str]) -> int:
@@ -83,21 +91,10 @@ def stream_sockets(fds: list[int]) -> list[socket]:
     waiting = fds[::-1]
     try:
         while waiting:
-            sock = connection_of(waiting.pop(), strictness=0)
-            made.append(sock)
-            if not is_connection(sock):
-                raise RemoteProtocolError("a socket that is passed is no connection")
+            made.append(connection_of(waiting.pop(), _TO_RELAY))
     except BaseException:
         for sock in made:
             sock.close()
         close_all(waiting)
         raise
     return made
-
-
-def is_connection(sock: socket) -> bool:
-    """Say whether this is one end of a stream, TCP (or MPTCP) or unix, and no listener."""
-    if sock.type != SOCK_STREAM or sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
-        return False
-    protocol = sock.getsockopt(SOL_SOCKET, SO_PROTOCOL)  # sock.proto is what it was made with
-    return protocol in _STREAM_PROTOCOLS.get(sock.family, ())

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+WORD = b"\0"  # goes with a descriptor, where a byte must and nobody looks at it
 _SIOCINQ = 0x541B  # unix(7)
 _INT = 4  # bytes of a descriptor in a control message
 _SCM_PIDFD = 4  # unix(7): the sender, as a descriptor, where SO_PASSPIDFD is set

@@ -1,4 +1,4 @@
-"""To register with a server that passes connections on: the receiving side of its protocol.
+"""To register with a server that passes connections on: the protocol, and its receiving side.
 
 Over a connection of messages the receiver says which group it is, the server agrees, and from then
 on each message is a connection. Numbers are big endian:

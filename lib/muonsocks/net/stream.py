@@ -25,6 +25,10 @@ from muonsocks.address import Endpoint
 from muonsocks.net.loop import READABLE, WRITABLE, Loop
 from muonsocks.net.task import Task, Waitable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.net.inherit import Peer
+
 # With one of these a short read does not mean that all has been read: the end, the error or
 # (urgent data stops a read in the middle, tcp(7)) the rest comes without another event.
 MORE = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
@@ -89,6 +93,20 @@ class Stream(Waitable):
             self.ready = known
             self._tells_room = True
             loop.handlers[fd] = self._on_event
+
+    @classmethod
+    def of_client(cls, loop: Loop, sock: socket, peer: Peer) -> Stream:
+        """Take over the socket of who has come in.
+
+        OSError, and it is closed, if it cannot be waited for: epoll(7) has a limit for each user.
+        """
+        try:
+            stream = cls(loop, sock)
+        except OSError:
+            sock.close()
+            raise
+        stream.is_shared = peer.is_shared
+        return stream
 
     def take_back(self) -> None:
         """Be the one who reads and writes again, after a relay was."""
@@ -242,12 +260,6 @@ class Stream(Waitable):
     def give_away(self) -> None:
         """Close it here and leave all as it is for another process, which has it too."""
         self.close()
-
-
-async def close_and_raise(sock: socket, error: OSError) -> int:
-    """Do without a socket that cannot be waited for: epoll(7) has a limit for each user."""
-    sock.close()
-    raise error
 
 
 def is_hang_up(fd: int, error: OSError) -> bool:

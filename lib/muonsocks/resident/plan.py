@@ -13,41 +13,53 @@ if TYPE_CHECKING:
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
     from muonsocks.net.task import Pause, Waitable
-
-    class Service(Protocol):
-        """How a resident program is configured, and what it does for each client."""
-
-        def reread(self) -> Any:
-            """Read again what may change, in the supervisor. What is given is what `take` gets in
-            the workers; it can be pickled. UsageError or OSError leave everything as it was.
-            """
-
-        def take(self, configuration: Any) -> None:
-            """Go on with what `reread` has given."""
-
-        def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-            """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
-            called later, for another worker to take the place of this one; or, if it is
-            `for_good`, for the whole program to end, as there is nothing to serve any more. If it
-            has `failed`, which is in the log, so has the program; if it `cuts`, connections are
-            not given the time of a drain.
-            """
-
-        def finish(self) -> None:
-            """Leave things in order: the worker has drained and is about to end."""
-
-        def serve(
-            self, loop: Loop, sock: socket, peer: Peer
-        ) -> Coroutine[Waitable, None, int | Pause]:
-            """Serve a client and close its socket. The coroutine gives the errno of what this host
-            ran out of meanwhile, 0 for nothing; an OSError that it raises means the same.
-            """
+    from muonsocks.resident.programs import Programs
 
     class Doorman(Protocol):
         """Tells clients when there is no room, where they are not to wait for some."""
 
         def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int | Pause]:
             """Tell a client so and close its socket; the rest is as for `serve`."""
+
+
+class Service:
+    """How a resident program is configured, and what it does for each client. Of what stands here
+    it has its own where there is something to do.
+    """
+
+    __slots__ = ()
+
+    programs: Programs | None = None  # that it starts, if it does so: then there is one worker
+
+    def reread(self) -> Any:
+        """Read again what may change, in the supervisor. What is given is what `take` gets in the
+        workers; it can be pickled. UsageError or OSError leave everything as it was.
+        """
+        return None
+
+    def take(self, configuration: Any) -> None:
+        """Go on with what `reread` has given."""
+
+    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
+        """Get ready in a worker: load what is needed, then give up privileges. `retire` may be
+        called later, for another worker to take the place of this one; or, if it is `for_good`, for
+        the whole program to end, as there is nothing to serve any more. If it has `failed`, which
+        is in the log, so has the program; if it `cuts`, connections are not given the time of a
+        drain.
+        """
+
+    def finish(self) -> None:
+        """Leave things in order: the worker has drained and is about to end."""
+
+    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
+        """Serve a client and close its socket. The coroutine gives the errno of what this host ran
+        out of meanwhile, 0 for nothing; an OSError that it raises means the same.
+        """
+        raise NotImplementedError
+
+    def go_on_with(self, loop: Loop, pid: int) -> Coroutine[Waitable, None, int]:
+        """See one of the programs to its end that an earlier worker has started."""
+        raise NotImplementedError
 
 
 class Capacity:
@@ -76,15 +88,12 @@ class Capacity:
 
 
 class Plan:
-    """How many workers there are, what they may have open, how long (s) they may drain; and, in a
-    few words for the status line, the `state` of what else the service needs. They all have the
-    `board` in common.
-
-    A service that starts programs has one worker. If that dies they go on, and count for the next
-    one: it `adopts` each of them by its process, and waits for its end.
+    """How many `workers` there are, with which `capacity`; how long (s) they may `drain`; and, in a
+    few words for the status line, the `state` of what else the service needs, None for nothing.
+    They all have the `board` in common.
     """
 
-    __slots__ = ("adopts", "board", "capacity", "drain", "state", "workers")
+    __slots__ = ("board", "capacity", "drain", "state", "workers")
 
     def __init__(
         self,
@@ -92,11 +101,9 @@ class Plan:
         capacity: Capacity,
         drain: float,
         state: Callable[[], str] | None = None,
-        adopts: Callable[[Loop, int], Coroutine[Waitable, None, int]] | None = None,
     ) -> None:
         self.workers = workers
         self.capacity = capacity
         self.drain = drain
         self.state = state
-        self.adopts = adopts
         self.board = Board(workers)

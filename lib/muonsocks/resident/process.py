@@ -32,7 +32,6 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
-from muonsocks.resident.orphans import orphans
 from muonsocks.resident.worker import Worker
 
 TYPE_CHECKING = False
@@ -137,9 +136,8 @@ class Process:
         if beat:
             show_life()
         await channel.send(READY)
-        if self._plan.adopts is not None:
-            for pid in orphans(os.getppid()):
-                worker.adopt(self._plan.adopts(loop, pid))
+        for pid in self._service.programs or ():
+            worker.adopt(self._service.go_on_with(loop, pid))
         worker.start()
         loop.spawn(self._obey(channel, worker), self._on_failure)
         is_last, seconds = await self._drain.take()

@@ -31,7 +31,6 @@ from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED
 from muonsocks.resident.notify import STATUS_PERIOD, Notifier
-from muonsocks.resident.orphans import adopt_orphans, orphans, tell_to_end
 from muonsocks.resident.process import (
     CUT_NOW,
     DRAIN,
@@ -45,6 +44,7 @@ from muonsocks.resident.process import (
     Process,
     take_order,
 )
+from muonsocks.resident.programs import adopt_orphans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Supervisor:
         "_loop",
         "_notifier",
         "_plan",
+        "_programs",
         "_reload_waits",
         "_service",
         "_signals",
@@ -127,6 +128,7 @@ class Supervisor:
         log: Log,
     ) -> None:
         self._service = service
+        self._programs = service.programs
         self._entrances = entrances
         self._plan = plan
         self._notifier = notifier
@@ -159,7 +161,7 @@ class Supervisor:
         one could not even start, or has given up.
         """
         setrlimit(RLIMIT_NOFILE, (getrlimit(RLIMIT_NOFILE)[1],) * 2)
-        if self._plan.adopts is not None:
+        if self._programs is not None:
             adopt_orphans()
         # What the workers share with us is not to be written to: nobody looks for cycles there, and
         # those there are stay, as freeing them would leave room that each worker fills.
@@ -173,8 +175,9 @@ class Supervisor:
         while self._children or not self._stops:
             action = await self._happened.take()
             action()
-        for pid in self._programs():  # of a worker that nobody has replaced
-            tell_to_end(pid)
+        if self._programs is not None:
+            for pid in self._programs:  # of a worker that nobody has replaced
+                self._programs.tell_to_end(pid)
         if not self._failed:
             cut = self._board.total(CUT)
             self._log.info(f"stopped, connections that were cut: {cut}")
@@ -261,22 +264,23 @@ class Supervisor:
             os.kill(child.pid, SIGKILL)
 
     def _bury_children(self) -> None:
-        """Note which workers have ended, and replace them."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break  # there is none
-            if not pid:
-                break
-            if pid in self._children:  # and no program that a worker has left behind
-                self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
+        """Note which workers have ended, and replace them; but first which of their programs."""
+        workers = []
+        while pid := _child_that_has_ended():
+            if self._programs is not None:
+                self._programs.remove(pid)
+            _, status = os.waitpid(pid, 0)
+            child = self._children.pop(pid, None)
+            if child is not None:  # else it was left by a worker, or by a program
+                if not child.task.is_over:
+                    child.task.interrupt(_Gone())
+                child.channel.close()
+                workers.append((child, os.waitstatus_to_exitcode(status)))
+        for worker in workers:
+            self._bury(*worker)
 
     def _bury(self, child: _Child, code: int) -> None:
         """Note the end of a worker, with this exit status or minus a signal, and replace it."""
-        if not child.task.is_over:
-            child.task.interrupt(_Gone())
-        child.channel.close()
         lost = self._board.clear(child.number)
         if code in (NOTHING_LEFT, GIVEN_UP):
             if not self._stops:
@@ -285,7 +289,7 @@ class Supervisor:
             return
         if code and (child.ready or code != HAS_SAID_WHY):
             how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
-            programs = len(self._programs())
+            programs = len(list(self._programs or ()))
             without = f"; programs that go on without it: {programs}" * bool(programs)
             lost = max(lost - programs, 0)
             self._log.error(f"worker {child.pid} {how}; connections lost with it: {lost}{without}")
@@ -294,16 +298,6 @@ class Supervisor:
             self._stop()
         elif not self._stops:
             self._replace(child)
-
-    def _programs(self) -> list[int]:
-        """Find the programs of workers that have died, if there may be any."""
-        if self._plan.adopts is None:
-            return []
-        try:
-            return orphans(os.getpid())
-        except OSError as error:
-            self._log.error(f"cannot look for programs that were left: {error.strerror}")
-            return []
 
     def _replace(self, child: _Child) -> None:
         """Start another worker: at once, unless they do not live long."""
@@ -428,3 +422,12 @@ class Supervisor:
         self._notifier.close()
         for child in self._children.values():
             child.channel.close()
+
+
+def _child_that_has_ended() -> int:
+    """Give the process of a child that is to be reaped, or 0."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0  # there is no child at all
+    return 0 if ended is None else ended.si_pid

@@ -1,6 +1,6 @@
 """One worker of a resident program: it accepts, serves each connection in a task, and knows limits.
 
-When something runs out it leaves new connections in the queue of the listener, and looks again when
+When something runs out it leaves new connections in the queue of the entrance, and looks again when
 one of its own has ended or a moment has passed; no connection that it has is given up for that.
 """
 

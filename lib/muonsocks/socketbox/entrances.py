@@ -5,11 +5,14 @@ and who has come.
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, AF_UNIX
+from os import close, fstat
+from stat import S_ISSOCK
 
 from muonsocks.address import parse_address
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.entrance import Listener, Passed, Receiver
 from muonsocks.net.inherit import Peer
+from muonsocks.net.passed import connection_of
 from muonsocks.socketbox.connection import Connection
 
 TYPE_CHECKING = False
@@ -74,15 +77,46 @@ class Front(Listener):
             self._file.remove()
 
 
-class Handed(Receiver):
-    """A connection to another socketbox, where we have registered: what comes is passed on as it
-    is.
-    """
+class NoSocket:
+    """Anything else that was passed, where anything may be, as far as that is like a socket."""
+
+    __slots__ = ("_fd",)
+
+    family = -1
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Give its descriptor, -1 once it is closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it. Harmless when it has been done."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
+
+
+class AsTheyCome(Receiver):
+    """Where connections come in that are for others, and left as they are."""
 
     __slots__ = ()
 
-    def __init__(self, sock: socket) -> None:
-        super().__init__(sock, is_ours=True, left_alone=True)
+    def _client(self, fd: int) -> tuple[socket, Peer]:
+        if not self._strictness and not S_ISSOCK(fstat(fd).st_mode):
+            return NoSocket(fd), Peer("unknown")  # type: ignore[return-value]
+        sock = connection_of(fd, self._strictness)
+        return sock, Passed.of(sock)
+
+
+class Handed(AsTheyCome):
+    """A connection to another socketbox, where we have registered: what comes is passed on."""
+
+    __slots__ = ()
+
+    def __init__(self, sock: socket, strictness: int = 2) -> None:
+        super().__init__(sock, is_ours=True, strictness=strictness)
 
     def take(self) -> tuple[socket, Arrival]:
         """Receive a connection."""

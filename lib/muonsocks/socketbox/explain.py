@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from muonsocks.address import parse_address
 from muonsocks.errors import UsageError
-from muonsocks.socketbox.actions import Fail, ToPath
+from muonsocks.socketbox.actions import Fail
 from muonsocks.socketbox.conditions import read_number
 from muonsocks.socketbox.connection import FIELDS, LISTENER, Connection, Field
-from muonsocks.socketbox.rules import Decision, Entry, Map, RuleList, Rules
-from muonsocks.socketbox.substitution import substitute
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import Entry, EntrySet, Map
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,32 +48,25 @@ def explain(
     """Say which sets a connection comes to, what it finds there and why not before, what is
     decided, and what is tried if that cannot be; as lines of text.
 
-    With `substitutes` a decision has the path that `substitute` makes. There are so many
-    `listeners`, and if it could be another one, it is said which is assumed.
+    `substitutes` is as for `Rules.receivers`. There are so many `listeners`, and if it could be
+    another one, it is said which is assumed.
     """
     lines = [f"connection {connection}"]
     key = connection.key
     if listeners > 1:
         lines.append(f"listener {LISTENER.of(key)}, as its address and port have it")
 
-    def note(hop: int, there: RuleList, found: Entry | None) -> None:
+    def note(hop: int, there: EntrySet, found: Entry | None) -> None:
         lines.append(f"hop {hop}: {there.name}, {counted(len(there.entries), 'entry')}")
         lines.extend(f"  {line}" for line in _in_set(there, key, found))
 
-    decision = rules.look_up(connection, note)
-    lines.append(f"decision: {_say(decision, connection, substitutes)}")
-    while not isinstance(decision.action, Fail):
-        lines.append("if that is full or not there:")
-        decision = decision.otherwise(note)
-        lines.append(f"then: {_say(decision, connection, substitutes)}")
+    how = "decision"
+    for decision in rules.receivers(connection, substitutes, note):
+        lines.append(f"{how}: {decision.action.text} ({decision.why})")
+        if not isinstance(decision.action, Fail):
+            lines.append("if that is full or not there:")
+        how = "then"
     return lines
-
-
-def _say(decision: Decision, connection: Connection, substitutes: bool) -> str:
-    text = decision.action.text
-    if substitutes and isinstance(decision.action, ToPath):
-        text = ToPath(substitute(decision.action.path, connection)).text
-    return f"{text} ({decision.why})"
 
 
 def counted(number: int, what: str) -> str:
@@ -83,7 +76,7 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}"
 
 
-def _in_set(there: RuleList, key: int, found: Entry | None) -> list[str]:
+def _in_set(there: EntrySet, key: int, found: Entry | None) -> list[str]:
     if isinstance(there, Map):
         lines = [_key_of(there, key)]
     else:
@@ -109,7 +102,7 @@ def _key_of(there: Map, key: int) -> str:
     return f"the key by {' '.join(there.key_tokens())} is {' '.join(values)}"
 
 
-def _passed_over(there: RuleList, key: int, found: Entry | None) -> list[str]:
+def _passed_over(there: EntrySet, key: int, found: Entry | None) -> list[str]:
     """Say why the entries before the one that was found do not match."""
     before: list[Entry] = []
     for entry in there.entries:

@@ -40,7 +40,8 @@ from muonsocks.socketbox.keywords import (
     read_action,
     usage,
 )
-from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES, Entry, EntrySet, Map, RuleList
 
 LARGEST_FILE = 8 << 20  # bytes; as many entries as there may be fit
 MOST_SETS = 1000  # of each kind
@@ -78,7 +79,7 @@ class _Set:
         self.mask = 0
         self.size = 0
 
-    def made(self) -> RuleList:
+    def made(self) -> EntrySet:
         if self.is_map:
             return Map(self.name, self.mask, self.entries, self.default, self.size)
         return RuleList(self.name, self.entries, self.default, self.size)

@@ -13,7 +13,8 @@ from muonsocks.address import Endpoint
 from muonsocks.log import ERROR, INFO, Form
 from muonsocks.net.task import Waitable
 from muonsocks.resident.board import REFUSED
-from muonsocks.resident.orphans import tell_to_end
+from muonsocks.resident.plan import Service
+from muonsocks.resident.programs import Programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PATIENCE = 5.0  # s that a connection is kept for when no program can be started for it
 _AGAIN = 0.1  # s until that is tried again
 _NOBODY_AT_ALL = 0xFFFFFFFF  # a user's number, unix(7)
-_OURS = 64  # descriptors that are not for connections
 
 # What is about us.
 _OURS_ALONE = (
@@ -94,53 +94,38 @@ def _credentials(sock: socket) -> dict[bytes, bytes]:
     }
 
 
-class Starter:
+class Starter(Service):
     """Starts a program for each client, and sees it to its end."""
 
-    __slots__ = ("_descriptors", "_environ", "_log", "_most", "_program", "board")
+    __slots__ = ("_descriptors", "_environ", "_log", "_program", "board", "programs")
 
+    programs: Programs
     board: Board  # that of the worker, which whoever makes the plan gives
 
     def __init__(
         self,
         program: list[str],
         environ: Mapping[bytes, bytes],
-        most: int,
         descriptors: int,
         log: Log,
     ) -> None:
-        """There will be at most so many connections (0: any number). `descriptors` is how many a
-        program may have open (RLIMIT_NOFILE), for which those that we need are many.
+        """`descriptors` is how many a program may have open (RLIMIT_NOFILE), as with the limit that
+        we need it would be no good for those that use select(2) or close all there could be.
         """
         self._program = program
         self._environ = environment_without_us(environ)
-        self._most = most
         self._descriptors = descriptors
         self._log = log
-
-    def reread(self) -> None:
-        """There is nothing to read."""
-
-    def take(self, configuration: None) -> None:
-        """There is nothing to take."""
+        self.programs = Programs()
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-        """Have no higher limit on descriptors than it takes: programs inherit it, and a high one
-        is no good for those that use select(2) or close all there could be. Of what was open here
-        they have standard error alone.
-        """
+        """Let programs have nothing of what was open here but standard error."""
         for name in os.listdir("/proc/self/fd"):
             try:
                 if int(name) > 2:
                     os.set_inheritable(int(name), False)
             except OSError:
                 continue  # the list was read from it
-        hard = getrlimit(RLIMIT_NOFILE)[1]
-        if self._most:
-            setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, self._most + _OURS), hard), hard))
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int:
         """Start a program, and wait for its end. When it is cut short, so is the program: with all
@@ -155,10 +140,11 @@ class Starter:
             return 0
         self._log.fill_in(INFO, _STARTED, (peer.text, f"{pid}"))
         try:
-            await _end_of(loop, pid)
+            await self._end_of(loop, pid)
         except BaseException:
-            tell_to_end(pid)
+            self.programs.tell_to_end(pid)
             raise
+        self.programs.remove(pid)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         how = f"{status}" if status >= 0 else f"signal-{-status}"
         self._log.fill_in(INFO, _ENDED, (peer.text, f"{pid}", how, f"{loop.now - began:.3f}"))
@@ -170,11 +156,11 @@ class Starter:
         """
         began = loop.now
         try:
-            await _end_of(loop, pid)
+            await self._end_of(loop, pid)
         except ProcessLookupError:
             pass  # it has ended already
         except BaseException:
-            tell_to_end(pid)
+            self.programs.tell_to_end(pid)
             raise
         self._log.fill_in(INFO, _ENDED, ("-", f"{pid}", "-", f"{loop.now - began:.3f}"))
         return 0
@@ -206,46 +192,54 @@ class Starter:
     def _spawn(self, fd: int, environ: dict[bytes, bytes]) -> int:
         # A descriptor that has its number already stays open, too: that is what glibc makes of it.
         places = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, fd, 1)]
-        return os.posix_spawnp(
-            self._program[0],
-            self._program,
-            environ,
-            file_actions=places,
-            setsid=True,
-            setsigmask=(),
-            setsigdef=valid_signals(),
-        )
+        ours = getrlimit(RLIMIT_NOFILE)
+        # Less than that, and glibc takes the number of the connection for wrong.
+        setrlimit(RLIMIT_NOFILE, (min(max(self._descriptors, fd + 1), ours[1]), ours[1]))
+        try:
+            pid = os.posix_spawnp(
+                self._program[0],
+                self._program,
+                environ,
+                file_actions=places,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=valid_signals(),
+            )
+        finally:
+            setrlimit(RLIMIT_NOFILE, ours)
+        self.programs.add(pid)
+        return pid
 
     def _cannot_be_executed(self, peer: Peer, error: OSError) -> None:
         self._log.error(f"{self._program[0]} cannot be executed: {error.strerror}")
         status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         self._log.fill_in(ERROR, _ENDED, (peer.text, "-", f"{status}", "0.000"))
 
-
-async def _end_of(loop: Loop, pid: int) -> None:
-    """Wait for the end of a process. ProcessLookupError if there is none."""
-    ended = Waitable()
-    while True:
+    async def _end_of(self, loop: Loop, pid: int) -> None:
+        """Wait for the end of a program. ProcessLookupError if it has been reaped."""
+        ended = Waitable()
+        while True:
+            try:
+                fd = self._watch(loop, pid, ended)
+                break
+            except ProcessLookupError:
+                raise
+            except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
+                await loop.sleep(_AGAIN)
         try:
-            fd = _watch(loop, pid, ended)
-            break
-        except ProcessLookupError:
+            await ended
+        finally:
+            loop.unregister(fd)
+            os.close(fd)
+
+    def _watch(self, loop: Loop, pid: int, ended: Waitable) -> int:
+        """Open a descriptor of its process, and wait for its end."""
+        fd = os.pidfd_open(pid)
+        try:
+            if pid not in self.programs:  # who has the number now is another one
+                raise ProcessLookupError
+            loop.register(fd, lambda _: ended.wake())
+        except BaseException:
+            os.close(fd)
             raise
-        except OSError:  # ENFILE, say: it waits to be reaped, and this is looked at again
-            await loop.sleep(_AGAIN)
-    try:
-        await ended
-    finally:
-        loop.unregister(fd)
-        os.close(fd)
-
-
-def _watch(loop: Loop, pid: int, ended: Waitable) -> int:
-    """Open a descriptor of a process, and wait for its end."""
-    fd = os.pidfd_open(pid)
-    try:
-        loop.register(fd, lambda _: ended.wake())
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return fd

@@ -19,7 +19,8 @@ from muonsocks.socketbox.connection import (
     REMOTE_PORT,
     Field,
 )
-from muonsocks.socketbox.rules import MOST_ENTRIES, Entry, Map, RuleList, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import MOST_ENTRIES, Entry, EntrySet, Map, RuleList
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class _Reader:
             raise node.error("'_start' is missing", "it is where every connection begins")
         return Rules(sets, start, _MOST_HOPS, warnings=tuple(self._warnings))
 
-    def _set(self, node: Node, above: Node) -> RuleList:
+    def _set(self, node: Node, above: Node) -> EntrySet:
         members = node.known(("type", "rules"), ("mask",))
         kind = members["type"].text()
         if kind not in ("rule", "map"):

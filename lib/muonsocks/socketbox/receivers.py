@@ -2,7 +2,8 @@
 
 A receiver takes a connection at once, as long as there is room in its queue, which by default is
 for ten (net.unix.max_dgram_qlen). When there is none, or nobody is there, the connection waits: a
-receiver may be slow for a moment, or be restarted. Else it costs one call of the kernel.
+receiver may be slow for a moment, or be restarted. One that need not wait costs one call of the
+kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
 from muonsocks.net.loop import READABLE
-from muonsocks.net.passing import send
+from muonsocks.net.passing import WORD, send
+from muonsocks.net.registration import CONNECTION
 from muonsocks.net.stream import unix_address
 from muonsocks.socketbox.waiting import AWAY, Receiver, Refused
 
@@ -21,10 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.net.loop import Loop
-    from muonsocks.socketbox.limits import Limits
-
-WORD = b"\0"  # what comes with a descriptor in a datagram: something has to
-FRAME = b"\3\0\0\0"  # and what comes with it to a receiver that has registered
+    from muonsocks.socketbox.waiting_room import WaitingRoom
 
 
 class AtPath(Receiver):
@@ -36,8 +35,8 @@ class AtPath(Receiver):
 
     __slots__ = ("_connected", "_path", "_sender")
 
-    def __init__(self, loop: Loop, limits: Limits, sender: socket, path: str) -> None:
-        super().__init__(loop, limits, os.fsencode(path))
+    def __init__(self, loop: Loop, room: WaitingRoom, sender: socket, path: str) -> None:
+        super().__init__(loop, room, os.fsencode(path))
         self._sender = sender
         self._path = path
         self._connected: socket | None = None
@@ -74,8 +73,8 @@ class OverSocket(Receiver):
 
     __slots__ = ("_sock", "has_gone")
 
-    def __init__(self, loop: Loop, limits: Limits, sock: socket) -> None:
-        super().__init__(loop, limits, b"fd %d" % sock.fileno())
+    def __init__(self, loop: Loop, room: WaitingRoom, sock: socket) -> None:
+        super().__init__(loop, room, b"fd %d" % sock.fileno())
         self._sock = sock
         self.has_gone = False
 
@@ -109,8 +108,10 @@ class Group(Receiver):
 
     __slots__ = ("_on_end", "_sock")
 
-    def __init__(self, loop: Loop, limits: Limits, number: int = 0) -> None:
-        super().__init__(loop, limits, b"group %d" % number)
+    away = "nobody has registered"
+
+    def __init__(self, loop: Loop, room: WaitingRoom, number: int = 0) -> None:
+        super().__init__(loop, room, b"group %d" % number)
         self._sock: socket | None = None
         self._on_end: Callable[[], None]
 
@@ -138,9 +139,9 @@ class Group(Receiver):
 
     def _send(self, fd: int) -> None:
         if self._sock is None:
-            raise OSError(errno.ENOTCONN, "nobody has registered")
+            raise OSError(errno.ENOTCONN, self.away)
         try:
-            send(self._sock, FRAME, (fd,))
+            send(self._sock, CONNECTION, (fd,))
         except OSError as error:
             if error.errno in AWAY:  # EPIPE: it may be there still, and reads no more
                 self.leave()

@@ -1,12 +1,8 @@
-"""Receivers that come and register for a group, which is protocol P: who has which.
+"""Receivers that come and register for a group, by the protocol of net/registration.py: who has
+which.
 
-A receiver connects to a control path, a unix socket of messages, and asks:
-
-    1  0  0 0  group      8 bytes, the group in 4, big endian
-    128  0 0 0            the answer; or the connection is closed
-    3  0 0 0              with each connection that is passed then
-
-A group, or slot, is for one user and one path, and for one receiver at a time.
+They connect to a control path. A group, or slot, is for one user and one path, and for one receiver
+at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +13,7 @@ from sys import byteorder
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.passing import Passage, send
+from muonsocks.net.registration import AGREED, REQUEST
 from muonsocks.resident.repeats import Repeats
 from muonsocks.socketbox.receivers import Group
 
@@ -26,24 +23,24 @@ if TYPE_CHECKING:
 
     from muonsocks.net.loop import Loop
     from muonsocks.socketbox.json_configuration import Slot
-    from muonsocks.socketbox.limits import Limits
+    from muonsocks.socketbox.waiting_room import WaitingRoom
 
 MOST_OF_A_USER = 5  # connections that are open
 _MOST = 1000  # of all users, which may be many
 _PATIENCE = 10.0  # s for a receiver to say what it wants
 _PAUSE = 0.2  # s without looking for others, if this process has no descriptor for them
-_REQUEST, _ACCEPTED = b"\1\0\0\0", b"\x80\0\0\0"
+_LENGTH = len(REQUEST) + 4  # bytes, with the group
 
 
 class Registry:
     """Who has registered, by group."""
 
-    __slots__ = ("_limits", "_loop", "_note", "_open", "_repeats", "_slots", "groups")
+    __slots__ = ("_loop", "_note", "_open", "_repeats", "_slots", "groups")
 
     def __init__(
         self,
         loop: Loop,
-        limits: Limits,
+        room: WaitingRoom,
         slots: Sequence[Slot],
         listeners: Sequence[socket],
         note: Callable[[str], None],
@@ -52,12 +49,11 @@ class Registry:
         `note` is told who has, and who may not.
         """
         self._loop = loop
-        self._limits = limits
         self._slots = slots
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
         self._repeats: dict[int, Repeats] = {}  # by user
-        self.groups = [Group(loop, limits, number) for number in range(len(slots))]
+        self.groups = [Group(loop, room, number) for number in range(len(slots))]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
 
@@ -103,10 +99,10 @@ class Registry:
 
         try:
             with self._loop.deadline(_PATIENCE):
-                request, _ = await passage.receive_message(len(_REQUEST) + 4)
+                request, _ = await passage.receive_message(_LENGTH)
             # From here on nothing is waited for, or another one could be given the group meanwhile.
             number = self._number(request, uid, place)
-            send(passage.socket, _ACCEPTED)
+            send(passage.socket, AGREED)
             self._loop.unregister(passage.reader)  # what has come since is told once more
             self._say(uid, f"group {number}: a receiver of user {uid} has registered")
             self.groups[number].register(passage.socket, on_end)
@@ -116,9 +112,9 @@ class Registry:
 
     def _number(self, request: bytes, uid: int, place: int) -> int:
         """Give the group that is asked for and may be had. RemoteProtocolError if it may not."""
-        if len(request) != len(_REQUEST) + 4 or request[:4] != _REQUEST:
+        if len(request) != _LENGTH or not request.startswith(REQUEST):
             raise RemoteProtocolError(f"user {uid} sends no request: {request.hex(' ') or 'end'}")
-        number = int.from_bytes(request[4:], "big")
+        number = int.from_bytes(request[len(REQUEST) :], "big")
         if number >= len(self._slots):
             raise RemoteProtocolError(f"user {uid} asks for group {number}, which there is not")
         slot = self._slots[number]

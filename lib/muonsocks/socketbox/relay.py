@@ -7,20 +7,21 @@ from _socket import AF_INET, AF_INET6, socket
 from muonsocks.address import Endpoint
 from muonsocks.log import quoted
 from muonsocks.net.dial import dial_unix
-from muonsocks.net.stream import Stream, close_and_raise
+from muonsocks.net.stream import Stream
+from muonsocks.resident.plan import Service
 from muonsocks.socks.admission import Finished
 from muonsocks.socks.request import Command, Request
 from muonsocks.socks.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
     from muonsocks.net.relay import Relay
-    from muonsocks.net.task import Pause, Waitable
+    from muonsocks.net.task import Pause
     from muonsocks.socketbox.destination import ToAddress, ToUnixSocket
     from muonsocks.socks.policy import Policy
 
@@ -84,7 +85,7 @@ def _endpoint(sock: socket, name: Callable[[], tuple[str, int]]) -> Endpoint | N
     return Endpoint.of_socket(name()) if sock.family in (AF_INET, AF_INET6) else None
 
 
-class Relayer:
+class Relayer(Service):
     """Relays all connections that come."""
 
     __slots__ = ("_errand", "_log", "_policy")
@@ -94,23 +95,7 @@ class Relayer:
         self._policy = policy
         self._log = log
 
-    def reread(self) -> None:
-        """There is nothing to read."""
-
-    def take(self, configuration: None) -> None:
-        """There is nothing to take."""
-
-    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-        """There is nothing to get ready."""
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
-
-    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int | Pause:
         """Relay one connection."""
-        try:
-            client = Stream(loop, sock)
-        except OSError as error:
-            return close_and_raise(sock, error)
-        client.is_shared = peer.is_shared
-        return ForwardSession(client, peer, self._errand, self._policy, self._log).run()
+        client = Stream.of_client(loop, sock, peer)
+        return await ForwardSession(client, peer, self._errand, self._policy, self._log).run()

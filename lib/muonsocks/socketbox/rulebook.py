@@ -12,7 +12,8 @@ from muonsocks.errors import UsageError
 from muonsocks.socketbox.actions import Verdict
 from muonsocks.socketbox.grammar import LARGEST_FILE, parse_configuration
 from muonsocks.socketbox.json_configuration import Configuration, read_json
-from muonsocks.socketbox.rules import RuleList, Rules
+from muonsocks.socketbox.rules import Rules
+from muonsocks.socketbox.sets import RuleList
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

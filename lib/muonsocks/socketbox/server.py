@@ -16,15 +16,15 @@ from muonsocks.net.front import clear_transparent
 from muonsocks.net.identity import Identity
 from muonsocks.net.privileges import gain_no_privileges, give_up
 from muonsocks.resident.board import FIRST_OWN, OPEN, SECOND_OWN, SERVED
+from muonsocks.resident.plan import Service
 from muonsocks.resident.worker import descriptors_left
 from muonsocks.socketbox.actions import Fail, ToDescriptor, ToGroup, ToPath
 from muonsocks.socketbox.connection import LOCAL_ADDRESS, LOCAL_PORT, Connection
 from muonsocks.socketbox.entrances import Arrival
-from muonsocks.socketbox.limits import SharedLimits
 from muonsocks.socketbox.receivers import AtPath, OverSocket
 from muonsocks.socketbox.registry import Registry
-from muonsocks.socketbox.substitution import substitute
 from muonsocks.socketbox.waiting import ClientGone, Refused
+from muonsocks.socketbox.waiting_room import WaitingRoom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class Manner:
 
     `identity`, `root`: as whom, and inside which directory. `substitutes`: a path has the local
     address in it. `clears_transparent`: a socket is made an ordinary one before. `patience`,
-    `most_waiting`: how long (s) they may wait, and how many; half of them for the same receiver,
-    unless it `has_one_receiver`. `inherited`: the descriptors that
-    rules may name. `ends_with`: the one of these that all depends on. None and -1 for none.
+    `most_waiting`: how long (s) they may wait, and how many, all of them for the same receiver
+    where it `has_one_receiver`. `inherited`: the descriptors that rules may name. `ends_with`: the
+    one of these that all depends on. None and -1 for none.
     """
 
     __slots__ = (
@@ -82,20 +82,20 @@ class Manner:
         self.ends_with = -1
 
 
-class Box:
+class Box(Service):
     """The service of passing connections on."""
 
     __slots__ = (
         "_at_paths",
         "_control",
         "_gone",
-        "_limits",
         "_log",
         "_loop",
         "_manner",
         "_over",
         "_registry",
         "_retire",
+        "_room",
         "_rulebook",
         "_rules",
         "_sender",
@@ -104,9 +104,9 @@ class Box:
         "board",
     )
 
-    _limits: SharedLimits
     _loop: Loop
     _retire: Callable[..., None]
+    _room: WaitingRoom
     _sender: socket
     board: Board  # that of the workers, which whoever makes the plan gives
 
@@ -165,7 +165,7 @@ class Box:
         manner = self._manner
         self._loop = loop
         self._retire = retire
-        self._limits = SharedLimits(
+        self._room = WaitingRoom(
             manner.patience,
             manner.most_waiting,
             self.board,
@@ -176,9 +176,7 @@ class Box:
         give_up(manner.identity, manner.root)
         gain_no_privileges()
         if self._control:
-            self._registry = Registry(
-                loop, self._limits, self._slots, self._control, self._log.info
-            )
+            self._registry = Registry(loop, self._room, self._slots, self._control, self._log.info)
 
     def finish(self) -> None:
         """Let those go that have registered."""
@@ -210,36 +208,30 @@ class Box:
     ) -> tuple[ToPath | ToDescriptor | ToGroup | None, str]:
         """Give who has taken a connection, or None; and who has not, and why.
 
-        It waits no longer for all of them than for one, and for none of them twice.
+        It waits no longer for all of them than for one.
         """
         if self._manner.clears_transparent:
             try:
                 clear_transparent(sock)
             except OSError as error:
                 return None, f"it stays transparent: {error.strerror}"
-        decision = self._rules.look_up(connection)
-        reasons = []
-        tried = set()
-        while True:
+        reasons: list[str] = []
+        for decision in self._rules.receivers(connection, self._manner.substitutes):
             action = decision.action
             if isinstance(action, Fail):
-                reasons.append(decision.why)
-                return None, "; ".join(reasons)
-            if isinstance(action, ToPath) and self._manner.substitutes:
-                action = ToPath(substitute(action.path, connection))
-            if action.text not in tried:
-                tried.add(action.text)
-                try:
-                    receiver = self._receiver(action)
-                    await receiver.take(sock.fileno(), self._loop.now - since)
-                    return action, "; ".join(reasons)
-                except ClientGone as gone:
-                    return None, str(gone)
-                except Refused as refused:
-                    reasons.append(f"{action.text}: {refused}")
-                    if isinstance(action, ToDescriptor):
-                        self._look_after(action.number)
-            decision = decision.otherwise()
+                break
+            try:
+                receiver = self._receiver(action)
+                await receiver.take(sock.fileno(), self._loop.now - since)
+                return action, "; ".join(reasons)
+            except ClientGone as gone:
+                return None, str(gone)
+            except Refused as refused:
+                reasons.append(f"{action.text}: {refused}")
+                if isinstance(action, ToDescriptor):
+                    self._look_after(action.number)
+        reasons.append(decision.why)
+        return None, "; ".join(reasons)
 
     def _note(
         self, peer: Arrival, connection: Connection, to: Final | None, waited: float, why: str
@@ -277,10 +269,10 @@ class Box:
 
     def _new_at_path(self, path: str) -> AtPath:
         """Make a receiver, and forget others: the addresses of -U may be any number of them."""
-        if len(self._at_paths) >= _MOST_RECEIVERS + self._limits.waiting:
+        if len(self._at_paths) >= _MOST_RECEIVERS + self._room.waiting:
             kept = {path: one for path, one in self._at_paths.items() if not one.is_idle}
             self._at_paths = kept
-        there = self._at_paths[path] = AtPath(self._loop, self._limits, self._sender, path)
+        there = self._at_paths[path] = AtPath(self._loop, self._room, self._sender, path)
         return there
 
     def _new_over(self, number: int) -> OverSocket:
@@ -293,7 +285,7 @@ class Box:
         if sock.family != AF_UNIX or sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
             sock.detach()  # it is not ours to close
             raise Refused("it is no unix socket to send over")
-        over = self._over[number] = OverSocket(self._loop, self._limits, sock)
+        over = self._over[number] = OverSocket(self._loop, self._room, sock)
         return over
 
     def _look_after(self, number: int) -> None:

@@ -17,10 +17,10 @@ from muonsocks.net.task import Waitable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.net.loop import Loop, Timer
-    from muonsocks.socketbox.limits import Limits
+    from muonsocks.socketbox.waiting_room import WaitingRoom
 
 SOON, LATE = 0.05, 1.0  # s until it is looked again: at first, and at last if nothing changes
-_SENT, _IS_FULL, _IS_AWAY, _IS_HINDERED = range(4)
+_FULL = "it is full"
 AWAY = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
 # What may be otherwise in a moment, and is said if it is not: shortages, and the mode of a socket
 # that is new. The kernel may tell that there is room at each attempt, and is not listened to.
@@ -56,15 +56,16 @@ class _Waiting(Waitable):
 class Receiver:
     """Who connections are passed to, and the queue of those that wait."""
 
-    __slots__ = ("_hindrance", "_limits", "_loop", "_name", "_pause", "_queue", "_timer")
+    __slots__ = ("_loop", "_name", "_pause", "_queue", "_room", "_timer")
 
-    def __init__(self, loop: Loop, limits: Limits, name: bytes) -> None:
+    away = "it is not there"
+
+    def __init__(self, loop: Loop, room: WaitingRoom, name: bytes) -> None:
         """By `name` all workers know whom they mean."""
         self._loop = loop
-        self._limits = limits
+        self._room = room
         self._name = name
         self._queue: deque[_Waiting] = deque()
-        self._hindrance = ""  # what there is besides being full, or not there
         self._pause = SOON
         self._timer: Timer | None = None
 
@@ -73,14 +74,14 @@ class Receiver:
         time is up, or it cannot be.
         """
         obstacle = self._go_on() or self._try(fd)
-        if obstacle == _SENT:
+        if not obstacle:
             return
-        limits = self._limits
-        patience = limits.patience - waited
+        room = self._room
+        patience = room.patience - waited
         if patience <= 0:
-            raise Refused("it is full, or not there, and there is no time left to wait")
-        if why := limits.enter(self._name):
-            raise Refused(f"it is full, or not there, and {why}")
+            raise Refused(f"{obstacle}, and there is no time left to wait")
+        if why := room.enter(self._name, len(self._queue)):
+            raise Refused(f"{obstacle}, and {why}")
         one = _Waiting(fd)
         self._queue.append(one)
         try:
@@ -97,15 +98,12 @@ class Receiver:
         except TimeoutError:
             if not deadline.passed:
                 raise
-            self._go_on()
+            obstacle = self._go_on()
             if not (one.is_taken or one.refused):
-                hindrance = self._hindrance and f": {self._hindrance}"
-                raise Refused(
-                    f"it was full, or not there, for {round(patience, 2):g} s{hindrance}"
-                ) from None
+                raise Refused(f"{obstacle} after {round(patience, 2):g} s") from None
         finally:
             self._loop.unregister(fd)
-            limits.leave(self._name)
+            room.leave(self._name)
             if not (one.is_taken or one.refused):
                 self._queue.remove(one)
             if not self._queue:
@@ -113,24 +111,22 @@ class Receiver:
         if one.refused:
             raise one.refused
 
-    def _try(self, fd: int) -> int:
+    def _try(self, fd: int) -> str:
         """Send a connection now, or say what is in the way. Refused if that will stay so."""
-        self._hindrance = ""
         try:
             self._send(fd)
         except BlockingIOError:
-            return _IS_FULL
+            return _FULL
         except OSError as error:
             if error.errno in AWAY:
-                return _IS_AWAY
+                return self.away
             text = error.strerror or str(error)
             if error.errno in _HINDRANCES:
-                self._hindrance = text
-                return _IS_HINDERED
+                return text
             raise Refused(text) from None
-        return _SENT
+        return ""
 
-    def _go_on(self) -> int:
+    def _go_on(self) -> str:
         """Send those that wait, as many as there is room for; say what is in the way of more."""
         queue = self._queue
         while queue:
@@ -140,13 +136,13 @@ class Receiver:
             except Refused as refused:
                 one.refused = refused
             else:
-                if obstacle != _SENT:
+                if obstacle:
                     return obstacle
                 one.is_taken = True
                 self._pause = SOON
             queue.popleft()
             one.wake()
-        return _SENT
+        return ""
 
     def _on_client(self, one: _Waiting, events: int) -> None:
         # A unix socket hangs up as soon as its peer has closed, with all that it said unread.
@@ -162,15 +158,15 @@ class Receiver:
         if self._queue:
             self._wait_for(obstacle)
 
-    def _wait_for(self, obstacle: int) -> None:
+    def _wait_for(self, obstacle: str) -> None:
         """Go on when it is out of the way."""
-        if obstacle == _IS_FULL:
+        if obstacle == _FULL:
             self._watch()
         self._timer = self._loop.call_later(self._pause, self._look)
         self._pause = min(2 * self._pause, LATE)
 
     def _on_event(self, _: int) -> None:
-        if self._go_on() != _IS_FULL:
+        if self._go_on() != _FULL:
             self._unwatch()
 
     def _rest(self) -> None:

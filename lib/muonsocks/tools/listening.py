@@ -97,7 +97,7 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
 
 
 def receivers_at(
-    place: str, what: str, log: Log, left_alone: bool = False, strictness: int = 2
+    place: str, what: str, log: Log, kind: type[Receiver] = Receiver, strictness: int = 2
 ) -> list[Entrance]:
     """Receive at a path, or at the sockets of systemd if the `place` is "systemd", and log where.
 
@@ -105,26 +105,23 @@ def receivers_at(
     """
     receivers: list[Entrance]
     if place != "systemd":
-        receivers = [receiver_at(unix_path(place, what), left_alone, strictness)]
+        receivers = [receiver_at(unix_path(place, what), kind, strictness)]
         log.info(f"receiving at unix:{place}")
         return receivers
     sockets = inherited(SOCK_DGRAM)
     if not sockets:
         raise UsageError("systemd has passed no socket", "start it by its socket unit")
     log.info(f"receiving at {', '.join(map(name_of, sockets))}")
-    return [
-        Receiver(sock, is_ours=False, left_alone=left_alone, strictness=strictness)
-        for sock in sockets
-    ]
+    return [kind(sock, is_ours=False, strictness=strictness) for sock in sockets]
 
 
 def registered(
-    control: str, group: str, log: Log, left_alone: bool = False, strictness: int = 2
+    control: str, group: str, log: Log, kind: type[Receiver] = Receiver, strictness: int = 2
 ) -> Receiver:
     """Register as a group with the server whose control socket is given. OSError that says why."""
     sock = register_as(group, control, "--register")
     log.info(f"registered as group {int(group)} at unix:{control}")
-    return Receiver(sock, True, None, left_alone, strictness)
+    return kind(sock, True, None, strictness)
 
 
 def register_as(group: str, control: str, what: str) -> socket:
@@ -138,7 +135,7 @@ def register_as(group: str, control: str, what: str) -> socket:
     return register(control, number, _PATIENCE)
 
 
-def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Receiver:
+def receiver_at(path: str, kind: type[Receiver] = Receiver, strictness: int = 2) -> Receiver:
     """Receive at a path, as `net.listen.receive_at` and `Receiver` do. OSError that says where."""
     try:
         sock = receive_at(path)
@@ -147,7 +144,7 @@ def receiver_at(path: str, left_alone: bool = False, strictness: int = 2) -> Rec
         if error.filename not in (path, None):
             what = f"{error.filename}: {what}"  # the lock beside it
         raise OSError(error.errno, f"cannot receive at {path}: {what}") from None
-    return Receiver(sock, True, SocketFile(path), left_alone, strictness)
+    return kind(sock, True, SocketFile(path), strictness)
 
 
 def _listen_on_any(addresses: tuple[bytes, bytes], port: int) -> list[socket]:

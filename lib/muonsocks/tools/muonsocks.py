@@ -72,9 +72,9 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.privileges import expect_rights, give_up
 from muonsocks.net.resolver import Resolver
-from muonsocks.net.stream import Stream, close_and_raise
+from muonsocks.net.stream import Stream
 from muonsocks.resident.notify import Notifier
-from muonsocks.resident.plan import Capacity, Plan
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
@@ -82,9 +82,9 @@ from muonsocks.tools.listening import listeners, notify_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
-    from muonsocks.net.task import Pause, Waitable
+    from muonsocks.net.task import Pause
     from muonsocks.socks.rules import Rules
     from muonsocks.socks.users import Users
 
@@ -111,7 +111,7 @@ def main(arguments: list[str], log: Log) -> int:
     return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
 
 
-class Socks:
+class Socks(Service):
     """The sessions of a resident server."""
 
     __slots__ = ("_given", "_identity", "_log", "_policy", "_root")
@@ -162,14 +162,7 @@ class Socks:
         kept = None if access.auth_once is None else access.auth_once.directory
         give_up(self._identity, self._root, kept)
 
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
-
-    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
+    async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int | Pause:
         """Serve one client."""
-        try:
-            client = Stream(loop, sock)
-        except OSError as error:
-            return close_and_raise(sock, error)
-        client.is_shared = peer.is_shared
-        return Session(client, peer, self._policy, self._log).run()
+        client = Stream.of_client(loop, sock, peer)
+        return await Session(client, peer, self._policy, self._log).run()

@@ -31,7 +31,7 @@ from _socket import AF_UNIX, SO_ACCEPTCONN, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKE
 
 from muonsocks.errors import RemoteProtocolError, UsageError
 from muonsocks.net.loop import Loop
-from muonsocks.net.passing import Passage
+from muonsocks.net.passing import WORD, Passage
 from muonsocks.net.signals import Signals
 from muonsocks.net.stream import unix_address
 from muonsocks.tools import DONE, execute
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.task import Waitable
 
-_WORD = b"\0"  # goes with a descriptor, since a byte must, and nobody looks at it
 _FOR_ROOM = 5.0  # s
 _REASONS = {
     errno.ECONNREFUSED: "nobody receives there",
@@ -147,7 +146,7 @@ class _Work:
             sock.connect(unix_address(self._where))  # without that nobody tells of room
         elif not _is_connected(sock):
             raise UsageError(f"descriptor {sock.fileno()} is not connected", "it cannot send")
-        await Passage(self._loop, sock).send_message(_WORD, (fd,))
+        await Passage(self._loop, sock).send_message(WORD, (fd,))
         return fd
 
     async def receive(self, log: Log) -> int:

@@ -39,6 +39,7 @@ from muonsocks.net.passed import strictness
 from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
+from muonsocks.socketbox.entrances import AsTheyCome
 from muonsocks.socketbox.inetd import Starter
 from muonsocks.tools import DONE, NOT_EXECUTABLE, NOT_FOUND, SYSTEM_FAILED
 from muonsocks.tools.command_line import Options, parse
@@ -66,10 +67,10 @@ def main(arguments: list[str], log: Log) -> int:
     site.main()  # the programs start without it: systemd's modules are to be found there
     log.use_journal_fields()
     most = given.number("--max", _MOST, 256)
-    starter = Starter(program, os.environb, most, getrlimit(RLIMIT_NOFILE)[0], log)
+    starter = Starter(program, os.environb, getrlimit(RLIMIT_NOFILE)[0], log)
     capacity = Capacity(most, given.number("--max-per-source", _MOST), each=1, option="--max")
     drain = given.seconds("--drain-timeout", 30)
-    plan = Plan(1, capacity, drain, adopts=starter.go_on_with)
+    plan = Plan(1, capacity, drain)
     starter.board = plan.board
     notifier = Notifier(notify_fd(given))
     entrances = _entrances(given, place, log)
@@ -85,5 +86,5 @@ def _entrances(given: Options, place: str, log: Log) -> list[Entrance]:
     level = strictness(os.environ)
     control = given.text("--register")
     if control is None:
-        return receivers_at(place, "PATH", log, left_alone=True, strictness=level)
-    return [registered(control, place, log, left_alone=True, strictness=level)]
+        return receivers_at(place, "PATH", log, AsTheyCome, level)
+    return [registered(control, place, log, AsTheyCome, level)]

@@ -67,17 +67,12 @@ from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.request import Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
-from muonsocks.tools import DONE, REFUSED_BY_RULE, SYSTEM_FAILED, options
+from muonsocks.tools import DONE, REFUSED_BY_RULE, options
 from muonsocks.tools.environment import owed_server, port_number, request_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
-    from collections.abc import Awaitable, Callable, Coroutine
-
-    from muonsocks.net.inherit import Peer
-    from muonsocks.net.loop import Loop
-    from muonsocks.net.task import Pause, Waitable
+    from collections.abc import Awaitable, Callable
 
 _REASONS = {
     "general-failure": ReplyCode.GENERAL_FAILURE,
@@ -100,7 +95,9 @@ def main(arguments: list[str], log: Log) -> int:
             return DONE
         listen = given.text("--listen")
         if listen is not None:
-            return _reside(listen, given, log)
+            from muonsocks.tools.resident import reside
+
+            return reside(listen, given, log)
         for name in _FOR_RESIDENTS:
             if given.text(name) is not None:
                 raise UsageError(f"{name} is for a resident relay", "give --listen too")
@@ -163,6 +160,7 @@ class _Errand:
         return await session.fulfil(self._server, self._request, reach=reach)
 
 
+_FOR_RESIDENTS = ("--workers", "--drain-timeout")
 _WITHOUT_REQUEST = "give HOST PORT or unix:PATH, or run it from socks-handshake"
 
 
@@ -188,82 +186,6 @@ def _destination(arguments: list[str]) -> tuple[str, Endpoint | None]:
     if not host.isascii() or not is_name(host.encode()):
         raise UsageError(f"{host!r} is neither a name nor an address")
     return "", Endpoint(host, port_number(arguments[1], "PORT"))
-
-
-_FOR_RESIDENTS = ("--workers", "--drain-timeout")
-_NOT_FOR_RESIDENTS = {  # and what docopt gives for those that are not given
-    **dict.fromkeys(("-4", "-6", "--bind-address", "--bind-interface", "--mark"), ""),
-    **dict.fromkeys(("--rules", "--allow-local", "--relay"), ""),
-    "--connect-timeout": "10",
-    "--dial-timeout": "30",
-    "--idle-timeout": "900",
-    "--half-close-timeout": "120",
-}
-_DESCRIPTORS = 3  # of a connection: both ends, and the way it comes by
-
-
-def _reside(address: str, given: options.Options, log: Log) -> int:
-    """Relay for all that connect, until told to stop."""
-    from _socket import SOCK_SEQPACKET
-
-    from muonsocks.net.entrance import Listener
-    from muonsocks.net.listen import inherited, listen_at
-    from muonsocks.resident.notify import Notifier
-    from muonsocks.resident.plan import Capacity, Plan
-    from muonsocks.resident.supervisor import Supervisor
-
-    for name, default in _NOT_FOR_RESIDENTS.items():
-        if given.flag(name) and given.text(name) != default:
-            hint = "give that to who hands over; here go --workers, --drain-timeout, -v and -q"
-            raise UsageError(f"--listen does not go with {name}", hint)
-    log.use_journal_fields()
-    adopter = _Adopter(log)
-    plan = Plan(
-        given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
-        Capacity(0, each=_DESCRIPTORS, doorman=adopter),
-        given.seconds("--drain-timeout", 30),
-    )
-    notifier = Notifier()
-    if address != "systemd":
-        sockets = [listen_at(options.unix_path(address, "--listen"))]
-    elif not (sockets := inherited(SOCK_SEQPACKET)):
-        raise UsageError("systemd has passed no socket", "start it by its socket unit")
-    entrances = [Listener(sock) for sock in sockets]
-    return DONE if Supervisor(adopter, entrances, plan, notifier, log).run() else SYSTEM_FAILED
-
-
-class _Adopter:
-    """Serves the tools that hand connections over to a resident relay."""
-
-    __slots__ = ("_log",)
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-
-    def reread(self) -> None:
-        """There is nothing to read."""
-
-    def take(self, configuration: None) -> None:
-        """There is nothing to take."""
-
-    def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
-        """Load what is needed."""
-        import muonsocks.socks.handover  # noqa: F401
-
-    def finish(self) -> None:
-        """There is nothing to leave in order."""
-
-    def serve(self, loop: Loop, sock: socket, peer: Peer) -> Coroutine[Waitable, None, int | Pause]:
-        """Take one connection over, and relay it."""
-        from muonsocks.socks.handover import serve
-
-        return serve(loop, sock, self._log)
-
-    def turn_away(self, loop: Loop, sock: socket) -> Coroutine[Waitable, None, int | Pause]:
-        """Leave one connection to its tool, which can go on at once."""
-        from muonsocks.socks.handover import serve
-
-        return serve(loop, sock, self._log, has_room=False)
 
 
 def _answer_failure(server: Server, log: Log) -> None:

@@ -12,6 +12,7 @@ from muonsocks.errors import UsageError
 from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, listen_with, name_of
 from muonsocks.net.namespaces import enter_network
+from muonsocks.net.passed import strictness
 from muonsocks.socketbox.entrances import Front, Handed
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Inherited
 from muonsocks.tools.command_line import Options, descriptor, packed_address, unix_path
@@ -104,7 +105,8 @@ def add_from_options(sources: Sources, given: Options) -> None:
         hint = "leave -l and -p out, and under systemd -s and -P"
         raise UsageError("connections come from somewhere already", hint)
     if group is not None:
-        sources.registration = Handed(_registration(group))
+        level = strictness(os.environ)
+        sources.registration = Handed(_registration(group), level)
         return
     if fd is not None:
         sources.add_lent(adopt(descriptor(fd, "-s"), "-s"), backlog)

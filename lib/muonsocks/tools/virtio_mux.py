@@ -72,6 +72,7 @@ from muonsocks.mux.places import Place, StandardStreams, UnixSocket, place_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.resident.notify import STATUS_PERIOD, Notifier
+from muonsocks.resident.plan import Capacity, Plan, Service
 from muonsocks.socks.policy import Access, Policy
 from muonsocks.tools import DONE, SYSTEM_FAILED, options
 
@@ -191,7 +192,7 @@ def _guest(given: options.Options, port: list[str], log: Log) -> int:
     return entrance.reside()
 
 
-class _Entrance:
+class _Entrance(Service):
     """Where a guest's clients come in, as a resident program's service."""
 
     __slots__ = ("_given", "_guest", "_host_is_there", "_log", "_place", "_policy")
@@ -245,7 +246,6 @@ class _Entrance:
 
     def reside(self) -> int:
         """Serve all who come."""
-        from muonsocks.resident.plan import Capacity, Plan
         from muonsocks.resident.supervisor import Supervisor
         from muonsocks.tools.listening import listeners, notify_fd
 
