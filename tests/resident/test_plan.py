@@ -19,5 +19,6 @@ def test_a_service_that_is_not_configured() -> None:
     service.take(service.reread())
     service.settle(loop, retired.append)
     service.finish()
+    assert service.state() == ""
     assert not retired and not loop.handlers
     loop.close()

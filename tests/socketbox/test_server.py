@@ -86,7 +86,7 @@ def test_passed_and_not_passed(tmp_path: Path) -> None:
         await bench.loop.sleep(0.1)
         assert client.recv(1) == b""
         client.close()
-        assert bench.box.state == "passed on: 1, after a wait: 1, not passed on: 1"
+        assert bench.box.state() == "passed on: 1, after a wait: 1, not passed on: 1"
 
     log = run(OneAction(ToPath(str(tmp_path / "r")), "-S"), story).log.lines
     assert log[0] == f"passed client=unix local=unix to={tmp_path}/r waited=0.000"

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 class Service:
     """How a resident program is configured, and what it does for each client. Of what stands here
-    it has its own where there is something to do.
+    it has its own where there is something to do. The supervisor gives it the `board` that all
+    workers have in common.
     """
 
-    __slots__ = ()
+    __slots__ = ("board",)
 
+    board: Board
     programs: Programs | None = None  # that it starts, if it does so: then there is one worker
 
     def reread(self) -> Any:
@@ -47,6 +49,10 @@ class Service:
         is in the log, so has the program; if it `cuts`, connections are not given the time of a
         drain.
         """
+
+    def state(self) -> str:
+        """Say in a few words for the status line how it goes, in the supervisor."""
+        return ""
 
     def finish(self) -> None:
         """Leave things in order: the worker has drained and is about to end."""
@@ -88,22 +94,14 @@ class Capacity:
 
 
 class Plan:
-    """How many `workers` there are, with which `capacity`; how long (s) they may `drain`; and, in a
-    few words for the status line, the `state` of what else the service needs, None for nothing.
-    They all have the `board` in common.
+    """How many `workers` there are, the `capacity` of them all, and how long (s) they may `drain`.
+    They have the `board` in common.
     """
 
-    __slots__ = ("board", "capacity", "drain", "state", "workers")
+    __slots__ = ("board", "capacity", "drain", "workers")
 
-    def __init__(
-        self,
-        workers: int,
-        capacity: Capacity,
-        drain: float,
-        state: Callable[[], str] | None = None,
-    ) -> None:
+    def __init__(self, workers: int, capacity: Capacity, drain: float) -> None:
         self.workers = workers
         self.capacity = capacity
         self.drain = drain
-        self.state = state
         self.board = Board(workers)

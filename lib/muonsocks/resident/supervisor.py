@@ -127,6 +127,7 @@ class Supervisor:
         notifier: Notifier,
         log: Log,
     ) -> None:
+        service.board = plan.board
         self._service = service
         self._programs = service.programs
         self._entrances = entrances
@@ -322,9 +323,9 @@ class Supervisor:
     # Signs of life
 
     def _tell_status(self) -> None:
-        board, state = self._board, self._plan.state
+        board, state = self._board, self._service.state()
         self._notifier.status(
-            (f"{state()}; " if state is not None else "")
+            (f"{state}; " if state else "")
             + f"connections: {board.total(OPEN)} open, {board.total(SERVED)} served,"
             f" {board.total(REFUSED)} refused; workers: {len(self._children)}"
         )

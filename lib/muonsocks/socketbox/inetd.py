@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.resident.board import Board
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses of what could not be started, as of a shell
 
@@ -97,10 +96,9 @@ def _credentials(sock: socket) -> dict[bytes, bytes]:
 class Starter(Service):
     """Starts a program for each client, and sees it to its end."""
 
-    __slots__ = ("_descriptors", "_environ", "_log", "_program", "board", "programs")
+    __slots__ = ("_descriptors", "_environ", "_log", "_program", "programs")
 
     programs: Programs
-    board: Board  # that of the worker, which whoever makes the plan gives
 
     def __init__(
         self,

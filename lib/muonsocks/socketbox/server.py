@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.resident.board import Board
     from muonsocks.socketbox.actions import Final
     from muonsocks.socketbox.json_configuration import Slot
     from muonsocks.socketbox.rulebook import Rulebook
@@ -101,14 +100,12 @@ class Box(Service):
         "_sender",
         "_slots",
         "_turn",
-        "board",
     )
 
     _loop: Loop
     _retire: Callable[..., None]
     _room: WaitingRoom
     _sender: socket
-    board: Board  # that of the workers, which whoever makes the plan gives
 
     def __init__(
         self,
@@ -141,7 +138,6 @@ class Box(Service):
         """Whether the end has come because the one descriptor leads nowhere any more."""
         return bool(self._gone[0])
 
-    @property
     def state(self) -> str:
         """How it goes, in a few words."""
         total = self.board.total

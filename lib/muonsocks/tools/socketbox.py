@@ -265,10 +265,7 @@ def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log
             raise UsageError("who registers does so with one process", "leave --workers out")
         workers = 1
     workers = workers or len(os.sched_getaffinity(0))
-    plan = Plan(
-        workers, Capacity(0, each=1), given.seconds("--drain-timeout", 30), lambda: box.state
-    )
-    box.board = plan.board
+    plan = Plan(workers, Capacity(0, each=1), given.seconds("--drain-timeout", 30))
     if given.flag("--daemon"):
         notify = background(log)
     is_well = Supervisor(box, sources.entrances(log), plan, Notifier(notify), log).run()

@@ -71,7 +71,6 @@ def main(arguments: list[str], log: Log) -> int:
     capacity = Capacity(most, given.number("--max-per-source", _MOST), each=1, option="--max")
     drain = given.seconds("--drain-timeout", 30)
     plan = Plan(1, capacity, drain)
-    starter.board = plan.board
     notifier = Notifier(notify_fd(given))
     entrances = _entrances(given, place, log)
     return DONE if Supervisor(starter, entrances, plan, notifier, log).run() else SYSTEM_FAILED

@@ -256,7 +256,6 @@ class _Entrance(Service):
             1,  # a port has room for one
             Capacity(_connections(given), per_source, each=1),
             given.seconds("--drain-timeout", 30),
-            self._state,
         )
         notifier = Notifier(notify_fd(given))
         entrances = listeners(given, self._policy.access.is_limited, log)
@@ -295,7 +294,8 @@ class _Entrance(Service):
     def _note_presence(self, is_there: bool) -> None:
         self._host_is_there[0] = is_there
 
-    def _state(self) -> str:
+    def state(self) -> str:
+        """Say whether the host is there."""
         return f"host: {_presence(self._host_is_there[0])}"
 
     def finish(self) -> None:
