@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from box import Receiver, waiting_room
 from ends import nothing_left_behind
-from places import descriptor_limit
+from places import descriptor_limit, root_only
 
 from muonsocks.net.listen import listen_at
 from muonsocks.net.loop import Loop
+from muonsocks.net.stream import unix_address
 from muonsocks.resident.repeats import MOST
 from muonsocks.socketbox import registry as registry_module
 from muonsocks.socketbox.json_configuration import Slot
@@ -24,8 +25,8 @@ ACCEPTED = b"\x80\0\0\0"
 
 
 class Bench:
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.loop = Loop()
         self.notes: list[str] = []
         self.listener = listen_at(self.path)
@@ -62,9 +63,10 @@ def request(group: int) -> bytes:
     return struct.pack("!BxxxI", 1, group)
 
 
-def run(tmp_path: Path, story: Callable[[Bench], Coroutine[Any, None, None]]) -> Bench:
+def run(place: Path | str, story: Callable[[Bench], Coroutine[Any, None, None]]) -> Bench:
+    """Run a story at a path below a directory, or at an abstract name."""
     with nothing_left_behind():
-        bench = Bench(tmp_path / "ctl")
+        bench = Bench(place if isinstance(place, str) else str(place / "ctl"))
         try:
             bench.loop.run(story(bench))
             bench.registry.close()
@@ -140,6 +142,38 @@ def test_too_many(tmp_path: Path) -> None:
             assert await bench.answer(sock) == ACCEPTED
 
     assert "has 5 connections already" in run(tmp_path, story).notes[0]
+
+
+@root_only()
+def test_too_many_of_others(tmp_path: Path) -> None:
+    """They do not keep those away for whom there are groups; and are few lines in the log."""
+    name = f"@registry-{os.getpid()}"
+
+    def client_of(uid: int) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        os.seteuid(uid)
+        try:
+            sock.connect(unix_address(name))
+        finally:
+            os.seteuid(0)
+        return sock
+
+    async def story(bench: Bench) -> None:
+        others = [client_of(10_000 + number // 4) for number in range(100)]
+        for _ in range(20):
+            with client_of(20_000) as sock:
+                assert await bench.answer(sock) == b""
+        with client_of(os.getuid()) as sock:
+            sock.send(request(0))
+            assert await bench.answer(sock) == ACCEPTED
+        for sock in others:
+            sock.close()
+        await bench.until(lambda: set(bench.registry._open) <= {os.getuid()})
+
+    notes = run(name, story).notes
+    assert notes[0] == "not registered: users who have no group have 100 connections already"
+    assert len(notes) <= 2 * (MOST + 1) + 2
 
 
 def test_the_log_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

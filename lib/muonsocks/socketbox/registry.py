@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from muonsocks.socketbox.waiting_room import WaitingRoom
 
 MOST_OF_A_USER = 5  # connections that are open
-_MOST = 1000  # of all users, which may be many
+_MOST_OF_OTHERS = 100  # of all who have no group, and are told so once they have asked for one
+_OTHERS = -1  # in the place of a user's number
 _PATIENCE = 10.0  # s for a receiver to say what it wants
 _PAUSE = 0.2  # s without looking for others, if this process has no descriptor for them
 _LENGTH = len(REQUEST) + 4  # bytes, with the group
@@ -35,7 +36,7 @@ _LENGTH = len(REQUEST) + 4  # bytes, with the group
 class Registry:
     """Who has registered, by group."""
 
-    __slots__ = ("_loop", "_note", "_open", "_repeats", "_slots", "groups")
+    __slots__ = ("_loop", "_note", "_open", "_repeats", "_slots", "_users", "groups")
 
     def __init__(
         self,
@@ -50,9 +51,10 @@ class Registry:
         """
         self._loop = loop
         self._slots = slots
+        self._users = {slot.uid for slot in slots}
         self._note = note
         self._open: dict[int, int] = {}  # connections by user
-        self._repeats: dict[int, Repeats] = {}  # by user
+        self._repeats: dict[int, Repeats] = {}  # by user; those who have no group are one
         self.groups = [Group(loop, room, number) for number in range(len(slots))]
         for place, listener in enumerate(listeners):
             self._listen(listener, place)
@@ -71,8 +73,8 @@ class Registry:
         sock = socket(fileno=fd)
         uid = _user_of(sock)
         count = self._open.get(uid, 0)
-        if count >= MOST_OF_A_USER or sum(self._open.values()) >= _MOST:
-            self._say(uid, f"not registered: user {uid} has {count} connections already")
+        if why := self._too_many(uid, count):
+            self._say(uid, f"not registered: {why} already")
             sock.close()
             return
         self._open[uid] = count + 1
@@ -89,6 +91,16 @@ class Registry:
             self._register(passage, uid, place),
             lambda error: self._on_failure(uid, error),
         )
+
+    def _too_many(self, uid: int, count: int) -> str:
+        """Say why a user may have no more connections, if that is so."""
+        if count >= MOST_OF_A_USER:
+            return f"user {uid} has {count} connections"
+        if uid not in self._users:
+            others = sum(n for user, n in self._open.items() if user not in self._users)
+            if others >= _MOST_OF_OTHERS:
+                return f"users who have no group have {others} connections"
+        return ""
 
     async def _register(self, passage: Passage, uid: int, place: int) -> None:
         """Hear what one wants, and let it have that or close the connection."""
@@ -132,17 +144,19 @@ class Registry:
 
     def _say(self, uid: int, text: str) -> None:
         """Note something that this user has caused, who may do that as often as it likes."""
-        repeats = self._repeats.get(uid)
+        who = uid if uid in self._users else _OTHERS
+        repeats = self._repeats.get(who)
         if repeats is None:
-            repeats = Repeats(self._loop, lambda more: self._say_how_many(uid, more))
-            self._repeats[uid] = repeats
+            repeats = Repeats(self._loop, lambda more: self._say_how_many(who, more))
+            self._repeats[who] = repeats
         if repeats.may():
             self._note(text)
 
-    def _say_how_many(self, uid: int, more: int) -> None:
-        del self._repeats[uid]
+    def _say_how_many(self, who: int, more: int) -> None:
+        del self._repeats[who]
         if more:
-            self._note(f"user {uid}: {more} more of that in a second")
+            name = "users who have no group" if who == _OTHERS else f"user {who}"
+            self._note(f"{name}: {more} more of that in a second")
 
     def _forget(self, uid: int) -> None:
         self._open[uid] -= 1
