@@ -450,7 +450,9 @@ def too_many_on_their_way() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        os.setresuid(-1, 64321, -1)  # who is root may send as many as it likes
+        # Who is root may send as many as it likes. They are counted by the real user, of whom there
+        # may be other processes.
+        os.setresuid(100_000 + os.getpid(), 100_000 + os.getpid(), 0)
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
             ours.setblocking(False)
@@ -460,7 +462,7 @@ def too_many_on_their_way() -> Iterator[None]:
             assert caught.value.errno == errno.ETOOMANYREFS
             yield
         finally:
-            os.setresuid(-1, 0, -1)
+            os.setresuid(0, 0, 0)
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 

@@ -593,6 +593,7 @@ def test_an_empty_path() -> None:
 )
 @example(["-s", "-s", "--", "--"])
 @example(["-r", "--", "--", "x"])
+@example(["-r", "--", "-s", "--", "-s"])
 def test_what_scripts_give_means_what_docopt_says(arguments: list[str]) -> None:
     quick = send_receive_fd._read(arguments)
     try:

@@ -93,9 +93,7 @@ def _read(arguments: list[str]) -> Options | None:
         return None
     if words[:1] == ["--"]:
         del words[0]
-        if words[:1] == ["--"]:
-            return None
-    elif words and words[0].startswith("-"):
+    if words and words[0].startswith("-"):
         return None
     if option == ["-s"]:
         return Options(values, words) if len(words) == 1 else None
