@@ -127,3 +127,19 @@ def test_a_turn_is_nobodys_once_its_owner_has_died() -> None:
 
     in_child(dies)
     assert entered(room, 1) == [""]
+
+
+def test_a_turn_is_not_waited_for_for_ever() -> None:
+    """Its owner may have been stopped."""
+    room = waiting_room(1, 1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        if (pid := os.fork()) == 0:
+            os.lockf(room._turn, os.F_LOCK, 0)
+            theirs.send(b"x")
+            theirs.recv(1)
+            os._exit(0)
+        assert ours.recv(1) == b"x"
+        assert entered(room, 2) == ["", "1 connections wait already"]
+        ours.send(b"x")
+        os.waitpid(pid, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from fcntl import LOCK_EX, LOCK_NB, lockf
 from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.errors import RemoteProtocolError
@@ -303,9 +304,14 @@ class Worker:
         """Do without an entrance that nobody comes in at any more."""
         if self._draining:
             return
-        if not self._board.total(ENDED):  # the others find that out at the same moment
-            self._board.add(ENDED, 1)
-            self._log.warning(str(end))
+        try:
+            lockf(entrance.fileno(), LOCK_EX | LOCK_NB)  # until it is closed
+        except BlockingIOError:
+            pass  # another worker finds it out at the same moment, and says so
+        else:
+            if not self._board.total(ENDED):
+                self._board.add(ENDED, 1)
+                self._log.warning(str(end))
         self._loop.unregister(entrance.fileno())
         self._entrances.remove(entrance)
         entrance.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from fcntl import LOCK_EX, LOCK_UN, lockf
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
+from os import sched_yield
 
 from muonsocks.resident.board import OWN_OPEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.resident.board import Board
+
+_TRIES = 1000  # of some µs, for a turn that is as short
 
 
 class WaitingRoom:
@@ -52,7 +55,7 @@ class WaitingRoom:
         if most_here is not None and here >= most_here - self.waiting:
             return "this process has no descriptors for more that wait for it"
         board = self._board
-        lockf(self._turn, LOCK_EX)
+        has_turn = self._take_turn()
         try:
             free = self._places - board.total(OWN_OPEN)
             if free <= 0:
@@ -62,8 +65,22 @@ class WaitingRoom:
                 return f"{count} connections wait for it already, with room for {free} more"
             self._count(receiver, 1)
         finally:
-            lockf(self._turn, LOCK_UN)
+            if has_turn:
+                lockf(self._turn, LOCK_UN)
         return ""
+
+    def _take_turn(self) -> bool:
+        """Wait until no other worker looks and counts. Who takes long may have been stopped, and is
+        not waited for.
+        """
+        for _ in range(_TRIES):
+            try:
+                lockf(self._turn, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                sched_yield()
+            else:
+                return True
+        return False
 
     def leave(self, receiver: bytes) -> None:
         """Count one that does not wait any more."""
