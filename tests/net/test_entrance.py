@@ -14,7 +14,7 @@ from places import descriptor_limit, in_child
 from senders import accepted, pass_on
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.net.entrance import Listener, NobodyComes, Receiver
+from muonsocks.net.entrance import Intake, Listener, NobodyComes
 from muonsocks.net.listen import SocketFile, listen_on, receive_at
 
 DATAGRAM = socket.SOCK_DGRAM
@@ -100,13 +100,13 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def receiver(path: str) -> Iterator[Receiver]:
+def receiver(path: str) -> Iterator[Intake]:
     with nothing_left_behind(), closing(receive_at(path)) as sock:
-        yield Receiver(sock, True, SocketFile(path))
+        yield Intake(sock, True, SocketFile(path))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_client_who_is_passed(receiver: Receiver, path: str, host: str) -> None:
+def test_a_client_who_is_passed(receiver: Intake, path: str, host: str) -> None:
     """It is as one that was accepted here."""
     with accepted(host) as (_, conn):
         pass_on(path, conn.fileno())
@@ -119,7 +119,7 @@ def test_a_client_who_is_passed(receiver: Receiver, path: str, host: str) -> Non
         assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
 
 
-def test_who_a_passed_client_is(receiver: Receiver, path: str) -> None:
+def test_who_a_passed_client_is(receiver: Intake, path: str) -> None:
     with accepted() as (client, conn):
         pass_on(path, conn.fileno())
         taken, peer = receiver.take()
@@ -127,7 +127,7 @@ def test_who_a_passed_client_is(receiver: Receiver, path: str) -> None:
         assert peer.text == "{}:{}".format(*client.getsockname())
 
 
-def test_a_client_over_a_unix_socket_is_passed(receiver: Receiver, path: str) -> None:
+def test_a_client_over_a_unix_socket_is_passed(receiver: Intake, path: str) -> None:
     client, conn = socket.socketpair()
     with client, conn:
         pass_on(path, conn.fileno())
@@ -137,7 +137,7 @@ def test_a_client_over_a_unix_socket_is_passed(receiver: Receiver, path: str) ->
             assert not os.get_blocking(taken.fileno())
 
 
-def test_a_passed_client_who_has_gone(receiver: Receiver, path: str) -> None:
+def test_a_passed_client_who_has_gone(receiver: Intake, path: str) -> None:
     """Has reset the connection, and so it is none."""
     with accepted() as (client, conn):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -147,7 +147,7 @@ def test_a_passed_client_who_has_gone(receiver: Receiver, path: str) -> None:
             receiver.take()
 
 
-def test_what_is_passed_and_is_no_client(receiver: Receiver, path: str) -> None:
+def test_what_is_passed_and_is_no_client(receiver: Intake, path: str) -> None:
     with socket.socket() as fresh, socket.create_server(("127.0.0.1", 0)) as listening:
         with open("/dev/null") as file, socket.socket(type=socket.SOCK_DGRAM) as udp:
             wrong = [(), (file.fileno(),), (udp.fileno(),), (listening.fileno(),)]
@@ -169,13 +169,13 @@ def test_how_strict_a_receiver_is(path: str) -> None:
         udp.connect(("127.0.0.1", 9))
         pass_on(path, udp.fileno())
         with pytest.raises(RemoteProtocolError, match="no stream"):
-            Receiver(sock, True, strictness=1).take()
+            Intake(sock, True, strictness=1).take()
         pass_on(path, udp.fileno())
         with pytest.raises(RemoteProtocolError, match="of no use"):
-            Receiver(sock, True, strictness=0).take()
+            Intake(sock, True, strictness=0).take()
 
 
-def test_none_is_lost_for_want_of_descriptors(receiver: Receiver, path: str) -> None:
+def test_none_is_lost_for_want_of_descriptors(receiver: Intake, path: str) -> None:
     def check() -> None:
         with accepted() as (client, conn):
             pass_on(path, conn.fileno())
@@ -190,7 +190,7 @@ def test_none_is_lost_for_want_of_descriptors(receiver: Receiver, path: str) -> 
     in_child(check)
 
 
-def test_a_receiver_that_is_shut(receiver: Receiver, path: str) -> None:
+def test_a_receiver_that_is_shut(receiver: Intake, path: str) -> None:
     """Who has come is taken in, and nobody else can come."""
     with accepted() as (_, conn), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.connect(path)
@@ -207,7 +207,7 @@ def test_a_receiver_that_is_shut(receiver: Receiver, path: str) -> None:
 
 def test_a_receiver_of_systemd_is_not_shut(path: str) -> None:
     with closing(receive_at(path)) as sock, accepted() as (_, conn):
-        receiver = Receiver(sock, is_ours=False)
+        receiver = Intake(sock, is_ours=False)
         receiver.shut()
         assert not receiver.waits_for_nobody_else
         assert os.path.exists(path)
@@ -219,7 +219,7 @@ def test_who_passes_clients_on_has_gone() -> None:
     """Over a connection there is an end; what has come before it comes first."""
     server, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with closing(ours), accepted() as (_, conn):
-        receiver = Receiver(ours, is_ours=True)
+        receiver = Intake(ours, is_ours=True)
         with server:
             socket.send_fds(server, [b"\3\0\0\0"], [conn.fileno()])
         receiver.take()[0].close()

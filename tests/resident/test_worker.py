@@ -15,7 +15,7 @@ from places import in_child
 from senders import Front, pass_on
 
 from muonsocks.net import pipes
-from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.entrance import Intake, Listener
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import SocketFile, listen_on, receive_at
 from muonsocks.net.loop import Loop
@@ -788,7 +788,7 @@ def run_receiver(
     loop, board, log = Loop(), Board(1), Lines()
     retired: list[bool] = []
     sock = receive_at(path)
-    receiver = Receiver(sock, True, SocketFile(path))
+    receiver = Intake(sock, True, SocketFile(path))
     worker = Worker(
         loop, [receiver], Echo(), capacity, board, log, lambda for_good: retired.append(for_good)
     )
@@ -859,7 +859,7 @@ def test_the_end_of_all_entrances(busy: int) -> None:
     loop, board, log = Loop(), Board(4), Lines()  # it has more than its share
     retired: list[bool] = []
     server, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    receiver = Receiver(ours, is_ours=True)
+    receiver = Intake(ours, is_ours=True)
     worker = Worker(
         loop, [receiver], Echo(), Capacity(0), board, log, lambda for_good: retired.append(for_good)
     )
@@ -895,7 +895,7 @@ def test_an_entrance_that_ends_is_not_the_end_of_others() -> None:
 
     async def story(bench: Bench) -> None:
         bench.worker._stop_accepting()
-        bench.worker._entrances.append(Receiver(ours, is_ours=True))
+        bench.worker._entrances.append(Intake(ours, is_ours=True))
         bench.worker._retire = lambda for_good: retired.append(for_good)
         bench.worker.start()
         server.close()

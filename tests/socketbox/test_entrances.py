@@ -19,7 +19,7 @@ from muonsocks.socketbox.connection import (
     REMOTE_ADDRESS,
     REMOTE_PORT,
 )
-from muonsocks.socketbox.entrances import Arrival, AsTheyCome, Front, Handed
+from muonsocks.socketbox.entrances import Arrival, AsTheyCome, NumberedListener, Upstream
 
 
 def seen(sock: socket.socket, arrival: Arrival) -> tuple[str, int, str, int, int]:
@@ -40,7 +40,7 @@ def test_a_connection(host: str) -> None:
     with socket.create_server((host, 0), family=family, dualstack_ipv6=both) as listener:
         listener.setblocking(False)
         with socket.create_connection(listener.getsockname()[:2]) as client:
-            sock, arrival = Front(listener, 3).take()
+            sock, arrival = NumberedListener(listener, 3).take()
             with closing(sock):
                 us, port = client.getsockname()[:2]
                 plain = host.removeprefix("::ffff:")
@@ -55,7 +55,7 @@ def test_a_connection(host: str) -> None:
                 assert not os.get_inheritable(sock.fileno())
                 assert sock.gettimeout() is None
                 with pytest.raises(BlockingIOError):
-                    Front(listener).take()
+                    NumberedListener(listener).take()
 
 
 def test_the_file_of_a_socket(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_file_of_a_socket(tmp_path: Path) -> None:
             listener.bind(str(path))
             listener.listen()
             listener.setblocking(False)
-            front = Front(listener, 0, SocketFile(str(path)))
+            front = NumberedListener(listener, 0, SocketFile(str(path)))
             if directory == "not there":
                 path.unlink()
                 path.parent.rmdir()
@@ -82,7 +82,7 @@ def test_a_connection_over_a_unix_socket(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         client.connect(str(tmp_path / "s"))
-        sock, arrival = Front(listener, 1).take()
+        sock, arrival = NumberedListener(listener, 1).take()
         with closing(sock):
             assert seen(sock, arrival) == ("::", 0, "::", 0, 1)
             assert (arrival.text, arrival.address) == ("unix", None)
@@ -94,7 +94,7 @@ def test_a_client_that_has_gone() -> None:
         with socket.create_connection(listener.getsockname()) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             name = client.getsockname()
-        sock, arrival = Front(listener).take()
+        sock, arrival = NumberedListener(listener).take()
         with closing(sock):
             assert seen(sock, arrival)[2:4] == name
 
@@ -129,7 +129,7 @@ def test_where_anything_may_be_passed(tmp_path: Path) -> None:
 def test_what_another_one_passes() -> None:
     """As it is; what is no connection is dropped, and its end is told."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    handed = Handed(ours)
+    handed = Upstream(ours)
     with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
         with socket.create_connection(listener.getsockname()) as client:
             accepted, _ = listener.accept()
@@ -153,7 +153,7 @@ def test_what_another_one_passes() -> None:
                 socket.send_fds(theirs, [b"\3\0\0\0"], [file.fileno()])
             with pytest.raises(RemoteProtocolError, match="no socket"):
                 handed.take()
-            sock, arrival = Handed(ours, 0).take()
+            sock, arrival = Upstream(ours, 0).take()
             with closing(sock):
                 assert seen(sock, arrival) == ("::", 0, "::", 0, 0)
         theirs.close()

@@ -15,14 +15,14 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.task import Task, Waitable
 from muonsocks.socketbox.destination import ToAddress, ToUnixSocket
 from muonsocks.socketbox.proxy_header import version_1
-from muonsocks.socketbox.relay import Errand, Relayer
+from muonsocks.socketbox.relay import Forwarding, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
 
 LOOPBACK = socket.inet_aton("127.0.0.1")
 
 
-def relay(errand: Errand, sock: socket.socket, allow_local: bool = True) -> list[str]:
+def relay(forwarding: Forwarding, sock: socket.socket, allow_local: bool = True) -> list[str]:
     """Have a connection relayed to its end, and give the log."""
     loop, log, ends = Loop(), Lines(), list[object]()
     policy = Policy(Access(), Rules((), allow_local), Dialler(), Limits())
@@ -35,7 +35,7 @@ def relay(errand: Errand, sock: socket.socket, allow_local: bool = True) -> list
 
     async def story() -> None:
         with loop.deadline(PATIENCE):
-            work = Relayer(errand, policy, log).serve(loop, sock, peer_of(sock, {}))
+            work = Relayer(forwarding, policy, log).serve(loop, sock, peer_of(sock, {}))
             Task(loop, work, end, end).step()
             if not ends:
                 await over
@@ -58,11 +58,11 @@ def test_the_header_comes_first() -> None:
         client.shutdown(socket.SHUT_WR)
         taken = passed.dup()
         passed.close()
-        lines = relay_with_far(Errand(to(far), version_1), taken, far)
+        lines = relay_with_far(Forwarding(to(far), version_1), taken, far)
         assert lines[0] == f"PROXY TCP4 127.0.0.1 127.0.0.1 {here} {there}\r\nping".encode()
 
 
-def relay_with_far(errand: Errand, sock: socket.socket, far: socket.socket) -> list[object]:
+def relay_with_far(forwarding: Forwarding, sock: socket.socket, far: socket.socket) -> list[object]:
     """The same where the far end reads all, and says no more."""
 
     def read() -> bytes:
@@ -73,21 +73,21 @@ def relay_with_far(errand: Errand, sock: socket.socket, far: socket.socket) -> l
 
     with ThreadPoolExecutor(1) as threads:
         reading = threads.submit(read)
-        log = relay(errand, sock)
+        log = relay(forwarding, sock)
         return [reading.result(), *log]
 
 
 def test_who_has_gone_before_it_is_known_who_it_is() -> None:
     """The far end has been connected to by then, and is told by an end."""
     with nothing_left_behind(), listener() as far:
-        said, last = relay_with_far(Errand(to(far), version_1), socket.socket(), far)
+        said, last = relay_with_far(Forwarding(to(far), version_1), socket.socket(), far)
         assert said == b""
         assert "client=gone " in str(last) and " end=client-lost " in str(last)
 
 
 def test_where_nothing_is_said_first() -> None:
     with nothing_left_behind(), listener() as far:
-        said, connected, closed = relay_with_far(Errand(to(far), None), socketpair_end(), far)
+        said, connected, closed = relay_with_far(Forwarding(to(far), None), socketpair_end(), far)
         assert said == b"ping"
         port = far.getsockname()[1]
         there = f"127.0.0.1:{port}"
@@ -106,7 +106,7 @@ def socketpair_end() -> socket.socket:
 def test_a_path_that_is_not_there(tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "no where")
     with nothing_left_behind():
-        [line] = relay(Errand(ToUnixSocket(path), None), socketpair_end())
+        [line] = relay(Forwarding(ToUnixSocket(path), None), socketpair_end())
     escaped = path.replace(" ", "\\x20")
     assert f"target=unix:{escaped} " in line and " end=dial-failed " in line
 
@@ -120,5 +120,5 @@ def test_a_path_that_is_not_there(tmp_path: os.PathLike[str]) -> None:
 )
 def test_where_it_may_not_go(destination: ToAddress, why: str) -> None:
     with nothing_left_behind():
-        [line] = relay(Errand(destination, None), socketpair_end(), allow_local=False)
+        [line] = relay(Forwarding(destination, None), socketpair_end(), allow_local=False)
     assert line.endswith(f'end=refused-by-rule detail="{why}"')

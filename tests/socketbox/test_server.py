@@ -21,17 +21,17 @@ from muonsocks.socketbox import server
 from muonsocks.socketbox.actions import ToDescriptor, ToPath
 from muonsocks.socketbox.entrances import Arrival
 from muonsocks.socketbox.rulebook import File, OneAction
-from muonsocks.socketbox.server import Box, Manner
+from muonsocks.socketbox.server import Box, PassingOptions
 
 
 class Bench:
     """A box that passes on what the test says has come."""
 
-    def __init__(self, book: Any, manner: Manner) -> None:
+    def __init__(self, book: Any, passing: PassingOptions) -> None:
         self.loop = Loop()
         self.log = Lines()
         self.retired: list[bool] = []
-        self.box = Box(book, manner, self.log)
+        self.box = Box(book, passing, self.log)
         self.box.board = Board(1)
         # It is this process that would give up privileges.
         gain, server.gain_no_privileges = server.gain_no_privileges, lambda: None  # type: ignore[attr-defined]
@@ -62,11 +62,11 @@ class Bench:
 
 
 def run(book: Any, story: Callable[[Bench], Coroutine[Any, None, None]], **changes: Any) -> Bench:
-    manner = Manner(0.02, 100)
+    passing = PassingOptions(0.02, 100)
     for name, value in changes.items():
-        setattr(manner, name, value)
+        setattr(passing, name, value)
     with nothing_left_behind():
-        bench = Bench(book, manner)
+        bench = Bench(book, passing)
         bench.loop.run(story(bench))
         bench.box.finish()
         assert bench.loop.handlers == {}
@@ -235,4 +235,4 @@ def test_rules_are_passed_to_workers(tmp_path: Path) -> None:
 
 def test_rules_that_are_no_good(tmp_path: Path) -> None:
     with nothing_left_behind(), pytest.raises(FileNotFoundError):
-        Box(File(str(tmp_path / "none")), Manner(1, 1), Lines())
+        Box(File(str(tmp_path / "none")), PassingOptions(1, 1), Lines())

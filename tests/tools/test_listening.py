@@ -12,7 +12,7 @@ from ends import Lines, nothing_left_behind
 from senders import accepted, pass_on
 
 from muonsocks.errors import UsageError
-from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.entrance import Intake, Listener
 from muonsocks.socketbox.entrances import AsTheyCome
 from muonsocks.tools import listening
 from muonsocks.tools.command_line import Options
@@ -161,8 +161,8 @@ def test_who_may_pass(log: Lines, tmp_path: Path) -> None:
     receiver.close()
 
 
-@pytest.mark.parametrize(("kind", "blocks"), [(Receiver, False), (AsTheyCome, True)])
-def test_how_they_are_taken(log: Lines, tmp_path: Path, kind: type[Receiver], blocks: bool) -> None:
+@pytest.mark.parametrize(("kind", "blocks"), [(Intake, False), (AsTheyCome, True)])
+def test_how_they_are_taken(log: Lines, tmp_path: Path, kind: type[Intake], blocks: bool) -> None:
     path = str(tmp_path / "r")
     receiver = receiver_at(path, kind)
     with accepted() as (_, conn):

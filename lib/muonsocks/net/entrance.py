@@ -103,7 +103,7 @@ class Passed(Peer):
         return cls(peer.text, peer.address)
 
 
-class Receiver:
+class Intake:
     """A unix socket that connections come to which another program has accepted, and passes on:
     one for datagrams, or a connection of messages.
 

@@ -10,7 +10,7 @@ from stat import S_ISSOCK
 
 from muonsocks.address import parse_address
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.net.entrance import Listener, Passed, Receiver
+from muonsocks.net.entrance import Intake, Listener, Passed
 from muonsocks.net.inherit import Peer
 from muonsocks.net.passed import connection_of
 from muonsocks.socketbox.connection import Connection
@@ -50,7 +50,7 @@ class Arrival(Peer):
         return Connection(local, port, self.address, self._name[1], self.listener)
 
 
-class Front(Listener):
+class NumberedListener(Listener):
     """A socket that listens for others: who accepts there gives the connection away, and so it
     blocks, as it would if they had accepted it.
     """
@@ -98,7 +98,7 @@ class NoSocket:
             close(fd)
 
 
-class AsTheyCome(Receiver):
+class AsTheyCome(Intake):
     """Where connections come in that are for others, and left as they are."""
 
     __slots__ = ()
@@ -110,7 +110,7 @@ class AsTheyCome(Receiver):
         return sock, Passed.of(sock)
 
 
-class Handed(AsTheyCome):
+class Upstream(AsTheyCome):
     """A connection to another socketbox, where we have registered: what comes is passed on."""
 
     __slots__ = ()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _NOWHERE = Endpoint("0.0.0.0", 0)
 
 
-class Errand:
+class Forwarding:
     """Where connections are relayed to, and what is said there first: the `header` of a client's
     endpoint and the one that it has come to.
     """
@@ -45,29 +45,31 @@ class Errand:
 class ForwardSession(Session):
     """One connection on its way. Its client says nothing about where it goes, and gets no reply."""
 
-    __slots__ = ("_errand",)
+    __slots__ = ("_forwarding",)
 
-    def __init__(self, client: Stream, peer: Peer, errand: Errand, policy: Policy, log: Log):
+    def __init__(
+        self, client: Stream, peer: Peer, forwarding: Forwarding, policy: Policy, log: Log
+    ):
         super().__init__(client, peer, policy, log)
-        self._errand = errand
+        self._forwarding = forwarding
 
     async def _story(self) -> Relay | None:
         return await self.fulfil(None, Request(Command.CONNECT, _NOWHERE), reach=self._reach)
 
     async def _reach(self) -> Stream:
         """Connect, and say who comes."""
-        errand, sock = self._errand, self._client.socket
+        forwarding, sock = self._forwarding, self._client.socket
         local = _endpoint(sock, sock.getsockname)
-        destination = errand.destination.of(local)
+        destination = forwarding.destination.of(local)
         if isinstance(destination, str):
             self.target = f"unix:{quoted(destination)}"
             far = await dial_unix(self.loop, destination, self._policy.dialler.connect_timeout)
         else:
             self.target = str(destination)
             far = await self._dial(destination)
-        if errand.header is not None:
+        if forwarding.header is not None:
             try:
-                await far.send(errand.header(_peer_endpoint(sock), local))
+                await far.send(forwarding.header(_peer_endpoint(sock), local))
             except BaseException:
                 far.close()
                 raise
@@ -88,14 +90,14 @@ def _endpoint(sock: socket, name: Callable[[], tuple[str, int]]) -> Endpoint | N
 class Relayer(Service):
     """Relays all connections that come."""
 
-    __slots__ = ("_errand", "_log", "_policy")
+    __slots__ = ("_forwarding", "_log", "_policy")
 
-    def __init__(self, errand: Errand, policy: Policy, log: Log) -> None:
-        self._errand = errand
+    def __init__(self, forwarding: Forwarding, policy: Policy, log: Log) -> None:
+        self._forwarding = forwarding
         self._policy = policy
         self._log = log
 
     async def serve(self, loop: Loop, sock: socket, peer: Peer) -> int | Pause:
         """Relay one connection."""
         client = Stream.of_client(loop, sock, peer)
-        return await ForwardSession(client, peer, self._errand, self._policy, self._log).run()
+        return await ForwardSession(client, peer, self._forwarding, self._policy, self._log).run()

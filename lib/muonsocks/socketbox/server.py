@@ -47,7 +47,7 @@ _WAITED, _NOT_PASSED = FIRST_OWN, SECOND_OWN  # connections, on the board
 _MOST_RECEIVERS = 1024  # that are remembered though nobody waits for them
 
 
-class Manner:
+class PassingOptions:
     """How connections are passed on.
 
     `identity`, `root`: as whom, and inside which directory. `substitutes`: a path has the local
@@ -90,8 +90,8 @@ class Box(Service):
         "_gone",
         "_log",
         "_loop",
-        "_manner",
         "_over",
+        "_passing",
         "_registry",
         "_retire",
         "_room",
@@ -110,7 +110,7 @@ class Box(Service):
     def __init__(
         self,
         rulebook: Rulebook,
-        manner: Manner,
+        passing: PassingOptions,
         log: Log,
         slots: Sequence[Slot] = (),
         control: Sequence[socket] = (),
@@ -120,7 +120,7 @@ class Box(Service):
         With `slots` receivers register for these groups at the `control` sockets, which listen.
         """
         self._rulebook = rulebook
-        self._manner = manner
+        self._passing = passing
         self._log = log
         self._slots = slots
         self._control = control
@@ -158,18 +158,18 @@ class Box(Service):
 
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Get what sends, and give up privileges."""
-        manner = self._manner
+        passing = self._passing
         self._loop = loop
         self._retire = retire
         self._room = WaitingRoom(
-            manner.patience,
-            manner.most_waiting,
+            passing.patience,
+            passing.most_waiting,
             self.board,
             self._turn,
-            None if manner.has_one_receiver else descriptors_left() // 2,
+            None if passing.has_one_receiver else descriptors_left() // 2,
         )
         self._sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
-        give_up(manner.identity, manner.root)
+        give_up(passing.identity, passing.root)
         gain_no_privileges()
         if self._control:
             self._registry = Registry(loop, self._room, self._slots, self._control, self._log.info)
@@ -206,13 +206,13 @@ class Box(Service):
 
         It waits no longer for all of them than for one.
         """
-        if self._manner.clears_transparent:
+        if self._passing.clears_transparent:
             try:
                 clear_transparent(sock)
             except OSError as error:
                 return None, f"it stays transparent: {error.strerror}"
         reasons: list[str] = []
-        for decision in self._rules.receivers(connection, self._manner.substitutes):
+        for decision in self._rules.receivers(connection, self._passing.substitutes):
             action = decision.action
             if isinstance(action, Fail):
                 break
@@ -272,7 +272,7 @@ class Box(Service):
         return there
 
     def _new_over(self, number: int) -> OverSocket:
-        if number not in self._manner.inherited:
+        if number not in self._passing.inherited:
             raise Refused("no such descriptor was open at the start")
         try:
             sock = socket(fileno=number)
@@ -287,7 +287,7 @@ class Box(Service):
     def _look_after(self, number: int) -> None:
         """End, if the receiver that all depends on has gone."""
         over = self._over.get(number)
-        if number == self._manner.ends_with and over is not None and over.has_gone:
+        if number == self._passing.ends_with and over is not None and over.has_gone:
             if not self._gone[0]:
                 self._gone[0] = 1
                 self._log.error(f"descriptor {number} leads nowhere any more: this is the end")

@@ -10,7 +10,7 @@ from _socket import SOCK_DGRAM, SOCK_STREAM
 from fcntl import F_GETFL, fcntl
 
 from muonsocks.errors import UsageError
-from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.entrance import Intake, Listener
 from muonsocks.net.listen import (
     SocketFile,
     inherited,
@@ -70,7 +70,7 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
         raise UsageError("-p is for -i, where there is --receive", "give -i too, or leave it out")
     sockets = [sock for sock in passed if sock.type == SOCK_STREAM]
     receivers: list[Entrance] = [
-        Receiver(sock, is_ours=False) for sock in passed if sock.type == SOCK_DGRAM
+        Intake(sock, is_ours=False) for sock in passed if sock.type == SOCK_DGRAM
     ]
     names = [f"{name_of(sock)} (passed on)" for sock in passed if sock.type == SOCK_DGRAM]
     if not passed:
@@ -97,7 +97,11 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
 
 
 def receivers_at(
-    place: str, what: str, log: Log, kind: type[Receiver] = Receiver, strictness: int = 2
+    place: str,
+    what: str,
+    log: Log,
+    kind: type[Intake] = Intake,
+    strictness: int = 2,
 ) -> list[Entrance]:
     """Receive at a path, or at the sockets of systemd if the `place` is "systemd", and log where.
 
@@ -116,8 +120,12 @@ def receivers_at(
 
 
 def registered(
-    control: str, group: str, log: Log, kind: type[Receiver] = Receiver, strictness: int = 2
-) -> Receiver:
+    control: str,
+    group: str,
+    log: Log,
+    kind: type[Intake] = Intake,
+    strictness: int = 2,
+) -> Intake:
     """Register as a group with the server whose control socket is given. OSError that says why."""
     sock = register_as(group, control, "--register")
     log.info(f"registered as group {int(group)} at unix:{control}")
@@ -135,8 +143,8 @@ def register_as(group: str, control: str, what: str) -> socket:
     return register(control, number, _PATIENCE)
 
 
-def receiver_at(path: str, kind: type[Receiver] = Receiver, strictness: int = 2) -> Receiver:
-    """Receive at a path, as `net.listen.receive_at` and `Receiver` do. OSError that says where."""
+def receiver_at(path: str, kind: type[Intake] = Intake, strictness: int = 2) -> Intake:
+    """Receive at a path, as `net.listen.receive_at` and `Intake` do. OSError that says where."""
     try:
         sock = receive_at(path)
     except OSError as error:

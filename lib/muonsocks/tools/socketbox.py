@@ -74,7 +74,7 @@ from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socketbox.actions import ToDescriptor, ToPath
 from muonsocks.socketbox.explain import counted, explain, read_connection
 from muonsocks.socketbox.rulebook import Document, File, OneAction
-from muonsocks.socketbox.server import Box, Manner
+from muonsocks.socketbox.server import Box, PassingOptions
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.background import background
 from muonsocks.tools.command_line import Options, descriptor, parse, unix_path
@@ -238,26 +238,26 @@ def _named(path: str) -> str:
 
 def _serve(given: Options, sources: Sources, inherited: frozenset[int], log: Log) -> int:
     rulebook = _rulebook(given)
-    manner = Manner(
+    passing = PassingOptions(
         given.seconds("--queue-timeout", 5), given.number("--max-waiting", 1 << 20, 1024)
     )
-    manner.substitutes = given.flag("--substitute")
-    manner.has_one_receiver = isinstance(rulebook, OneAction) and not manner.substitutes
-    manner.clears_transparent = given.flag("--clear-transparent")
+    passing.substitutes = given.flag("--substitute")
+    passing.has_one_receiver = isinstance(rulebook, OneAction) and not passing.substitutes
+    passing.clears_transparent = given.flag("--clear-transparent")
     fd = given.text("--send-over")
     if fd is not None:
-        manner.ends_with = descriptor(fd, "-i")
+        passing.ends_with = descriptor(fd, "-i")
     notify = notify_fd(given)
-    manner.inherited = inherited - {notify}  # which is closed once it has been told
+    passing.inherited = inherited - {notify}  # which is closed once it has been told
     if given.flag("--daemon") and notify is not None:
         raise UsageError("-d and --notify-fd exclude each other", "-d ends once it serves")
     if isinstance(rulebook, Document):
-        manner.identity, manner.root = by_json(rulebook.configuration.daemon, log)
+        passing.identity, passing.root = by_json(rulebook.configuration.daemon, log)
         add_from_json(sources, rulebook.configuration)
-        box = Box(rulebook, manner, log, rulebook.configuration.slots, sources.control)
+        box = Box(rulebook, passing, log, rulebook.configuration.slots, sources.control)
     else:
-        manner.identity, manner.root = by_options(given, log)
-        box = Box(rulebook, manner, log)  # first: with wrong rules nobody is to come
+        passing.identity, passing.root = by_options(given, log)
+        box = Box(rulebook, passing, log)  # first: with wrong rules nobody is to come
         add_from_options(sources, given)
     workers = given.number("--workers", 1024)
     if sources.is_for_one_worker:

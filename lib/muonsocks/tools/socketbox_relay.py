@@ -64,7 +64,7 @@ from errno import EINVAL
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.dial import Dialler
-from muonsocks.net.entrance import Listener, Receiver
+from muonsocks.net.entrance import Intake, Listener
 from muonsocks.net.listen import clients_come_to, inherited, listen_with, name_of
 from muonsocks.net.passed import strictness
 from muonsocks.net.stream import is_tcp, prepare_tcp
@@ -73,7 +73,7 @@ from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socketbox.destination import ToAddress, ToUnixSocket, Translation
 from muonsocks.socketbox.proxy_header import version_1, version_2
-from muonsocks.socketbox.relay import Errand, Relayer
+from muonsocks.socketbox.relay import Forwarding, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
 from muonsocks.tools import DONE, SYSTEM_FAILED
@@ -112,7 +112,7 @@ def main(arguments: list[str], log: Log) -> int:
             half_close=given.seconds("--half-close-timeout", 120),
         ),
     )
-    relayer = Relayer(_errand(given, log), policy, log)
+    relayer = Relayer(_forwarding(given, log), policy, log)
     plan = Plan(
         given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
         Capacity(
@@ -156,7 +156,7 @@ def _entrances(given: Options, fd: int | None, log: Log) -> list[Entrance]:
     names = ", ".join(map(name_of, sockets))
     if given.flag("-e"):
         log.info(f"receiving at {names}")
-        return [Receiver(sock, is_ours=False, strictness=level) for sock in sockets]
+        return [Intake(sock, is_ours=False, strictness=level) for sock in sockets]
     log.info(f"listening on {names}")
     return [Listener(sock) for sock in sockets]
 
@@ -202,7 +202,7 @@ def _socket(fd: int, what: str) -> socket:
 # Where they go
 
 
-def _errand(given: Options, log: Log) -> Errand:
+def _forwarding(given: Options, log: Log) -> Forwarding:
     translation = _translation(given)
     path = given.text("--unix")
     version = given.text("--proxy-protocol")
@@ -212,12 +212,12 @@ def _errand(given: Options, log: Log) -> Errand:
     if path is None:
         if given.flag("-i") and header is None:
             header = version_1
-        return Errand(_to_address(given, translation), header)
+        return Forwarding(_to_address(given, translation), header)
     suffix = _SUFFIX if translation is not None else ""
     unix_path(path + suffix if path else path, "-u")
     if given.flag("-i"):
         log.warning("-i is for addresses; --proxy-protocol=1 says it to a unix socket, too")
-    return Errand(ToUnixSocket(path, translation), header)
+    return Forwarding(ToUnixSocket(path, translation), header)
 
 
 def _to_address(given: Options, translation: Translation | None) -> ToAddress:

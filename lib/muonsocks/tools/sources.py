@@ -13,7 +13,7 @@ from muonsocks.net.front import BindOptions, adopt, bind_front
 from muonsocks.net.listen import SocketFile, inherited, listen_at, listen_with, name_of
 from muonsocks.net.namespaces import enter_network
 from muonsocks.net.passed import strictness
-from muonsocks.socketbox.entrances import Front, Handed
+from muonsocks.socketbox.entrances import NumberedListener, Upstream
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Inherited
 from muonsocks.tools.command_line import Options, descriptor, packed_address, unix_path
 from muonsocks.tools.environment import port_number
@@ -37,7 +37,7 @@ class Sources:
         self._backlogs: list[int | None] = []  # None: it listens already
         self._places: list[SocketFile | None] = []
         self.control: list[socket] = []
-        self.registration: Handed | None = None
+        self.registration: Upstream | None = None
         self._files: list[SocketFile] = []
         self._lent: list[int] = []  # sockets that block for others who may have them
 
@@ -87,7 +87,7 @@ class Sources:
             if backlog is not None:
                 listen_with(sock, backlog)
             sock.setblocking(False)
-            found.append(Front(sock, number, file))
+            found.append(NumberedListener(sock, number, file))
         names = ", ".join(map(name_of, self.sockets))
         log.info(f"listening on {names}", {"listen": names})
         return found
@@ -106,7 +106,7 @@ def add_from_options(sources: Sources, given: Options) -> None:
         raise UsageError("connections come from somewhere already", hint)
     if group is not None:
         level = strictness(os.environ)
-        sources.registration = Handed(_registration(group), level)
+        sources.registration = Upstream(_registration(group), level)
         return
     if fd is not None:
         sources.add_lent(adopt(descriptor(fd, "-s"), "-s"), backlog)
