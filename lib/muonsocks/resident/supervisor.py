@@ -30,6 +30,7 @@ from muonsocks.net.signals import Signals
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
 from muonsocks.resident.board import CUT, OPEN, REFUSED, SERVED
+from muonsocks.resident.child import Child
 from muonsocks.resident.notify import STATUS_PERIOD, Notifier
 from muonsocks.resident.process import (
     CUT_NOW,
@@ -39,8 +40,6 @@ from muonsocks.resident.process import (
     HAS_SAID_WHY,
     MEANT_FOR_ALL,
     NOTHING_LEFT,
-    READY,
-    TAKE,
     Process,
     take_order,
 )
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
     from muonsocks.log import Log
     from muonsocks.net.entrance import Entrance
-    from muonsocks.net.task import Task
     from muonsocks.resident.plan import Plan, Service
 
 _HANDLED = (*MEANT_FOR_ALL, SIGCHLD)
@@ -60,38 +58,6 @@ _SHORT_LIFE = 1.0  # s; a worker that ends younger is replaced with a delay
 _LONGEST_DELAY = 30.0  # s
 _GRACE = 5.0  # s more than a drain may take, then the worker does not answer and is killed
 _LATE = 4  # intervals without a sign of life after which a worker is given up
-
-
-class _Child:
-    """A worker as its supervisor sees it."""
-
-    __slots__ = (
-        "channel",
-        "has_hung",
-        "news",
-        "number",
-        "orders",
-        "pid",
-        "ready",
-        "started",
-        "task",
-    )
-
-    task: Task
-
-    def __init__(self, number: int, pid: int, channel: Stream) -> None:
-        self.number = number
-        self.pid = pid
-        self.channel = channel
-        self.orders = Mailbox()
-        self.news = b""  # the order to take configuration, in which only the last one counts
-        self.ready = False
-        self.has_hung = False
-        self.started = monotonic()
-
-
-class _Gone(BaseException):
-    """The worker that was to be attended to has ended."""
 
 
 class Supervisor:
@@ -135,7 +101,7 @@ class Supervisor:
         self._notifier = notifier
         self._log = log
         self._board = plan.board
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, Child] = {}
         self._delays = [0.0] * plan.workers  # until a worker is replaced
         self._failed = False  # a worker could not even start, or has given up
         self._checked = 0.0  # when it was last seen to that workers are alive
@@ -188,7 +154,7 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         """Say that clients can come, once all workers are ready for the first time."""
-        if self._is_up or self._stops or not all(one.ready for one in self._children.values()):
+        if self._is_up or self._stops or not all(one.is_ready for one in self._children.values()):
             return
         if len(self._children) < self._plan.workers:
             for number in range(1, self._plan.workers):
@@ -227,9 +193,7 @@ class Supervisor:
             self._service.take(configuration)  # for workers to come
             order = take_order(configuration)
             for child in self._children.values():
-                waits, child.news = bool(child.news), order
-                if not waits:
-                    child.orders.post(TAKE)
+                child.have_take(order)
             self._log.info("reloaded")
         if self._is_up:
             self._notifier.ready()
@@ -255,7 +219,7 @@ class Supervisor:
         for entrance in entrances:
             entrance.shut()  # before the workers are told: then who is in there is the last
         for child in self._children.values():
-            child.orders.post(order)
+            child.tell(order)
         for entrance in entrances:
             entrance.close()
 
@@ -273,14 +237,12 @@ class Supervisor:
             _, status = os.waitpid(pid, 0)
             child = self._children.pop(pid, None)
             if child is not None:  # else it was left by a worker, or by a program
-                if not child.task.is_over:
-                    child.task.interrupt(_Gone())
-                child.channel.close()
+                child.bury()
                 workers.append((child, os.waitstatus_to_exitcode(status)))
         for worker in workers:
             self._bury(*worker)
 
-    def _bury(self, child: _Child, code: int) -> None:
+    def _bury(self, child: Child, code: int) -> None:
         """Note the end of a worker, with this exit status or minus a signal, and replace it."""
         lost = self._board.clear(child.number)
         if code in (NOTHING_LEFT, GIVEN_UP):
@@ -288,7 +250,7 @@ class Supervisor:
                 self._failed = code == GIVEN_UP
                 self._finish()
             return
-        if code and (child.ready or code != HAS_SAID_WHY):
+        if code and (child.is_ready or code != HAS_SAID_WHY):
             how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
             programs = len(list(self._programs or ()))
             without = f"; programs that go on without it: {programs}" * bool(programs)
@@ -300,7 +262,7 @@ class Supervisor:
         elif not self._stops:
             self._replace(child)
 
-    def _replace(self, child: _Child) -> None:
+    def _replace(self, child: Child) -> None:
         """Start another worker: at once, unless they do not live long."""
         if monotonic() - child.started >= _SHORT_LIFE:
             self._delays[child.number] = 0.0
@@ -379,9 +341,8 @@ class Supervisor:
                 raise
         finally:
             theirs.close()
-        child = _Child(number, pid, channel)
-        self._children[pid] = child
-        child.task = self._loop.spawn(self._attend(child), self._on_failure)
+        post = self._happened.post
+        self._children[pid] = Child(number, pid, channel, lambda: post(self._note_ready))
 
     def _fork(self, number: int, ours: socket, theirs: socket) -> int:
         """Be a worker in the child, and give its number in the parent."""
@@ -400,29 +361,13 @@ class Supervisor:
             pthread_sigmask(SIG_UNBLOCK, _HANDLED)
         return pid
 
-    async def _attend(self, child: _Child) -> None:
-        """Wait for a worker to be ready, then pass orders on to it."""
-        if await child.channel.receive(1) == READY:
-            child.ready = True
-            self._happened.post(self._note_ready)
-            while True:
-                order = await child.orders.take()
-                if order == TAKE:
-                    order, child.news = child.news, b""
-                await child.channel.send(order)
-
-    def _on_failure(self, error: BaseException) -> None:
-        # A worker that has ended cannot be told anything; SIGCHLD says so.
-        if not isinstance(error, (_Gone, ConnectionError)):
-            raise error
-
     def _let_go(self) -> None:
         """Close what is the supervisor's, in a worker."""
         self._loop.close()
         self._signals.close()
         self._notifier.close()
         for child in self._children.values():
-            child.channel.close()
+            child.forget()
 
 
 def _child_that_has_ended() -> int:
