@@ -124,7 +124,7 @@ def test_every_digit(tmp_path: Path) -> None:
     """Addresses of which no part is like another, in a network of their own."""
     script = """
 import socket, subprocess, sys
-subprocess.run("ip link set lo up; ip addr add 2001:db8:1:20:300:4000:abcd:ef/128 dev lo",
+subprocess.run("ip link set lo up; ip addr add 2001:db8:1:20:300:4000:abcd:ef/128 dev lo nodad",
     shell=True, check=True)
 with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
     sock.bind(("2001:db8:1:20:300:4000:abcd:ef", 80))
@@ -138,6 +138,7 @@ with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
     done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=environment())
     if b"unshare" in done.stderr:
         pytest.skip(f"no network namespace here: {done.stderr.decode()}")
+    assert done.stderr == b""
     assert done.stdout.decode().splitlines() == [
         "[2001:0db8:0001:0020:0300:4000:abcd:00ef]:80",
         "[2001:0db8:0001:0020:0300:4000:abcd:00ef]:5",
