@@ -67,6 +67,7 @@ def test_they_are_told_to_end() -> None:
         pids = [shell.pid for shell in shells]
         below = [int(shell.stdout.readline()) for shell in shells if shell.stdout]
         programs.add(pids[0])
+        os.kill(pids[0], signal.SIGSTOP)
         for pid in pids:
             programs.tell_to_end(pid)
         assert os.waitpid(pids[0], 0) == (pids[0], signal.SIGTERM)

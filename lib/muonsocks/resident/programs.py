@@ -5,7 +5,7 @@ another worker sees them to their end.
 from __future__ import annotations
 
 import os
-from _signal import SIGTERM
+from _signal import SIGCONT, SIGTERM
 from ctypes import CDLL, c_ulong, get_errno
 from mmap import mmap
 
@@ -69,6 +69,7 @@ class Programs:
         if pid in self:
             try:
                 os.killpg(pid, SIGTERM)
+                os.killpg(pid, SIGCONT)  # or one that was stopped would not hear of it
             except (PermissionError, ProcessLookupError):
                 # It is another user's now, and will be told by the end of its connection; or it
                 # has just ended.
