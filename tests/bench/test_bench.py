@@ -134,12 +134,15 @@ def test_what_the_mux_is_put_to(mode: str, lines: set[str], tmp_path: Path) -> N
     in_namespaces("pass")
     told = tmp_path / "told"
     trace = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "99", "-o", str(told), "-etrace=execve"]
-    command = [*trace, str(HERE / "mux.py"), "--rounds=2", "--seconds=0.1", "--only", mode]
+    command = [*trace, str(HERE / "mux.py"), "--rounds=2", "--seconds=0.3", "--only", mode]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    loads = re.findall(r'execve\("[^"]*/load", \["[^"]*", (.*?), "0\.1"', told.read_text())
+    if "stalled" in done.stderr:
+        pytest.skip("this machine is so busy that nothing moved for as long as was measured")
+    loads = re.findall(r'execve\("[^"]*/load", \["[^"]*", (.*?), "0\.3"', told.read_text())
     assert {*loads} == {", ".join(f'"{word}"' for word in line.split()) for line in lines}
-    assert len(loads) == 2 * 2 * len(lines)  # with the mux and with no proxy, in both rounds
+    # With the mux and with no proxy, in both rounds.
+    assert len(loads) == 2 * 2 * len(lines), done.stderr
     if mode == "blocked":  # before the other in the second round
         assert ["-b" in load for load in loads] == [False, True] * 4 + [True, False] * 4
 

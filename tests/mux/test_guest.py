@@ -454,11 +454,16 @@ def test_nobody_waits_for_a_number_any_longer_than_for_the_host(loop: Loop, cloc
             assert PATIENT - 1 < max(waited) < PATIENT + 0.5
             assert refused and min(refused) >= PATIENT and max(refused) < PATIENT + 0.5
             assert len(waited) in range(50 * 30, 64 * 31)
+            stopped = clock.now()
             served.close()
             await clock.passes(loop, 2)
             assert len(served.outcomes) + len(waited) + len(refused) == len(served.tasks)
             for number in list(served.outcomes):
-                assert served.refused(number) == (1, "the guest has stopped")
+                reasons = ["the guest has stopped"]
+                # The time of some may just have been up: that of a busy machine goes on meanwhile.
+                if stopped - begun[number] >= PATIENT - 0.5:
+                    reasons.append("none of the host's numbers is free")
+                assert served.refused(number) in [(1, reason) for reason in reasons]
 
     play(loop, story, 600)
 
