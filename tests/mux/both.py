@@ -103,6 +103,7 @@ class Places:
         self.name = "a port"
         self.again = again
         self.deaf_for = 0.0
+        self.has_come_again = False
         self.socks = list(socks)
         self.failures: list[OSError] = []  # that come first
         self.is_final = False

@@ -58,14 +58,14 @@ def test_one_is_hung_up_on_once(pair: tuple[socket.socket, socket.socket]) -> No
         async def story() -> None:
             over: list[None] = []
             first = Caller()
-            assert not first.has_called_again and not Caller().has_called_again
+            assert not first.has_come_again and not Caller().has_come_again
             loop.spawn(first.hang_up(loop), pytest.fail, over.append)
             assert peer.recv(1) == b"", "its connection has ended"
             await rounds(loop)
             assert not over
-            assert Caller().has_called_again
+            assert Caller().has_come_again
             await until(loop, lambda: over)
-            assert not Caller().has_called_again, "it has been a while"
+            assert not Caller().has_come_again, "it has been a while"
 
         play(loop, story)
 
@@ -85,7 +85,7 @@ def test_one_that_does_not_call_is_not_waited_for(
             assert not over
             await clock.passes(loop, 2)
             assert over == [None]
-            assert not Caller().has_called_again
+            assert not Caller().has_come_again
             assert peer.recv(1) == b""
 
         play(loop, story, 600)
@@ -117,7 +117,7 @@ def test_others_are_not_taken_for_it(pair: tuple[socket.socket, socket.socket]) 
             mine, other = socket.socketpair()  # its peer is this process
             for fd in (0, 1):
                 os.dup2(mine.fileno(), fd)
-            assert not Caller().has_called_again
+            assert not Caller().has_come_again
             assert not waits.is_over
             mine.close()
             other.close()

@@ -40,7 +40,7 @@ class Caller(StandardStreams):
 
     deaf_for = 0.5  # so that all works within 3 s: QEMU takes one to call, and that twice
 
-    __slots__ = ("_connection", "_name", "has_called_again")
+    __slots__ = ("_connection", "_name", "has_come_again")
 
     def __init__(self) -> None:
         """UsageError if they are no such socket, OSError if they are not open."""
@@ -53,7 +53,7 @@ class Caller(StandardStreams):
         ucred = self._connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
         process, user, _ = _CREDENTIALS.unpack(ucred)
         self._name = f"@virtio-mux/{user}/{process}"
-        self.has_called_again = self._is_awaited()
+        self.has_come_again = self._is_awaited()
 
     def _is_awaited(self) -> bool:
         """Say whether one waits for this call; it need not wait any longer."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 
-from muonsocks.mux.caller import Caller
 from muonsocks.mux.carriage import Carriage
 from muonsocks.mux.channel import Channel
 from muonsocks.mux.events import Opened
@@ -100,7 +99,7 @@ class Host(Side):
         # When a host goes while both sides have much to say, QEMU 7.2 may let nothing more out of
         # the guest, until the next host has gone, too.
         self.deaf_for = place.deaf_for
-        self.has_come_again = isinstance(place, Caller) and place.has_called_again
+        self.has_come_again = place.has_come_again
         self._complains_from = 0.0
 
     async def run(self) -> None:
@@ -136,9 +135,9 @@ class Host(Side):
 
     async def hang_up(self) -> None:
         await super().hang_up()
-        if isinstance(self._place, Caller):
+        if not self._place.again:
             self._log.info("nothing has come from the guest: its port is to be connected once more")
-            await self._place.hang_up(self.loop)
+        await self._place.hang_up(self.loop)
 
     def _on_return(self, number: int) -> None:
         self._is_over()

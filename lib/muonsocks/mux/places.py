@@ -27,12 +27,24 @@ _FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EPROTOTYPE)
 _SENDING = 1 << 20  # bytes a socket may have on its way: more delays those who wait for their turn
 
 
-class StandardStreams:
+class _Place:
+    """What a place says of itself."""
+
+    __slots__ = ()
+
+    again = True  # it can be opened again
+    deaf_for = 0.0  # s that a host stays without a byte from there, the first time; 0: for ever
+    has_come_again = False  # to a place that was deaf before
+
+    async def hang_up(self, loop: Loop) -> None:
+        """Do what it takes, once the port is closed, to come again to one that is deaf. OSError."""
+
+
+class StandardStreams(_Place):
     """Standard input and output: they lead to one peer, and when it has gone that was all."""
 
     name = "standard input"
-    again = False  # it cannot be opened again
-    deaf_for = 0.0  # s that a host stays without a byte from there, the first time; 0: for ever
+    again = False
 
     __slots__ = ()
 
@@ -61,11 +73,8 @@ class StandardStreams:
             raise
 
 
-class Device:
+class Device(_Place):
     """A device: a virtio port, a serial port, a terminal."""
-
-    again = True
-    deaf_for = 0.0
 
     __slots__ = ("_was_there", "name")
 
@@ -96,10 +105,9 @@ class Device:
         return port
 
 
-class UnixSocket:
+class UnixSocket(_Place):
     """A unix socket that somebody listens at, as QEMU does for a guest; or will, in a while."""
 
-    again = True
     deaf_for = 1.0
 
     __slots__ = ("name",)

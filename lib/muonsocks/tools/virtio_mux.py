@@ -64,7 +64,6 @@ from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.errors import UsageError, in_one_line
 from muonsocks.log import Log
-from muonsocks.mux.caller import Caller
 from muonsocks.mux.frames import MOST_CONNECTIONS
 from muonsocks.mux.host import Host
 from muonsocks.mux.link import Bounds
@@ -146,6 +145,8 @@ def _host(given: options.Options, port: list[str], log: Log) -> int:
     if given.flag("--peer-reconnects"):
         if port not in ([], ["-"]):
             raise UsageError("--peer-reconnects: it is for standard input", "name no other PORT")
+        from muonsocks.mux.caller import Caller
+
         place: Place = Caller()
     else:
         place = _place(*port or "-")
