@@ -19,6 +19,7 @@ import pytest
 from nspawn import Machine
 
 from muonsocks.address import Endpoint, parse_address
+from muonsocks.socks.request import Command
 from muonsocks.socks.rules import Rules, parse_rules
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,7 +205,8 @@ def permits(text: str, host: str, port: int, address: str = "") -> bool:
     """Whether rules let a client go to a host; to a name at this address."""
     packed = parse_address(address or host)
     assert packed
-    return not Rules(parse_rules(text, "example")).refusal(Endpoint(host, port), packed)
+    rules = Rules(parse_rules(text, "example"))
+    return not rules.of_address(Command.CONNECT, Endpoint(host, port), packed).refusal
 
 
 def test_allow_list() -> None:

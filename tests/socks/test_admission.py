@@ -461,7 +461,7 @@ def test_not_one_byte_is_read_behind_the_request(what: str) -> None:
             play.loop.call_soon(lambda: play.loop.spawn(rest(), print) and None)
             server, _ = await play.session.negotiate(exact=True)
             assert server.trailing == b""
-            served = play.session._client
+            served = play.session.client
             behind.append(await served.receive(1000))  # noqa: B023
 
         play.loop.run(negotiate())

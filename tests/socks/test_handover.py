@@ -37,7 +37,7 @@ from muonsocks.net.listen import listen_at
 from muonsocks.net.loop import Loop
 from muonsocks.net.passing import Passage
 from muonsocks.socks import handover
-from muonsocks.socks.handover import NotTaken, hand_over, serve
+from muonsocks.socks.handover import NotTaken, hand_over, is_taken_over, serve
 from muonsocks.socks.offer import FULL, GO, TAKEN, Offer
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules
@@ -220,9 +220,9 @@ def test_the_line_at_the_end_has_the_facts(perform: Perform) -> None:
         listener = stage.reside()
         stage.relay_log.level = DEBUG
         tool = session(stage.ours, stage.log, stage.path, Limits(1, 70, 80))
-        tool._reply = 0
+        tool.reply = 0
         stage.our_far.name = "127.0.0.1:80"
-        tool._started -= 100
+        tool.started -= 100
         assert await tool.relay(stage.our_far, b"early, ") is None
         stage.our_far.close()
         stage.client.sendall(b"late")
@@ -732,7 +732,7 @@ def test_facts_that_cannot_be_said(perform: Perform) -> None:
         listener = stage.listen(lambda _: pytest.fail("offered"))
         tool = session(stage.ours, stage.log, stage.path)
         tool.user = bytes(256)
-        assert not await tool._is_handed_over(stage.our_far, b"")
+        assert not await is_taken_over(tool, stage.our_far, b"")
         stage.still_ours()
         stage.unlisten(listener)
 

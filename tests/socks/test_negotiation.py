@@ -15,7 +15,7 @@ from muonsocks.socks.negotiation import (
     server_for,
     server_owing_reply,
 )
-from muonsocks.socks.request import Method, MethodChoice, Reply
+from muonsocks.socks.request import Command, Method, MethodChoice, Reply
 
 
 @pytest.mark.parametrize(("first", "machine"), [(4, socks4.Server), (5, socks5.Server)])
@@ -61,16 +61,24 @@ def test_first_read_is_not_past_any_handshake(data: bytes, behind: bytes) -> Non
     ],
 )
 def test_server_owing_reply(version: str, machine: type, answer: str) -> None:
-    server = server_owing_reply(version)
+    server = server_owing_reply(version, Command.CONNECT)
     assert type(server) is machine
     assert server is not None
     assert (server.state, server.wants, server.trailing) == ("answer", 0, b"")
     assert server.send(Reply(0)) == bytes.fromhex(answer)
 
 
+@pytest.mark.parametrize("version", ["5", "4"])
+def test_a_server_that_owes_two_replies(version: str) -> None:
+    server = server_owing_reply(version, Command.BIND)
+    assert server is not None
+    assert server.send(Reply(0)) == server.send(Reply(0))
+    assert server.state == "relay"
+
+
 @pytest.mark.parametrize("version", ["", "3", "5a", "4A", "45"])
 def test_no_server_for_an_unknown_version(version: str) -> None:
-    assert server_owing_reply(version) is None
+    assert server_owing_reply(version, Command.CONNECT) is None
 
 
 @pytest.mark.parametrize(

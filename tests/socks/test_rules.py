@@ -7,12 +7,24 @@ from strategies import some
 
 from muonsocks.address import Endpoint, is_own_side, parse_address
 from muonsocks.errors import UsageError
-from muonsocks.socks.rules import Rule, Rules, parse_rules
+from muonsocks.socks.proxy_address import ProxyAddress
+from muonsocks.socks.request import Command
+from muonsocks.socks.rules import Rule, Rules, Verdict, parse_rules
+
+CONNECT = Command.CONNECT
+
+
+def refusal(rules: Rules, destination: Endpoint, address: bytes | None) -> str:
+    """Why a client may not go to an address of a destination; with None, not to any of a name's."""
+    if address is None:
+        early = rules.of_name(CONNECT, destination)
+        return "" if early is None else early.refusal
+    return rules.of_address(CONNECT, destination, address).refusal
 
 
 def permits(rules: Rules, destination: Endpoint, address: bytes) -> bool:
     """Whether a client may go to an address of a destination."""
-    return not rules.refusal(destination, address)
+    return not refusal(rules, destination, address)
 
 
 def permitted(
@@ -125,7 +137,7 @@ def test_ports(dest: str, ports: str, matching: tuple[int, ...], others: tuple[i
     for port in matching + others:
         end = Endpoint(destination, port)
         assert permits(rules, end, b"\x0a\0\0\1") is (port in others)
-        assert bool(rules.refusal(end, end.packed)) is (port in matching and dest != "10.0.0.0/8")
+        assert bool(refusal(rules, end, None)) is (port in matching and dest != "10.0.0.0/8")
 
 
 @pytest.mark.parametrize("rules", ["", "allow *", "allow .test", "allow a.test", "allow ::/0"])
@@ -162,7 +174,7 @@ def test_own_side_is_closed_whatever_the_rules(rules: str, address: str) -> None
 def test_rule_out(rules: str, host: str, ruled_out: bool) -> None:
     made = Rules(parse_rules(rules.replace(";", "\n"), "file"))
     end = Endpoint(host, 80)
-    assert bool(made.refusal(end, end.packed)) is ruled_out
+    assert bool(refusal(made, end, end.packed)) is ruled_out
 
 
 OWN_SIDE = "127.0.0.1 is on this host's own side, see --allow-local"
@@ -187,7 +199,122 @@ def test_refusal(host: str, address: str | None, reason: str) -> None:
     """Why a destination is refused names the line, for the log."""
     made = Rules(parse_rules("# first\ndeny a.test\nallow c.test\ndeny 10.0.0.0/8", "file"))
     packed = None if address is None else parse_address(address)
-    assert made.refusal(Endpoint(host, 80), packed) == reason
+    assert refusal(made, Endpoint(host, 80), packed) == reason
+
+
+# Commands
+
+BIND, ASSOCIATE, RESOLVE_PTR = Command.BIND, Command.ASSOCIATE, Command.RESOLVE_PTR
+
+
+def judged(rules: str, command: int, host: str, address: str = "", port: int = 80) -> Verdict:
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"))
+    packed = parse_address(address or host)
+    assert packed is not None
+    return made.of_address(command, Endpoint(host, port), packed)
+
+
+@pytest.mark.parametrize(
+    ("rules", "command", "host", "denied"),
+    [
+        ("deny bind", BIND, TEN, True),
+        ("deny bind", CONNECT, TEN, False),
+        ("deny bind,associate", ASSOCIATE, TEN, True),
+        ("deny bind,associate", CONNECT, TEN, False),
+        ("deny bind 10.0.0.0/8", BIND, "11.0.0.1", False),
+        ("deny bind 10.0.0.0/8", BIND, TEN, True),
+        ("deny associate * 53", ASSOCIATE, TEN, False),
+        ("deny associate * 80", ASSOCIATE, TEN, True),
+        ("allow bind 10.0.0.0/8; deny bind", BIND, TEN, False),
+        ("allow bind 10.0.0.0/8; deny bind", BIND, "11.0.0.1", True),
+        ("allow connect; deny *", CONNECT, TEN, False),
+        ("allow connect; deny *", BIND, TEN, True),
+        ("deny resolve", RESOLVE_PTR, TEN, True),
+        ("deny resolve-ptr", Command.RESOLVE, TEN, False),
+        # a host of such a name is written with its final dot
+        ("deny bind.", BIND, TEN, False),
+    ],
+)
+def test_commands(rules: str, command: int, host: str, denied: bool) -> None:
+    assert bool(judged(rules, command, host).refusal) is denied
+
+
+def test_a_host_that_is_called_like_a_command() -> None:
+    assert judged("deny bind.", CONNECT, "bind", TEN).refusal
+
+
+@pytest.mark.parametrize(
+    ("rules", "denied"),
+    [
+        ("", False),
+        ("deny associate", True),
+        ("deny *", True),
+        ("deny bind", False),
+        ("deny * 53", False),
+        ("deny 10.0.0.0/8; deny a.test; deny associate", True),
+        ("allow associate * 53; deny associate", False),
+        ("allow bind; deny associate", True),
+    ],
+)
+def test_a_command_whose_destinations_are_to_come(rules: str, denied: bool) -> None:
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"))
+    assert bool(made.of_command(ASSOCIATE).refusal) is denied
+
+
+# Ways
+
+ELSEWHERE = "via socks5://p1 "  # where names are looked up here
+BEYOND = "via socks5h://p2 "  # and where not
+DEFAULT = "socks5h://default"
+WAYS = (
+    # rules; whether there is a default; what is asked for; the name's verdict; the address's
+    ("", False, "a.test", None, ""),
+    ("", True, "a.test", DEFAULT, DEFAULT),
+    ("", True, TEN, None, DEFAULT),
+    (ELSEWHERE + "*", False, "a.test", None, "socks5://p1"),
+    (BEYOND + "*", False, "a.test", "socks5h://p2", "socks5h://p2"),
+    (BEYOND + "a.test", False, "a.test", "socks5h://p2", "socks5h://p2"),
+    (BEYOND + "a.test", False, "b.test", None, ""),
+    (BEYOND + "10.0.0.0/8", False, "a.test", None, "socks5h://p2"),
+    (BEYOND + ELSEWHERE + "*", False, "a.test", None, "socks5h://p2 socks5://p1"),
+    (ELSEWHERE + BEYOND + "*", False, "a.test", "socks5://p1 socks5h://p2", None),
+    ("via direct a.test", True, "a.test", None, ""),
+    ("via direct a.test", True, "b.test", DEFAULT, DEFAULT),
+    ("via direct 10.0.0.0/8", True, "a.test", DEFAULT, ""),
+    ("via direct 10.0.0.0/8", True, TEN, None, ""),
+    # the first rule that matches has the say of the way, too
+    ("allow a.test; " + BEYOND + "*", False, "a.test", None, ""),
+    (ELSEWHERE + "a.test; allow 10.0.0.0/8", False, "a.test", None, "socks5://p1"),
+    (ELSEWHERE + "a.test; deny 10.0.0.0/8", False, "a.test", None, "denied by file:2"),
+    # a name that is not looked up here has no address to be asked
+    ("deny 10.0.0.0/8; " + BEYOND + "*", False, "a.test", "socks5h://p2", "denied by file:1"),
+    ("deny 10.0.0.0/8", True, "a.test", DEFAULT, "denied by file:1"),
+    ("allow 10.0.0.0/8; deny *", True, "a.test", "denied by file:2", DEFAULT),
+    ("allow 10.0.0.0/8; deny *", False, "a.test", None, ""),
+    (BEYOND + "connect a.test; deny *", False, "a.test", "socks5h://p2", None),
+    (BEYOND + "bind a.test; deny *", False, "a.test", "denied by file:2", None),
+    (BEYOND + "a.test 443", False, "a.test", None, ""),
+)
+
+
+def shown(verdict: Verdict | None) -> str | None:
+    if verdict is None:
+        return None
+    return verdict.refusal or " ".join(map(str, verdict.via)).replace(":1080", "")
+
+
+@pytest.mark.parametrize(("rules", "has_default", "host", "by_name", "by_address"), WAYS)
+def test_ways(
+    rules: str, has_default: bool, host: str, by_name: str | None, by_address: str | None
+) -> None:
+    default = (ProxyAddress.parse(DEFAULT),) if has_default else ()
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"), via=default)
+    end, packed = Endpoint(host, 80), parse_address(TEN)
+    assert packed is not None
+    if end.packed is None:
+        assert shown(made.of_name(CONNECT, end)) == by_name
+    if by_address is not None:
+        assert shown(made.of_address(CONNECT, end, packed)) == by_address
 
 
 # Properties
@@ -225,7 +352,7 @@ def test_what_is_ruled_out_is_not_permitted(
 ) -> None:
     made = Rules(rules, allow_local)
     mine = ADDRESSES if destination.packed is None else [destination.packed]
-    if bool(made.refusal(destination, destination.packed)):
+    if bool(refusal(made, destination, destination.packed)):
         assert not any(permits(made, destination, address) for address in mine)
     elif destination.packed is not None:
         assert permits(made, destination, destination.packed)
@@ -277,7 +404,17 @@ deny * 25 # no mail
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("allow", "the line is not a rule; write allow|deny DEST [PORTS]"),
+        ("allow", "the line is not a rule; write allow|deny|via URL [COMMAND] [DEST [PORTS]]"),
+        ("deny bind * 80 90", "the line is not a rule"),
+        ("deny bind 80", "'80' is not a network"),
+        ("via", "the line ends where a proxy should be"),
+        ("via socks5://p via", "the line ends where a proxy should be"),
+        ("via socks5://p", "the line is not a rule"),
+        ("via direct", "the line is not a rule"),
+        ("via proxy *", "what has no scheme is no kind of proxy; write socks4, socks4a, socks5"),
+        ("via ftp://p *", "'ftp' is no kind of proxy"),
+        ("via socks5://p via direct *", "what has no scheme is no kind of proxy"),
+        ("via socks5://p " * 9 + "*", "there are more than 8 proxies in one chain"),
         ("permit *", "the line is not a rule"),
         ("Allow *", "the line is not a rule"),
         ("* allow", "the line is not a rule"),

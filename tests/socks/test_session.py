@@ -167,7 +167,7 @@ def test_what_is_raised_is_logged() -> None:
             assert raised is error and end in ("system-error", "terminated")
         [line] = play.log.lines
         assert f" end={end}" in line
-        assert play.session._client.reader == -1  # closed
+        assert play.session.client.reader == -1  # closed
         play.loop.close()
 
 
@@ -179,4 +179,4 @@ def test_a_part_that_hands_on_is_not_logged() -> None:
 
     play.loop.run(play.session.logged(story))
     assert play.log.lines == []
-    assert play.session._client.reader >= 0
+    assert play.session.client.reader >= 0

@@ -6,9 +6,8 @@ import pytest
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError
-from muonsocks.socks.request import Command, Reply, ReplyCode, Request
+from muonsocks.socks.request import COMMAND_NAMES, Command, Reply, ReplyCode, Request
 from muonsocks.tools.environment import (
-    COMMANDS,
     owed_server,
     port_number,
     request_environment,
@@ -20,7 +19,7 @@ def as_text(environ: dict[bytes, bytes]) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMAND_NAMES)
 @pytest.mark.parametrize("user", [b"", b"me", b"\xff\n'\"$(id)", bytes(range(1, 256))])
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "example.org", "n" * 255, "$(id)"])
 def test_round_trip(host: str, user: bytes, command: int) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from muonsocks.mux.places import Place
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.net.relay import Relay
+    from muonsocks.net.relay import Joint
     from muonsocks.net.stream import Stream
     from muonsocks.socks.policy import Policy
 
@@ -40,7 +40,7 @@ class GuestSession(Session):
         self._guest = guest
         self._channel: Channel | None = None
 
-    async def _story(self) -> Relay | None:
+    async def _story(self) -> Joint | None:
         server, request = await self.negotiate()
         destination = request.destination
         return await self.fulfil(server, request, server.trailing, lambda: self._reach(destination))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from muonsocks.mux.link import Bounds
     from muonsocks.mux.places import Place
     from muonsocks.net.loop import Loop
-    from muonsocks.net.relay import Relay
+    from muonsocks.net.relay import Joint
     from muonsocks.socks.policy import Policy
     from muonsocks.socks.request import Event
 
@@ -46,7 +46,7 @@ class HostSession(Session):
         self._destination = destination
         self.target = str(destination)
 
-    async def _story(self) -> Relay | None:
+    async def _story(self) -> Joint | None:
         request = Request(Command.CONNECT, self._destination)
         return await self.fulfil(_Answers(self._channel), request)
 

@@ -24,7 +24,7 @@ TIMEOUTS = ("idle-timeout", "half-close-timeout")  # of the reasons
 
 
 class Ended:
-    """How a relay ended: `reason` for the log, and the streams that are owed a reset."""
+    """How a joint ended: `reason` for the log, and the streams that are owed a reset."""
 
     __slots__ = ("owed_resets", "reason")
 
@@ -34,6 +34,28 @@ class Ended:
 
 
 _CLOSED = Ended("closed", ())
+
+
+class Joint(Waitable):
+    """What joins a client to where it wanted to go. There is a `reason` once that is over; then
+    the waiting task is woken.
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason = ""
+
+    def counts(self) -> dict[str, int]:
+        """Count what has passed, under the names that the log has for it."""
+        raise NotImplementedError
+
+    async def wind_up(self, error: BaseException | None, patience: float) -> Ended:
+        """Let go of the client, which is open and the caller's to close, and close all else; or
+        raise the error by which it was interrupted. Last words have so many seconds to arrive.
+        """
+        raise NotImplementedError
 
 
 class Watch:
@@ -87,7 +109,7 @@ class Watch:
                 relay.end_if_idle()
 
 
-class Relay(Waitable):
+class Relay(Joint):
     """Two streams being joined. `up.count` and `down.count` are bytes that reached each sink."""
 
     __slots__ = (
@@ -98,7 +120,6 @@ class Relay(Waitable):
         "down",
         "loop",
         "place",
-        "reason",
         "up",
     )
 
@@ -108,7 +129,6 @@ class Relay(Waitable):
         """Join `client` and `far`; `early` is what the client has sent already."""
         super().__init__()
         self.loop = client.loop
-        self.reason = ""
         self.active = 0.0
         self.up, self.down = self._directions(client, far)
         self.up.opposite, self.down.opposite = self.down, self.up
@@ -120,10 +140,7 @@ class Relay(Waitable):
         return Half(self, client, far), Half(self, far, client)
 
     def start(self, idle_timeout: float, half_close_timeout: float) -> None:
-        """Begin to copy. There is a `reason` once it is over; then the waiting task is woken.
-
-        Times are in seconds.
-        """
+        """Begin to copy. Times are in seconds."""
         loop, up, down = self.loop, self.up, self.down
         self.active = loop.now
         self._idle_limit = idle_timeout
@@ -148,6 +165,31 @@ class Relay(Waitable):
         up.detach()
         down.detach()
         return _CLOSED if self.reason == "closed" else Ended(self.reason, self._owed_resets())
+
+    def counts(self) -> dict[str, int]:
+        """Count the bytes that have reached each side."""
+        return {"in": self.up.count, "out": self.down.count}
+
+    async def wind_up(self, error: BaseException | None, patience: float) -> Ended:
+        """See that both sides can read what they were told last, and close the far end."""
+        client, far = self.up.source, self.down.source
+        try:
+            ended = self.stop()
+            if error is not None:
+                for stream in (client, far):
+                    stream.reset_on_close()  # what was carried is not the whole
+                raise error
+            if ended.reason == "closed":
+                return ended
+            for stream in ended.owed_resets:
+                await stream.abort(patience)
+            for half in (self.up, self.down):
+                if half.source not in ended.owed_resets and not half.ended:
+                    await half.source.linger(patience)  # it still sends, but nobody takes it
+            return ended
+        finally:
+            far.close()
+            error = None  # or it would keep itself alive, through this frame
 
     def _owed_resets(self) -> tuple[Stream, ...]:
         halves = (self.up, self.down)

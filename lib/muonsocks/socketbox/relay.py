@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
-    from muonsocks.net.relay import Relay
+    from muonsocks.net.relay import Joint
     from muonsocks.net.task import Pause
     from muonsocks.socketbox.destination import ToAddress, ToUnixSocket
     from muonsocks.socks.policy import Policy
@@ -53,20 +53,20 @@ class ForwardSession(Session):
         super().__init__(client, peer, policy, log)
         self._forwarding = forwarding
 
-    async def _story(self) -> Relay | None:
+    async def _story(self) -> Joint | None:
         return await self.fulfil(None, Request(Command.CONNECT, _NOWHERE), reach=self._reach)
 
     async def _reach(self) -> Stream:
         """Connect, and say who comes."""
-        forwarding, sock = self._forwarding, self._client.socket
+        forwarding, sock = self._forwarding, self.client.socket
         local = _endpoint(sock, sock.getsockname)
         destination = forwarding.destination.of(local)
         if isinstance(destination, str):
             self.target = f"unix:{quoted(destination)}"
-            far = await dial_unix(self.loop, destination, self._policy.dialler.connect_timeout)
+            far = await dial_unix(self.loop, destination, self.policy.dialler.connect_timeout)
         else:
             self.target = str(destination)
-            far = await self._dial(destination)
+            far = await self.dial(destination)
         if forwarding.header is not None:
             try:
                 await far.send(forwarding.header(_peer_endpoint(sock), local))

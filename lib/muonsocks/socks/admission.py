@@ -62,32 +62,32 @@ class Finished(Exception):
 class Admission:
     """A client that negotiates. `user` and `target` are what it has said, as far as it has."""
 
-    __slots__ = ("_client", "_log", "_peer", "_policy", "_reply", "target", "user")
+    __slots__ = ("client", "log", "peer", "policy", "reply", "target", "user")
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
-        self._client = client
-        self._peer = peer
-        self._policy = policy
-        self._log = log
-        self._reply: int | None = None  # that it has got to its request
+        self.client = client
+        self.peer = peer
+        self.policy = policy
+        self.log = log
+        self.reply: int | None = None  # that it has got to its request
         self.target = ""
         self.user = b""
 
     @property
     def loop(self) -> Loop:
         """The loop that the client's stream is in."""
-        return self._client.loop
+        return self.client.loop
 
     async def negotiate(self, exact: bool = False) -> tuple[Server, Request]:
         """Bring the client to its request, within the time limit, or raise Finished.
 
         With `exact` not one byte behind the request is read, so that another program can go on.
         """
-        client = self._client
+        client = self.client
         server: Server | None = None
         limit = FIRST_READ if exact else _READ
         try:
-            with client.loop.deadline(self._policy.limits.handshake):
+            with client.loop.deadline(self.policy.limits.handshake):
                 while data := await client.receive(limit):
                     if server is None:
                         server = server_for(data)
@@ -113,25 +113,25 @@ class Admission:
         except TimeoutError:
             raise Finished("handshake-timeout") from None
         except RemoteProtocolError as error:
-            self._reply = error.code
+            self.reply = error.code
             await self._say_goodbye(error.reply)
             raise Finished("protocol-error", str(error)) from None
         raise Finished("client-left")
 
     def _method(self, offered: bytes) -> int:
         """Choose among the methods that a client offers."""
-        access = self._policy.access
+        access = self.policy.access
         if not access.is_limited:
             return choose_method(offered, False, False)
-        if access.bars(self._peer):
+        if access.bars(self.peer):
             return Method.NO_ACCEPTABLE
         return choose_method(offered, self._needs_password(), access.users is not None)
 
     async def _turn_away(self, answer: bytes) -> None:
         """Tell a client that none of its methods will do."""
         await self._say_goodbye(answer)
-        access = self._policy.access
-        if access.bars(self._peer):
+        access = self.policy.access
+        if access.bars(self.peer):
             raise Finished("client-refused", _IN_NO_NETWORK)
         wanted = "no authentication" if access.users is None else "a password"
         raise Finished("no-acceptable-method", f"{wanted} was not offered")
@@ -149,11 +149,11 @@ class Admission:
 
     async def _admit_without_password(self, server: Server, user: bytes) -> None:
         """Refuse a SOCKS4 client, which claims to be `user`, if it may not just come in."""
-        access = self._policy.access
+        access = self.policy.access
         needs_password = self._needs_password()
         if needs_password or access.users is None:
             self.user = user  # where there are users, one is who has shown it
-        if access.bars(self._peer):
+        if access.bars(self.peer):
             await self.refuse(server, ReplyCode.NOT_ALLOWED)
             raise Finished("client-refused", _IN_NO_NETWORK)
         if needs_password:
@@ -162,17 +162,17 @@ class Admission:
 
     def _needs_password(self) -> bool:
         try:
-            return self._policy.access.needs_password(self._peer)
+            return self.policy.access.needs_password(self.peer)
         except OSError as error:
             self._complain(error)
             return True
 
     async def _accept(self, credentials: Credentials) -> bool:
-        users = self._policy.access.users
+        users = self.policy.access.users
         assert users is not None, "credentials are asked for only if there are users"
         self.user = credentials.user
         if users.hashed:
-            return await self._client.loop.compute(users.accept, credentials)
+            return await self.client.loop.compute(users.accept, credentials)
         return users.accept(credentials)
 
     async def _remember(self) -> None:
@@ -180,7 +180,7 @@ class Admission:
 
         It is no fault of the client if that cannot be.
         """
-        known, address = self._policy.access.auth_once, self._peer.address
+        known, address = self.policy.access.auth_once, self.peer.address
         if known is None or address is None:
             return
         limit = self.loop.deadline(_REMEMBERING)
@@ -193,11 +193,11 @@ class Admission:
             self._complain(error)
 
     def _complain(self, error: OSError) -> None:
-        access = self._policy.access
+        access = self.policy.access
         if not access.has_complained:
             access.has_complained = True
             reason = error.strerror or str(error)
-            self._log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
+            self.log.warning(f"addresses that have authenticated cannot be remembered: {reason}")
 
     # Telling the client
 
@@ -205,7 +205,7 @@ class Admission:
         """Answer a request with a failure."""
         answer = b""
         if server is not None:
-            self._reply = code
+            self.reply = code
             answer = server.send(Reply(code))
         await self._say_goodbye(answer)
 
@@ -213,11 +213,11 @@ class Admission:
         """Tell the client what it has earned, and see that it can read it."""
         try:
             with self.loop.deadline(LINGER):
-                await self._client.send(last_words)
+                await self.client.send(last_words)
         except OSError:
             return  # it has not waited for an answer, or does not read it
-        await self._client.linger(LINGER)
+        await self.client.linger(LINGER)
 
-    def _facts(self) -> tuple[str, str, str]:
+    def facts(self) -> tuple[str, str, str]:
         """Say who it is and where it wants to go, for the log."""
-        return self._peer.text, quoted(self.user), self.target or "-"
+        return self.peer.text, quoted(self.user), self.target or "-"

@@ -18,6 +18,7 @@ The descriptors of both share O_NONBLOCK, so that the tool must not restore what
 from __future__ import annotations
 
 from _socket import SO_LINGER, SOL_SOCKET
+from time import monotonic
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.log import DEBUG, Form, Log
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0  # s that a tool waits for TAKEN; meanwhile nothing is relayed
 _STEP = 5.0  # s that a relay waits for the offer, and for GO
 
+_WHO = Form("", "client", "user", "target")
 _TAKEN = Form("taken", "client", "user", "target", "address")
 _NO_LINGER = bytes(8)  # struct linger: off
 
@@ -78,6 +80,34 @@ async def hand_over(path: str, offer: Offer, client: Stream, far: Stream) -> Non
         raise NotTaken(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         passage.close()
+
+
+async def is_taken_over(session: Session, far: Stream, early: bytes) -> bool:
+    """Leave a session's connection to the resident relay, if that is there and takes it."""
+    client, policy = session.client, session.policy
+    try:
+        offer = Offer(
+            session.peer.text,
+            session.user,
+            session.target,
+            far.name,
+            session.reply,
+            monotonic() - session.started,
+            policy.limits.idle,
+            policy.limits.half_close,
+            early,
+        )
+        await hand_over(policy.resident, offer, client, far)
+    except (NotTaken, ValueError) as reason:
+        session.log.debug(f"{_WHO.text % session.facts()} not handed over: {reason}")
+        return False
+    except BaseException:
+        for stream in (client, far):
+            stream.reset_on_close()  # the client has been told that it is connected
+        raise
+    client.give_away()
+    far.close()
+    return True
 
 
 # The relay
@@ -156,17 +186,17 @@ class Adopted(Session):
         super().__init__(client, Peer(offer.client), policy, log)
         self.user = offer.user
         self.target = offer.target
-        self._reply = offer.reply
-        self._started -= offer.age
+        self.reply = offer.reply
+        self.started -= offer.age
         client.is_shared = far.is_shared = True  # its tool may take its time to go
         self._far = far
         self._offer = offer
 
     async def _story(self) -> Relay:
         """Relay. Both streams are closed at the end."""
-        self._log.fill_in(DEBUG, _TAKEN, (*self._facts(), self._offer.address))
+        self.log.fill_in(DEBUG, _TAKEN, (*self.facts(), self._offer.address))
         try:
-            for stream in (self._client, self._far):
+            for stream in (self.client, self._far):
                 _settle(stream.socket)
             return self.join(self._far, self._offer.early)
         except BaseException:

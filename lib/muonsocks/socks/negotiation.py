@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.socks import socks4, socks5
-from muonsocks.socks.request import Method, ReplyCode
+from muonsocks.socks.request import Command, Method, ReplyCode
 
 FIRST_READ = 2  # bytes that may be read before the version is known: no handshake has fewer
 
@@ -23,11 +23,17 @@ def server_for(first: bytes) -> Server:
     raise RemoteProtocolError(f"the first byte is {first[0]:#04x}, neither SOCKS4 nor SOCKS5")
 
 
-def server_owing_reply(version: str) -> Server | None:
-    """Make a machine whose client has made its request already; None for an unknown version."""
+def server_owing_reply(version: str, command: int | None) -> Server | None:
+    """Make a machine whose client has asked for a command already; None for an unknown version."""
+    server: Server
     if version == "5":
-        return socks5.Server("answer")
-    return socks4.Server("answer") if version in ("4", "4a") else None
+        server = socks5.Server("answer")
+    elif version in ("4", "4a"):
+        server = socks4.Server("answer")
+    else:
+        return None
+    server.owes_two = command == Command.BIND
+    return server
 
 
 def choose_method(offered: bytes, password_required: bool, password_possible: bool) -> int:

@@ -55,20 +55,72 @@ class Access:
 
 
 class Limits:
-    """How long a session may take over what, in seconds."""
+    """How long a session may take over what, in seconds; `bind` is for a peer to connect."""
 
-    __slots__ = ("half_close", "handshake", "idle")
+    __slots__ = ("bind", "half_close", "handshake", "idle")
 
-    def __init__(self, handshake: float = 30, idle: float = 900, half_close: float = 120) -> None:
+    def __init__(
+        self,
+        handshake: float = 30,
+        idle: float = 900,
+        half_close: float = 120,
+        bind: float = 120,
+    ) -> None:
         self.handshake = handshake
         self.idle = idle
         self.half_close = half_close
+        self.bind = bind
+
+
+class Commands:
+    """How far the commands besides CONNECT go: whether BIND may be for anybody who connects,
+    whether datagrams may come from anywhere, and whether names may be asked for alone.
+    """
+
+    __slots__ = ("bind_any", "resolve", "udp_open")
+
+    def __init__(
+        self, bind_any: bool = False, udp_open: bool = False, resolve: bool = False
+    ) -> None:
+        self.bind_any = bind_any
+        self.udp_open = udp_open
+        self.resolve = resolve
+
+
+class Front:
+    """Where clients say who they are by a PROXY header, as proxies in front of us do for them.
+
+    It is believed if it comes from one of the networks `sources` (from anybody, if there is none),
+    or over a unix socket. `is_required` says that who does not send one may not come in.
+    """
+
+    __slots__ = ("is_required", "sources")
+
+    def __init__(self, is_required: bool, sources: tuple[Network, ...] = ()) -> None:
+        self.is_required = is_required
+        self.sources = sources
+
+    def believes(self, peer: Peer) -> bool:
+        """Say whether this peer may speak for others."""
+        address = peer.address
+        if address is None or not self.sources:
+            return True
+        return any(address in network for network in self.sources)
 
 
 class Policy:
     """All that is decided before a connection comes."""
 
-    __slots__ = ("access", "dialler", "limits", "resident", "rules")
+    __slots__ = (
+        "access",
+        "commands",
+        "dialler",
+        "front",
+        "limits",
+        "resident",
+        "rules",
+        "sends_proxy_header",
+    )
 
     def __init__(
         self,
@@ -77,9 +129,17 @@ class Policy:
         dialler: Dialler,
         limits: Limits,
         resident: str = "",
+        commands: Commands | None = None,
+        front: Front | None = None,
+        sends_proxy_header: bool = False,
     ) -> None:
-        """`resident` is the unix socket of a relay that connections are handed over to, if any."""
+        """`resident` is the unix socket of a relay that connections are handed over to, if any.
+        What is connected to is told by a header who the client is if that `sends_proxy_header`.
+        """
         self.resident = resident
+        self.commands = commands or Commands()
+        self.front = front
+        self.sends_proxy_header = sends_proxy_header
         self.access = access
         self.rules = rules
         self.dialler = dialler

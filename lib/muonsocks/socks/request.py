@@ -13,11 +13,24 @@ from muonsocks.errors import NameNotResolved, RequestFailed
 
 
 class Command:
-    """Commands as SOCKS4 and RFC 1928 section 4 number them."""
+    """Commands as SOCKS4 and RFC 1928 section 4 number them; the last two are Tor's own
+    (socks-extensions.txt section 2).
+    """
 
     CONNECT = 1
     BIND = 2
     ASSOCIATE = 3
+    RESOLVE = 0xF0
+    RESOLVE_PTR = 0xF1
+
+
+COMMAND_NAMES = {
+    Command.CONNECT: "connect",
+    Command.BIND: "bind",
+    Command.ASSOCIATE: "associate",
+    Command.RESOLVE: "resolve",
+    Command.RESOLVE_PTR: "resolve-ptr",
+}
 
 
 class ReplyCode:

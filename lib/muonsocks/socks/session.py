@@ -12,21 +12,24 @@ from time import monotonic
 
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.log import DEBUG, INFO, Form, Log
-from muonsocks.net.relay import Ended, Relay
+from muonsocks.net.relay import Ended, Joint, Relay
 from muonsocks.net.stream import PeerGone, Stream
 from muonsocks.net.task import Pause
 from muonsocks.socks.admission import LINGER, Admission, Finished
-from muonsocks.socks.request import Command, Reply, ReplyCode, Request, reply_code
+from muonsocks.socks.request import COMMAND_NAMES, Command, Reply, ReplyCode, Request, reply_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from typing import NoReturn, TypeVar
 
     from muonsocks.address import Endpoint
     from muonsocks.net.inherit import Peer
     from muonsocks.net.task import Waitable
     from muonsocks.socks.admission import Answerer
     from muonsocks.socks.policy import Policy
+
+    T = TypeVar("T")
 
 # What this host can run out of; ENOSPC is epoll's limit on what all may watch together
 _SHORTAGES = (
@@ -42,8 +45,8 @@ _SHORTAGES = (
 _FACTS = ("client", "user", "target")
 _CONNECTED = Form("connected", *_FACTS, "address")
 _TRIED = Form("", *_FACTS, "tried")
-_WHO = Form("", *_FACTS)
-_CLOSED = Form("closed", *_FACTS, "reply", "in", "out", "secs", "end")
+_NOTHING = {"in": 0, "out": 0}
+_CLOSED = Form("closed", *_FACTS, "reply", *_NOTHING, "secs", "end")
 
 
 class Session(Admission):
@@ -52,14 +55,14 @@ class Session(Admission):
     After `run`, `refused_by_rule` tells how it went.
     """
 
-    __slots__ = ("_interruption", "_relay", "_short_of", "_started", "refused_by_rule")
+    __slots__ = ("_interruption", "_short_of", "joint", "refused_by_rule", "started")
     kind_of_relay = Relay
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
         super().__init__(client, peer, policy, log)
-        self._started = monotonic()
-        self._relay: Relay | None = None
-        self._interruption: BaseException | None = None  # of a relay
+        self.started = monotonic()
+        self.joint: Joint | None = None
+        self._interruption: BaseException | None = None  # of a joint
         self.refused_by_rule = False
         self._short_of = 0
 
@@ -71,20 +74,20 @@ class Session(Admission):
         """
         return self.logged(self._story)
 
-    async def _story(self) -> Relay | None:
+    async def _story(self) -> Joint | None:
         server, request = await self.negotiate()
         return await self.fulfil(server, request, server.trailing)
 
-    async def logged(self, story: Callable[[], Awaitable[Relay | Ended | None]]) -> int | Pause:
+    async def logged(self, story: Callable[[], Awaitable[Joint | Ended | None]]) -> int | Pause:
         """Run a part of a session, log how it ended and close the client's stream.
 
         A story that gives None has not ended: another program goes on with the client. Nor has one
-        that gives a relay: it goes on when that is over.
+        that gives a joint: it goes on when that is over.
         """
         end, detail = "terminated", ""
         try:
             ended = await story()
-            if isinstance(ended, Relay):
+            if isinstance(ended, Joint):
                 if not ended.reason:
                     end = ""
                     return Pause(ended, self._resume)
@@ -103,11 +106,11 @@ class Session(Admission):
         finally:
             if end:
                 self._log_closed(end, detail)
-                self._client.close()
+                self.client.close()
         return self._short_of
 
     def _resume(self, error: BaseException | None) -> Coroutine[Waitable, None, int | Pause]:
-        """Go on after a relay, or with what it was interrupted by."""
+        """Go on after a joint, or with what it was interrupted by."""
         self._interruption = error
         return self.logged(self._wind_up)
 
@@ -119,21 +122,49 @@ class Session(Admission):
         request: Request,
         early: bytes = b"",
         reach: Callable[[], Awaitable[Stream]] | None = None,
-    ) -> Relay | None:
-        """Carry out a request: dial, reply, relay. Finished if that cannot be.
+    ) -> Joint | None:
+        """Carry out a request, and answer it. Finished if that cannot be, or was all.
 
         What it gives is for `logged`, see `relay`.
 
         `early` is what the client has sent behind its request; `reach` is another way to the far
-        end than to dial the destination under the rules. Without a `server` there is nobody to
-        reply to.
+        end than to dial the destination under the rules, and only for CONNECT. Without a `server`
+        there is nobody to reply to.
         """
         if request.command != Command.CONNECT:
-            await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
-            raise Finished("command-not-supported", f"command {request.command}")
+            if server is None or reach is not None:
+                await self.refuse_command(server, request.command)
+            return await self._carry_out(server, request, early)
+        destination = request.destination
+        far = await self.attempt(server, reach or (lambda: self.dial(destination)))
         try:
-            self._client.watch()
-            far = await (reach() if reach is not None else self._dial(request.destination))
+            if server is not None:
+                await self.grant(server, far.local_endpoint())
+            return await self.relay(far, early)
+        except BaseException:
+            far.close()
+            raise
+
+    async def _carry_out(self, server: Answerer, request: Request, early: bytes) -> Joint | None:
+        """Do what is asked for less often than CONNECT; each command is a module of its own."""
+        command = request.command
+        await self.refuse_command(server, command)
+
+    async def refuse_command(
+        self, server: Answerer | None, command: int, why: str = ""
+    ) -> NoReturn:
+        """Say that this cannot be asked for, or not in this way. Raises Finished."""
+        await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
+        name = COMMAND_NAMES.get(command, f"command {command}")
+        raise Finished("command-not-supported", f"{name}{': ' if why else ''}{why}")
+
+    async def attempt(self, server: Answerer | None, act: Callable[[], Awaitable[T]]) -> T:
+        """Do a part of what is asked for, while the client is there. If it fails the client is told
+        so, and Finished is raised.
+        """
+        try:
+            self.client.watch()
+            return await act()
         except PeerGone as error:
             raise Finished("client-lost", str(error)) from None
         except RefusedByRule as error:
@@ -151,44 +182,44 @@ class Session(Admission):
             end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
             raise Finished(end, error.strerror or str(error)) from None
         finally:
-            self._client.unwatch()
-        try:
-            if server is not None:
-                self._reply = ReplyCode.SUCCEEDED
-                answer = server.send(Reply(ReplyCode.SUCCEEDED, far.local_endpoint()))
-                if left := self._client.send_now(answer):
-                    await self._finish_reply(left)
-            return await self.relay(far, early)
-        except BaseException:
-            far.close()
-            raise
+            self.client.unwatch()
 
-    async def _finish_reply(self, left: bytes) -> None:
-        try:
-            with self.loop.deadline(self._policy.limits.handshake):
-                await self._client.send(left)
-        except TimeoutError:
-            raise Finished("client-lost", "the reply is not read") from None
+    async def grant(self, server: Answerer, bound: Endpoint) -> None:
+        """Tell the client that it has what it asked for, and the address that is bound for it.
+        Finished if it does not read that.
+        """
+        self.reply = ReplyCode.SUCCEEDED
+        left = self.client.send_now(server.send(Reply(ReplyCode.SUCCEEDED, bound)))
+        if left:
+            try:
+                with self.loop.deadline(self.policy.limits.handshake):
+                    await self.client.send(left)
+            except TimeoutError:
+                raise Finished("client-lost", "the reply is not read") from None
 
-    def _dial(self, destination: Endpoint) -> Awaitable[Stream]:
+    def dial(self, destination: Endpoint) -> Awaitable[Stream]:
         """Dial a destination under the rules, which may refuse it at once."""
-        refusal = self._policy.rules.refusal(destination, destination.packed)
-        if refusal:
-            raise RefusedByRule(refusal)
         if destination.packed is None:
             return self._dial_name(destination)
-        return self._policy.dialler.dial(self._client.loop, destination)
+        verdict = self.policy.rules.of_address(Command.CONNECT, destination, destination.packed)
+        if verdict.refusal:
+            raise RefusedByRule(verdict.refusal)
+        return self.policy.dialler.dial(self.loop, destination)
 
     async def _dial_name(self, destination: Endpoint) -> Stream:
-        rules, refusal = self._policy.rules, ""
+        rules = self.policy.rules
+        verdict = rules.of_name(Command.CONNECT, destination)
+        if verdict is not None and verdict.refusal:
+            raise RefusedByRule(verdict.refusal)
+        refusal = ""
 
         def permit(address: bytes) -> bool:
             nonlocal refusal
-            refusal = rules.refusal(destination, address)
+            refusal = rules.of_address(Command.CONNECT, destination, address).refusal
             return not refusal
 
         try:
-            return await self._policy.dialler.dial(self.loop, destination, permit)
+            return await self.policy.dialler.dial(self.loop, destination, permit)
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
@@ -198,101 +229,62 @@ class Session(Admission):
 
         None if a resident relay does it, and the streams are not this process's any more.
         """
-        if self._log.level >= INFO:
-            self._log.fill_in(INFO, _CONNECTED, (*self._facts(), far.name))
-        if self._policy.resident and await self._is_handed_over(far, early):
-            return None
+        if self.log.level >= INFO:
+            self.log.fill_in(INFO, _CONNECTED, (*self.facts(), far.name))
+        if self.policy.resident:
+            from muonsocks.socks.handover import is_taken_over
+
+            if await is_taken_over(self, far, early):
+                return None
         return self.join(far, early)
-
-    async def _is_handed_over(self, far: Stream, early: bytes) -> bool:
-        """Leave the connection to the resident relay, if that is there and takes it."""
-        from muonsocks.socks.handover import NotTaken, hand_over
-        from muonsocks.socks.offer import Offer
-
-        client, limits = self._client, self._policy.limits
-        try:
-            offer = Offer(
-                self._peer.text,
-                self.user,
-                self.target,
-                far.name,
-                self._reply,
-                monotonic() - self._started,
-                limits.idle,
-                limits.half_close,
-                early,
-            )
-            await hand_over(self._policy.resident, offer, client, far)
-        except (NotTaken, ValueError) as reason:
-            self._log.debug(f"{_WHO.text % self._facts()} not handed over: {reason}")
-            return False
-        except BaseException:
-            for stream in (client, far):
-                stream.reset_on_close()  # the client has been told that it is connected
-            raise
-        client.give_away()
-        far.close()
-        return True
 
     def join(self, far: Stream, early: bytes = b"") -> Relay:
         """Begin to relay here. It is for `logged` to go on when that is over."""
-        limits = self._policy.limits
-        self._relay = relay = self.kind_of_relay(self._client, far, early)
+        limits = self.policy.limits
+        self.joint = relay = self.kind_of_relay(self.client, far, early)
         try:
             relay.start(limits.idle, limits.half_close)
         except BaseException:
             relay.stop()
-            for stream in (self._client, far):
+            for stream in (self.client, far):
                 stream.reset_on_close()
             raise
         return relay
 
     async def _wind_up(self) -> Ended:
-        """See after a relay that both sides can read what they were told last; close `far`.
-
-        Or raise what it was interrupted by.
-        """
-        relay = self._relay
-        assert relay is not None
-        client, far = relay.up.source, relay.down.source
-        error, self._interruption = self._interruption, None
+        """See a joint to its end; or raise what it was interrupted by."""
+        joint, error = self.joint, self._interruption
+        assert joint is not None
+        self._interruption = None
         try:
-            ended = relay.stop()
-            if error is not None:
-                for stream in (client, far):
-                    stream.reset_on_close()  # what was carried is not the whole
-                raise error
-            if ended.reason == "closed":
-                return ended
-            for stream in ended.owed_resets:
-                await stream.abort(LINGER)
-            for half in (relay.up, relay.down):
-                if half.source not in ended.owed_resets and not half.ended:
-                    await half.source.linger(LINGER)  # it still sends, but nobody takes it
-            return ended
+            return await joint.wind_up(error, LINGER)
         finally:
-            far.close()
             error = None  # or it would keep itself alive, through this frame
 
     # Log lines
 
     def _log_failures(self, error: DialError) -> None:
-        if self._log.level < DEBUG:
+        if self.log.level < DEBUG:
             return
         for address, number in error.failures:
             why = ("error", os.strerror(number))
-            self._log.fill_in(DEBUG, _TRIED, (*self._facts(), address), why)
+            self.log.fill_in(DEBUG, _TRIED, (*self.facts(), address), why)
 
     def _log_closed(self, end: str, detail: str) -> None:
-        relay = self._relay
-        if self._log.level < INFO:
+        if self.log.level < INFO:
             return
+        joint = self.joint
+        counts = _NOTHING if joint is None else joint.counts()
         values = (
-            *self._facts(),
-            "-" if self._reply is None else f"{self._reply}",
-            "0" if relay is None else f"{relay.up.count}",
-            "0" if relay is None else f"{relay.down.count}",
-            f"{monotonic() - self._started:.3f}",
+            *self.facts(),
+            "-" if self.reply is None else f"{self.reply}",
+            *map(str, counts.values()),
+            f"{monotonic() - self.started:.3f}",
             end,
         )
-        self._log.fill_in(INFO, _CLOSED, values, ("detail", detail) if detail else None)
+        form = _CLOSED if len(counts) == len(_NOTHING) else _closed_with(counts)
+        self.log.fill_in(INFO, form, values, ("detail", detail) if detail else None)
+
+
+def _closed_with(counts: dict[str, int]) -> Form:
+    return Form("closed", *_FACTS, "reply", *counts, "secs", "end")

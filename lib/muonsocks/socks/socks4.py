@@ -38,17 +38,17 @@ def _name_follows(address: bytes) -> bool:
 
 
 class _Machine(Machine):
-    __slots__ = ("_awaits_bind",)
+    __slots__ = ("owes_two",)
 
     def __init__(self, state: str) -> None:
         super().__init__(state)
-        self._awaits_bind = False
+        self.owes_two = False  # replies: one to BIND, and one when the peer connects
 
     def _after_reply(self, code: int) -> None:
         if code != ReplyCode.SUCCEEDED:
             self.state = "closed"
-        elif self._awaits_bind:
-            self._awaits_bind = False  # a second reply is due when the peer connects
+        elif self.owes_two:
+            self.owes_two = False
         else:
             self.state = "relay"
 
@@ -97,7 +97,7 @@ class Server(_Machine):
             destination = Endpoint(name.decode("ascii"), port)
         self._take(end + 1)
         self.state = "answer"
-        self._awaits_bind = buffer[1] == Command.BIND
+        self.owes_two = buffer[1] == Command.BIND
         return Request(buffer[1], destination, user)
 
     def _end_of_text(self, start: int, what: str) -> int | None:
@@ -149,7 +149,7 @@ class Client(_Machine):
         elif len(packed) != 4 or _name_follows(packed):
             raise LocalProtocolError(f"SOCKS4 has no way to say {destination.host}")
         self.state = "answer"
-        self._awaits_bind = event.command == Command.BIND
+        self.owes_two = event.command == Command.BIND
         head = bytes((VERSION, event.command)) + port_bytes(destination)
         return head + packed + event.user + b"\0" + name
 

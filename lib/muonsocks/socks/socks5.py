@@ -108,13 +108,13 @@ _STATE_AFTER = {Method.NONE: "request", Method.PASSWORD: "credentials"}
 class Server(_Machine):
     """The server's side of one SOCKS5 handshake."""
 
-    __slots__ = ("_command",)
+    __slots__ = ("owes_two",)
     version = "5"
 
     def __init__(self, state: str = "offer") -> None:
         """Begin with the client's first byte, or in state "answer" with its request read."""
         super().__init__(state)
-        self._command = Command.CONNECT
+        self.owes_two = False  # replies: one to BIND, and one when the peer connects
 
     @property
     def wants(self) -> int:
@@ -184,7 +184,7 @@ class Server(_Machine):
         if destination is None:
             raise self._refusal("the request has no valid name", ReplyCode.HOST_UNREACHABLE)
         self.state = "answer"
-        self._command = message[1]
+        self.owes_two = message[1] == Command.BIND
         return Request(message[1], destination)
 
     def _refusal(self, message: str, code: int) -> RemoteProtocolError:
@@ -195,8 +195,8 @@ class Server(_Machine):
             answer = encode_reply(event.code, event.bound)
             if event.code != ReplyCode.SUCCEEDED:
                 self.state = "closed"
-            elif self._command == Command.BIND:
-                self._command = Command.CONNECT  # a second reply is due when the peer connects
+            elif self.owes_two:
+                self.owes_two = False
             else:
                 self.state = "relay"
             return answer

@@ -10,20 +10,18 @@ import os
 from muonsocks.address import Endpoint, is_name
 from muonsocks.errors import UsageError
 from muonsocks.socks.negotiation import Server, server_owing_reply
-from muonsocks.socks.request import Command, Request
+from muonsocks.socks.request import COMMAND_NAMES, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-COMMANDS = {Command.CONNECT: "connect", Command.BIND: "bind", Command.ASSOCIATE: "associate"}
 
 
 def request_environment(version: str, request: Request, user: bytes) -> dict[bytes, bytes]:
     """Give this process's environment with the request in it, and without an earlier one."""
     environ = dict(os.environb)
     environ[b"SOCKS_VERSION"] = version.encode()
-    environ[b"SOCKS_COMMAND"] = COMMANDS[request.command].encode()
+    environ[b"SOCKS_COMMAND"] = COMMAND_NAMES[request.command].encode()
     environ[b"SOCKS_HOST"] = request.destination.host.encode()
     environ[b"SOCKS_PORT"] = b"%d" % request.destination.port
     environ.pop(b"SOCKS_USER", None)
@@ -32,12 +30,18 @@ def request_environment(version: str, request: Request, user: bytes) -> dict[byt
     return environ
 
 
+def command_from(environ: Mapping[str, str]) -> int | None:
+    """Read the number of the command; None if it is none."""
+    text = environ.get("SOCKS_COMMAND")
+    return next((number for number, name in COMMAND_NAMES.items() if name == text), None)
+
+
 def owed_server(environ: Mapping[str, str]) -> Server | None:
     """Give the machine that owes the client a reply; None if there is no request."""
     version = environ.get("SOCKS_VERSION")
     if version is None:
         return None
-    server = server_owing_reply(version)
+    server = server_owing_reply(version, command_from(environ))
     if server is None:
         raise UsageError(f"SOCKS_VERSION is {version!r}", "it must be 4, 4a or 5")
     return server
@@ -45,14 +49,14 @@ def owed_server(environ: Mapping[str, str]) -> Server | None:
 
 def request_from(environ: Mapping[str, str]) -> tuple[Request, bytes]:
     """Read the request and its user. UsageError if a variable is missing or makes no sense."""
-    values = [environ.get(name, "") for name in ("SOCKS_COMMAND", "SOCKS_HOST", "SOCKS_PORT")]
-    command = next((number for number, name in COMMANDS.items() if name == values[0]), None)
+    command = command_from(environ)
     if command is None:
-        raise UsageError(f"SOCKS_COMMAND is {values[0]!r}", "it must be connect, bind or associate")
-    host = values[1]
+        what = f"SOCKS_COMMAND is {environ.get('SOCKS_COMMAND', '')!r}"
+        raise UsageError(what, f"it must be one of {', '.join(COMMAND_NAMES.values())}")
+    host = environ.get("SOCKS_HOST", "")
     if not host.isascii() or not is_name(host.encode()):
         raise UsageError(f"SOCKS_HOST is {host!r}", "it must be a name or an address")
-    destination = Endpoint(host, port_number(values[2], "SOCKS_PORT"))
+    destination = Endpoint(host, port_number(environ.get("SOCKS_PORT", ""), "SOCKS_PORT"))
     return Request(command, destination), os.fsencode(environ.get("SOCKS_USER", ""))
 
 

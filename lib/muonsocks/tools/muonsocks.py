@@ -6,7 +6,7 @@ be passed to it, accepted by another program (--receive). Without any of that it
 everywhere if it is limited who may come in (users or -w), and on loopback alone if not.
 
 Usage:
-  muonsocks [options] [-i ADDR]... [--receive=PATH]...
+  muonsocks [options] [-i ADDR]... [--receive=PATH]... [--via=URL]...
 
 Where it listens:
   -i, --listen=ADDR           on this address; may be repeated
@@ -22,10 +22,17 @@ Who may come in:
   -1, --auth-once             no password from an address that has shown one
   --auth-once-ttl=SECS        for how long, in seconds [default: 86400]
   --state=DIR                 where such addresses are kept
+  --proxy-protocol=WHETHER    a PROXY header says who the client is: off, optional or
+                              required [default: off]
+  --proxy-from=NETS           if it comes from these networks; else from anybody
 
 Where a client may go:
-  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --rules=FILE                allow, deny and via lines, see muonsocks.rules(5)
   --allow-local               this host's own side too: loopback, link-local
+  --bind-any                  BIND for whoever connects, if it names no host
+  --udp-filter=WHICH          datagrams from where the client has sent some (strict) or
+                              from anywhere (open) [default: strict]
+  --resolve-commands          Tor's RESOLVE and RESOLVE_PTR, which only look names up
 
 How the far end is reached:
   -4                          over IPv4 only
@@ -33,6 +40,9 @@ How the far end is reached:
   -b, --bind-address=ADDR     from this address
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
+  --via=URL                   through this proxy, socks5h://HOST:PORT say; one through
+                              the other if it is repeated
+  --send-proxy                tell it who the client is, by the PROXY protocol
 
 How many there may be:
   --workers=NUMBER            processes that serve; by default one for each CPU
@@ -43,6 +53,7 @@ How long it may take, in seconds:
   --handshake-timeout=SECS    up to the client's request [default: 30]
   --connect-timeout=SECS      for each address [default: 10]
   --dial-timeout=SECS         for look-up and all addresses [default: 30]
+  --bind-timeout=SECS         for BIND's peer to connect [default: 120]
   --idle-timeout=SECS         while nothing moves [default: 900]
   --half-close-timeout=SECS   the same once one side has ended [default: 120]
   --drain-timeout=SECS        to finish when it is told to stop [default: 30]
@@ -127,7 +138,7 @@ class Socks(Service):
             uid, gid = self._identity.uid, self._identity.gid
             assert uid is not None and gid is not None  # a user that is known has both
             owner = uid, gid
-        self._policy = options.policy(given, owner)
+        self._policy = options.policy(given, options.access(given, owner))
         if self._policy.dialler.mark and self._identity is not None:
             raise UsageError("-m takes a privilege that -u gives up", "leave one of them out")
 

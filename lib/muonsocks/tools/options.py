@@ -7,8 +7,8 @@ import os
 from muonsocks.address import parse_networks
 from muonsocks.errors import UsageError
 from muonsocks.net.dial import Dialler
-from muonsocks.socks.policy import Access, Limits, Policy
-from muonsocks.socks.rules import Rule, Rules, parse_rules
+from muonsocks.socks.policy import Access, Commands, Front, Limits, Policy
+from muonsocks.socks.rules import Rule, Rules, expect_chain, parse_rules
 from muonsocks.socks.users import Users, parse_users, single_user
 from muonsocks.tools.command_line import Options as Options
 from muonsocks.tools.command_line import expect_no_arguments as expect_no_arguments
@@ -19,13 +19,18 @@ from muonsocks.tools.command_line import unix_path as unix_path
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from muonsocks.socks.auth_once import AuthOnce
+    from muonsocks.socks.proxy_address import ProxyAddress
 
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
 
 
-def policy(options: Options, owner: tuple[int, int] | None = None) -> Policy:
-    """Make the policy of a session from all options that the tool has; `owner` is for `access`."""
-    return Policy(access(options, owner), rules(options), dialler(options), limits(options))
+def policy(options: Options, access: Access) -> Policy:
+    """Make the policy of a session from all other options that the tool has."""
+    made = Policy(access, rules(options), dialler(options), limits(options))
+    made.commands = commands(options)
+    made.front = front(options)
+    made.sends_proxy_header = options.flag("--send-proxy")
+    return made
 
 
 def access(options: Options, owner: tuple[int, int] | None = None) -> Access:
@@ -49,7 +54,7 @@ def users(options: Options) -> Users | None:
     if (name is None) != (password is None):
         raise UsageError("-U and -P go together", "or use --users FILE")
     if name is not None and password is not None:
-        _hide_argument(password)
+        _hide_argument(password, password)
         if path is not None:
             raise UsageError("-U and --users exclude each other", "put all users into the file")
         return single_user(name, password)
@@ -86,8 +91,50 @@ def state_directory(options: Options) -> str:
     raise UsageError("nothing says where -1 is to keep addresses", "give a directory, --state=DIR")
 
 
+def front(options: Options) -> Front | None:
+    """Make who tells by a PROXY header who the client is: --proxy-protocol and --proxy-from."""
+    mode, networks = options.text("--proxy-protocol"), options.text("--proxy-from")
+    if mode not in (None, "off", "optional", "required"):
+        raise UsageError(f"--proxy-protocol: {mode!r}?", "say off, optional or required")
+    if mode in (None, "off"):
+        if networks is not None:
+            raise UsageError("--proxy-from is for --proxy-protocol", "say required, or optional")
+        return None
+    return Front(mode == "required", parse_networks(networks or ""))
+
+
+def commands(options: Options) -> Commands:
+    """Make how far the other commands go: --bind-any, --udp-filter, --resolve-commands."""
+    udp_filter = options.text("--udp-filter") or "strict"
+    if udp_filter not in ("strict", "open"):
+        raise UsageError(f"--udp-filter: {udp_filter!r}?", "say strict or open")
+    return Commands(
+        options.flag("--bind-any"), udp_filter == "open", options.flag("--resolve-commands")
+    )
+
+
+def chain(options: Options) -> tuple[ProxyAddress, ...]:
+    """Make which proxies are gone through: --via, one through the other."""
+    urls = options.texts("--via")
+    if not urls:
+        return ()
+    from muonsocks.socks.proxy_address import ProxyAddress
+
+    proxies = []
+    for url in urls:
+        try:
+            proxies.append(ProxyAddress.parse(url))
+        except UsageError as error:
+            raise UsageError(f"--via: {error}") from None
+        secret = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
+        if secret:
+            _hide_argument(url, secret)
+    expect_chain(proxies)
+    return tuple(proxies)
+
+
 def rules(options: Options) -> Rules:
-    """Make where clients may go: --rules and --allow-local."""
+    """Make where clients may go, and which way: --rules, --allow-local and --via."""
     lines: tuple[Rule, ...] = ()
     path = options.text("--rules")
     if path is not None:
@@ -96,7 +143,7 @@ def rules(options: Options) -> Rules:
         except UnicodeDecodeError:
             raise UsageError(f"{path} is not UTF-8 text") from None
         lines = parse_rules(text, path)
-    return Rules(lines, options.flag("--allow-local"))
+    return Rules(lines, options.flag("--allow-local"), chain(options))
 
 
 def dialler(options: Options) -> Dialler:
@@ -127,6 +174,7 @@ def limits(options: Options) -> Limits:
         options.seconds("--handshake-timeout", 30),
         options.seconds("--idle-timeout", 900),
         options.seconds("--half-close-timeout", 120),
+        options.seconds("--bind-timeout", 120),
     )
 
 
@@ -154,16 +202,18 @@ def _read(path: str) -> bytes:
     return content
 
 
-def _hide_argument(secret: str) -> None:
-    """Overwrite a secret where ps and /proc/PID/cmdline show it. UsageError where that fails."""
+def _hide_argument(value: str, secret: str) -> None:
+    """Overwrite a secret in the value of an option where ps and /proc/PID/cmdline show it.
+    UsageError where that fails.
+    """
     try:
-        _overwrite_argument(os.fsencode(secret))
+        _overwrite_argument(os.fsencode(value), os.fsencode(secret))
     except OSError as error:
-        problem = f"-P cannot be hidden from the process list: {error.strerror}"
-        raise UsageError(problem, "use --users FILE") from None
+        problem = f"a password cannot be hidden from the process list: {error.strerror}"
+        raise UsageError(problem, "put it into a file, see --users and --rules") from None
 
 
-def _overwrite_argument(raw: bytes) -> None:
+def _overwrite_argument(value: bytes, secret: bytes) -> None:
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
@@ -172,7 +222,8 @@ def _overwrite_argument(raw: bytes) -> None:
         line = memory.read(end - start)
         shown = line.split(b"\0")
         hidden = [
-            word.replace(raw, b"*" * len(raw)) if word.endswith(raw) else word for word in shown
+            word.replace(secret, b"*" * len(secret)) if word.endswith(value) else word
+            for word in shown
         ]
         memory.seek(start)
         memory.write(b"\0".join(hidden))

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 _NOT_FOR_RESIDENTS = {  # and what docopt gives for those that are not given
     **dict.fromkeys(("-4", "-6", "--bind-address", "--bind-interface", "--mark"), ""),
-    **dict.fromkeys(("--rules", "--allow-local", "--relay"), ""),
+    **dict.fromkeys(("--rules", "--allow-local", "--relay", "--via", "--send-proxy"), ""),
+    **dict.fromkeys(("--bind-any", "--resolve-commands"), ""),
+    "--udp-filter": "strict",
+    "--bind-timeout": "120",
     "--connect-timeout": "10",
     "--dial-timeout": "30",
     "--idle-timeout": "900",

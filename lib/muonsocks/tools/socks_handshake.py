@@ -17,6 +17,9 @@ Who may come in:
   -1, --auth-once             no password from an address that has shown one
   --auth-once-ttl=SECS        for how long, in seconds [default: 86400]
   --state=DIR                 where such addresses are kept
+  --proxy-protocol=WHETHER    a PROXY header says who the client is: off, optional or
+                              required [default: off]
+  --proxy-from=NETS           if it comes from these networks; else from anybody
 
 How long it may take, in seconds:
   --handshake-timeout=SECS    up to the client's request [default: 30]
@@ -39,11 +42,11 @@ from muonsocks.net.inherit import Stdio, peer_of
 from muonsocks.socks.admission import Finished
 from muonsocks.socks.negotiation import Server
 from muonsocks.socks.policy import Policy
-from muonsocks.socks.request import ReplyCode, Request
+from muonsocks.socks.request import COMMAND_NAMES, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, execute, options
-from muonsocks.tools.environment import COMMANDS, request_environment
+from muonsocks.tools.environment import request_environment
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -55,13 +58,14 @@ def main(arguments: list[str], log: Log) -> int:
     if not program:
         raise UsageError("no PROG is given", "say what is to be run, socks-relay for instance")
     policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
+    policy.front = options.front(given)
     stdio = Stdio()
     result: list[tuple[Server, Request]] = []
     session = Session(stdio.stream, peer_of(stdio.socket, os.environ), policy, log)
 
     async def negotiate() -> None:
         server, request = await session.negotiate(exact=True)
-        if request.command not in COMMANDS:
+        if request.command not in COMMAND_NAMES:
             await session.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
             raise Finished("command-not-supported", f"command {request.command}")
         result.append((server, request))

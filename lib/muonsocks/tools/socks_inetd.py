@@ -2,7 +2,7 @@
 Serve one SOCKS client on standard input and output.
 
 Usage:
-  socks-inetd [options]
+  socks-inetd [options] [--via=URL]...
 
 Who may come in:
   -U, --auth-user=NAME        the only user; needs -P
@@ -13,10 +13,17 @@ Who may come in:
   -1, --auth-once             no password from an address that has shown one
   --auth-once-ttl=SECS        for how long, in seconds [default: 86400]
   --state=DIR                 where such addresses are kept
+  --proxy-protocol=WHETHER    a PROXY header says who the client is: off, optional or
+                              required [default: off]
+  --proxy-from=NETS           if it comes from these networks; else from anybody
 
 Where a client may go:
-  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --rules=FILE                allow, deny and via lines, see muonsocks.rules(5)
   --allow-local               this host's own side too: loopback, link-local
+  --bind-any                  BIND for whoever connects, if it names no host
+  --udp-filter=WHICH          datagrams from where the client has sent some (strict) or
+                              from anywhere (open) [default: strict]
+  --resolve-commands          Tor's RESOLVE and RESOLVE_PTR, which only look names up
 
 How the far end is reached:
   -4                          over IPv4 only
@@ -24,6 +31,9 @@ How the far end is reached:
   -b, --bind-address=ADDR     from this address
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
+  --via=URL                   through this proxy, socks5h://HOST:PORT say; one through
+                              the other if it is repeated
+  --send-proxy                tell it who the client is, by the PROXY protocol
 
 Who relays:
   --relay=SOCKET              a resident relay, if there is one at this unix socket
@@ -33,6 +43,7 @@ How long it may take, in seconds:
   --handshake-timeout=SECS    up to the client's request [default: 30]
   --connect-timeout=SECS      for each address [default: 10]
   --dial-timeout=SECS         for look-up and all addresses [default: 30]
+  --bind-timeout=SECS         for BIND's peer to connect [default: 120]
   --idle-timeout=SECS         while nothing moves [default: 900]
   --half-close-timeout=SECS   the same once one side has ended [default: 120]
 
@@ -59,7 +70,7 @@ def main(arguments: list[str], log: Log) -> int:
     if given is None:
         return DONE
     options.expect_no_arguments(given)
-    policy = options.policy(given)
+    policy = options.policy(given, options.access(given))
     policy.resident = options.resident(given)
     stdio = Stdio()
     try:

@@ -8,14 +8,18 @@ say. Without a request it is a plain forwarder to there, and the client gets no 
 With --listen it is the resident relay that other programs hand their connections over to.
 
 Usage:
-  socks-relay [options] [HOST PORT]
+  socks-relay [options] [--via=URL]... [HOST PORT]
   socks-relay [options] unix:PATH
   socks-relay [options] --refuse=REASON
   socks-relay [options] --listen=SOCKET
 
 Where a client may go:
-  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --rules=FILE                allow, deny and via lines, see muonsocks.rules(5)
   --allow-local               this host's own side too: loopback, link-local
+  --bind-any                  BIND for whoever connects, if it names no host
+  --udp-filter=WHICH          datagrams from where the client has sent some (strict) or
+                              from anywhere (open) [default: strict]
+  --resolve-commands          Tor's RESOLVE and RESOLVE_PTR, which only look names up
   --refuse=REASON             nowhere: only answer. REASON is a reply code, 1 to 8, or
                               general-failure, not-allowed, network-unreachable,
                               host-unreachable, connection-refused, ttl-expired,
@@ -27,6 +31,9 @@ How the far end is reached:
   -b, --bind-address=ADDR     from this address
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
+  --via=URL                   through this proxy, socks5h://HOST:PORT say; one through
+                              the other if it is repeated
+  --send-proxy                tell it who the client is, by the PROXY protocol
 
 Who relays:
   --relay=SOCKET              a resident relay, if there is one at this unix socket
@@ -40,6 +47,7 @@ Who relays:
 How long it may take, in seconds:
   --connect-timeout=SECS      for each address [default: 10]
   --dial-timeout=SECS         for look-up and all addresses [default: 30]
+  --bind-timeout=SECS         for BIND's peer to connect [default: 120]
   --idle-timeout=SECS         while nothing moves [default: 900]
   --half-close-timeout=SECS   the same once one side has ended [default: 120]
 
@@ -59,7 +67,7 @@ from muonsocks.errors import UsageError
 from muonsocks.log import Log, quoted
 from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.inherit import Stdio, peer_of
-from muonsocks.net.relay import Relay
+from muonsocks.net.relay import Joint
 from muonsocks.net.stream import Stream
 from muonsocks.socks.admission import Finished
 from muonsocks.socks.negotiation import Server
@@ -122,13 +130,8 @@ class _Errand:
 
     def __init__(self, given: options.Options, server: Server | None) -> None:
         self._server = server
-        self.policy = Policy(
-            Access(),
-            options.rules(given),
-            options.dialler(given),
-            options.limits(given),
-            options.resident(given),
-        )
+        self.policy = options.policy(given, Access())
+        self.policy.resident = options.resident(given)
         self._refusal = _refusal(given.text("--refuse"))
         self._path, self._elsewhere = _destination(given.arguments)
         if server is not None:
@@ -141,7 +144,7 @@ class _Errand:
             destination = self._elsewhere or Endpoint("0.0.0.0", 0)
             self._request, self._user = Request(Command.CONNECT, destination), b""
 
-    async def run(self, session: Session) -> Relay | None:
+    async def run(self, session: Session) -> Joint | None:
         """Do it."""
         session.user = self._user
         session.target = str(self._request.destination)

@@ -5,7 +5,7 @@ In the virtual machine, virtio-mux guest serves SOCKS clients and sends their co
 over its end of the port; outside, virtio-mux host carries them out.
 
 Usage:
-  virtio-mux host [options] [PORT]
+  virtio-mux host [options] [--via=URL]... [PORT]
   virtio-mux guest [options] [-i ADDR]... [PORT]
   virtio-mux --help | --version
 
@@ -22,13 +22,15 @@ A guest: where it listens, and who may come in:
   -w, --trust=NETS            networks that need no password, a comma between
 
 A host: where a guest may go, and how the far end is reached:
-  --rules=FILE                allow and deny lines, see muonsocks.rules(5)
+  --rules=FILE                allow, deny and via lines, see muonsocks.rules(5)
   --allow-local               this host's own side too: loopback, link-local
   -4                          over IPv4 only
   -6                          over IPv6 only
   -b, --bind-address=ADDR     from this address
   -B, --bind-interface=NAME   over this network interface
   -m, --mark=NUMBER           with this firewall mark
+  --via=URL                   through this proxy, socks5h://HOST:PORT say; one through
+                              the other if it is repeated
 
 How much there may be:
   --max-connections=NUMBER    connections at a time; by default 4096
@@ -94,7 +96,7 @@ _FOR_GUESTS = (
 )
 _FOR_HOSTS = (
     *("--rules", "--allow-local", "-4", "-6", "--bind-address", "--bind-interface", "--mark"),
-    *("--peer-reconnects", "--connect-timeout", "--dial-timeout"),
+    *("--peer-reconnects", "--connect-timeout", "--dial-timeout", "--via"),
 )
 
 
