@@ -260,8 +260,8 @@ def test_nothing_to_do(arguments: list[str]) -> None:
 BAD_REQUESTS = {
     "version": ({"SOCKS_VERSION": "6"}, b"", "it must be 4, 4a or 5"),
     "empty version": ({"SOCKS_VERSION": ""}, b"", "it must be 4, 4a or 5"),
-    "command": ({"SOCKS_COMMAND": "listen"}, failure(1), "connect, bind or associate"),
-    "no command": ({"SOCKS_COMMAND": None}, failure(1), "connect, bind or associate"),
+    "command": ({"SOCKS_COMMAND": "listen"}, failure(1), "resolve, resolve-ptr"),
+    "no command": ({"SOCKS_COMMAND": None}, failure(1), "resolve, resolve-ptr"),
     "host": ({"SOCKS_HOST": "a b"}, failure(1), "it must be a name or an address"),
     "no host": ({"SOCKS_HOST": None}, failure(1), "it must be a name or an address"),
     "host not UTF-8": ({"SOCKS_HOST": "\udcff"}, failure(1), "it must be a name or an address"),
