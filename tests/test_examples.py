@@ -166,6 +166,8 @@ TRY_A_RULE = shown("muonsocks.rules.5", "od -t u1")
 ALLOW_LIST = shown("muonsocks.rules.5", "allow 10.1.2.3 22")
 DENY_LIST = shown("muonsocks.rules.5", "deny .example.net  ")
 WEB_ONLY = shown("muonsocks.rules.5", "0-79")
+DNS_ONLY = shown("muonsocks.rules.5", "192.0.2.53")
+WAYS = shown("muonsocks.rules.5", ".onion")
 
 
 def test_every_example_is_run() -> None:
@@ -201,12 +203,14 @@ def test_every_end_is_explained() -> None:
 # Rules, which need no machine
 
 
-def permits(text: str, host: str, port: int, address: str = "") -> bool:
+def permits(
+    text: str, host: str, port: int, address: str = "", command: int = Command.CONNECT
+) -> bool:
     """Whether rules let a client go to a host; to a name at this address."""
     packed = parse_address(address or host)
     assert packed
     rules = Rules(parse_rules(text, "example"))
-    return not rules.of_address(Command.CONNECT, Endpoint(host, port), packed).refusal
+    return not rules.of_address(command, Endpoint(host, port), packed).refusal
 
 
 def test_allow_list() -> None:
@@ -235,6 +239,37 @@ def test_deny_list() -> None:
     assert not permits(rules, "2001:db8:bad::1", 80)
     assert permits(rules, "2001:db8::1", 80)
     assert not permits(rules, "127.0.0.1", 80)
+
+
+def test_datagrams_to_a_name_server_only() -> None:
+    for host, port, command, allowed in (
+        ("192.0.2.53", 53, Command.ASSOCIATE, True),
+        ("192.0.2.53", 54, Command.ASSOCIATE, False),
+        ("192.0.2.54", 53, Command.ASSOCIATE, False),
+        ("192.0.2.53", 53, Command.BIND, False),
+        ("192.0.2.54", 80, Command.CONNECT, True),
+    ):
+        assert permits(DNS_ONLY, host, port, command=command) is allowed
+
+
+def test_ways() -> None:
+    rules, ways = Rules(parse_rules(WAYS, "example")), {}
+    for host in ("a.onion", "www.example.com", "10.9.1.1", "192.0.2.7", "198.51.100.1"):
+        end = Endpoint(host, 80)
+        if end.packed is None:
+            verdict = rules.of_name(Command.CONNECT, end)
+        else:
+            verdict = rules.of_address(Command.CONNECT, end, end.packed)
+        assert verdict is not None and not verdict.refusal
+        ways[host] = [str(proxy) for proxy in verdict.via]
+    assert ways == {
+        "a.onion": ["socks5h://127.0.0.1:9050"],
+        "www.example.com": ["http://proxy.example.com:3128"],
+        "10.9.1.1": ["socks5://192.0.2.1:1080", "socks5://10.8.0.1:1080"],
+        "192.0.2.7": [],
+        "198.51.100.1": ["http://proxy.example.com:3128"],
+    }
+    assert not permits(WAYS, "198.51.100.1", 80, command=Command.BIND)
 
 
 def test_ports_of_the_web_only() -> None:
