@@ -60,9 +60,11 @@ PURE = {
 IMPURE_IN_SOCKS = {
     "muonsocks.socks.admission",
     "muonsocks.socks.auth_once",
+    "muonsocks.socks.chain",
     "muonsocks.socks.handover",
     "muonsocks.socks.policy",
     "muonsocks.socks.session",
+    "muonsocks.socks.ways",
 }
 # Functions of their arguments and of nothing else: no clock, no descriptor, no environment.
 PURE_STDLIB = {

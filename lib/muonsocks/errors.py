@@ -5,9 +5,22 @@ Library code raises; only sessions, servers and tools log.
 
 from __future__ import annotations
 
+import errno
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+# What this host can run out of; ENOSPC is epoll's limit on what all may watch together
+SHORTAGES = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOBUFS,
+    errno.EAGAIN,
+    errno.ENOSPC,
+)
 
 
 class UsageError(Exception):
@@ -66,6 +79,21 @@ class DialError(OSError):
     def __init__(self, number: int, reason: str, failures: Sequence[tuple[str, int]]) -> None:
         super().__init__(number, reason)
         self.failures = failures
+
+
+class ProxyFailed(DialError):
+    """A proxy on the way cannot be reached, or has not done its part; of the destination that says
+    nothing. `strerror` begins with the proxy, `errno` is 0 if it was no call of ours that failed.
+    """
+
+    def __init__(
+        self, reason: str, number: int = 0, failures: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        super().__init__(number, reason, failures)
+
+
+class NotAdmitted(Exception):
+    """A proxy does not let us in: it wants a password, or another one."""
 
 
 def in_one_line(error: UsageError | OSError) -> str:

@@ -2,7 +2,8 @@
 
 >> 05 01 00         the client sends; text stands in quotes
 << 05 00            the client receives exactly this
-dial host:80        the session dials; an errno, `no-such-name` or `refused` is how that fails
+dial host:80        the session dials; an errno, `no-such-name` or `refused` is how that fails;
+                    of addresses that it has looked up itself, all, with commas
 far >> 'data'       the far end receives what the client has sent; `far <<` is what it sends
 end                 in place of bytes: the end of file
 wait 0.1            nothing happens for so many seconds
@@ -58,7 +59,15 @@ class Script(Dialler):
     async def dial(
         self, loop: Loop, destination: Endpoint, permit: Callable[[bytes], bool] = lambda _: True
     ) -> Stream:
-        self.asked.post(str(destination))
+        return await self._go(str(destination))
+
+    async def dial_any(
+        self, loop: Loop, destination: Endpoint, candidates: list[Endpoint]
+    ) -> Stream:
+        return await self._go(",".join(map(str, candidates)))
+
+    async def _go(self, where: str) -> Stream:
+        self.asked.post(where)
         outcome = await self.outcome.take()
         if isinstance(outcome, Stream):
             return outcome

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.socks import socks4, socks5
+from muonsocks.socks import http_connect, socks4, socks5
 from muonsocks.socks.machine import Machine
 from muonsocks.socks.request import Event
 
@@ -26,8 +26,10 @@ PEERS_TURN: dict[type[Machine], set[str]] = {
     socks4.Client: {"answer"},
     socks5.Server: {"offer", "credentials", "request"},
     socks5.Client: {"choice", "verdict", "reply"},
+    http_connect.Client: {"response"},
 }
-MOST_BYTES = 520  # the longest message is SOCKS4A's request: 8 + 255 + NUL + 255 + NUL
+_MOST_BYTES = 520  # the longest message is SOCKS4A's request: 8 + 255 + NUL + 255 + NUL
+_MOST_BYTES_OF_HTTP = http_connect.LONGEST_HEAD + 1
 
 
 class Outcome(NamedTuple):
@@ -94,7 +96,9 @@ def check_wants(machine: Machine) -> None:
     """A machine wants bytes when it is the peer's turn and only then, and never many."""
     waits = machine.state in PEERS_TURN[type(machine)]
     assert (machine.wants > 0) == waits, machine.state
-    assert not waits or len(machine.trailing) + machine.wants <= MOST_BYTES
+    is_http = isinstance(machine, http_connect.Client)
+    most = _MOST_BYTES_OF_HTTP if is_http else _MOST_BYTES
+    assert not waits or len(machine.trailing) + machine.wants <= most
 
 
 class Wire:

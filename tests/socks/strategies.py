@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from playbook import Script
 
 from muonsocks.address import Endpoint
-from muonsocks.socks import socks4, socks5
+from muonsocks.socks import http_connect, socks4, socks5
 from muonsocks.socks.machine import Machine
 from muonsocks.socks.request import (
     Command,
@@ -96,6 +96,14 @@ socks5_messages = joined(  # a request and a reply look alike
     | st.binary(min_size=1, max_size=20),
     raw_ports,
 )
+http_lines = st.sampled_from((b"\r\n", b"\n", b"Via: \r", b"a: b\r\n")) | st.binary(max_size=40)
+http_answers = joined(
+    st.sampled_from((b"HTTP/1.1 ", b"HTTP/1.0 ")),
+    st.sampled_from((b"200", b"200", b"204", b"100", b"101", b"403", b"407", b"503", b"999")),
+    st.sampled_from((b"\r\n", b" OK\r\n", b"\n")),
+    st.lists(http_lines, max_size=5).map(b"".join),
+    st.sampled_from((b"\r\n", b"\n", b"\r\n\r\n")),
+)
 offered_methods = st.binary(min_size=1, max_size=255)
 offers = joined(st.just(b"\5"), st.binary(max_size=255).map(counted))
 credentials = joined(st.just(b"\1"), texts.map(counted), texts.map(counted))
@@ -134,7 +142,12 @@ def server_talks(draw: st.DrawFn) -> Talk:
 @st.composite
 def client_talks(draw: st.DrawFn) -> Talk:
     """A client that asks anything its protocol can say, and a server."""
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from((4, 5, 1)))
+    if kind == 1:
+        request = Request(Command.CONNECT, draw(ipv4_endpoints | ipv6_endpoints))
+        data = draw(damaged(joined(http_answers, http_answers)))
+        return Talk(http_connect.Client, data, {"request": request})
+    if kind == 4:
         by_name = st.builds(Endpoint, st.just("name.test"), ports)
         by_address = ipv4_endpoints.filter(lambda end: not end.host.startswith("0.0.0."))
         request = Request(draw(commands), draw(by_address | by_name), draw(user_ids))

@@ -30,7 +30,7 @@ from strategies import (
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import LocalProtocolError
-from muonsocks.socks import socks4, socks5
+from muonsocks.socks import http_connect, socks4, socks5
 from muonsocks.socks.machine import Machine, name_bytes, port_bytes
 from muonsocks.socks.request import (
     UNSPECIFIED,
@@ -88,7 +88,11 @@ def test_any_bytes_are_survived(make: Callable[[], Machine], data: st.DataObject
             else {
                 "offer": st.builds(MethodOffer, offered_methods),
                 "credentials": st.builds(Credentials, texts, texts),
-                "request": st.builds(Request, commands, ipv4_endpoints.filter(is_sayable)),
+                "request": st.builds(
+                    Request,
+                    st.just(Command.CONNECT) if make is http_connect.Client else commands,
+                    ipv4_endpoints.filter(is_sayable),
+                ),
             }
         )
     )
@@ -293,6 +297,11 @@ STATES: tuple[tuple[type[Machine], str, str, Script, type[Event] | None], ...] =
     (socks5.Client, "closed", "05 02 01 01", OURS, None),
     (socks5.Client, "closed", "05 00" + REFUSAL5, OURS, None),
     (socks5.Client, "closed", "04", OURS, None),
+    (http_connect.Client, "request", "", {}, Request),
+    (http_connect.Client, "response", "", OURS, None),
+    (http_connect.Client, "relay", b"HTTP/1.0 200 \n\n".hex(), OURS, None),
+    (http_connect.Client, "closed", b"HTTP/1.0 407 \n\n".hex(), OURS, None),
+    (http_connect.Client, "closed", "05", OURS, None),
 )
 
 

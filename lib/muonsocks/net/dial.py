@@ -116,7 +116,7 @@ class Dialler:
             return await self._race(loop, [], failures, attempt)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
-                candidates = await self._look_up(loop, destination)
+                candidates = self._suited(destination, await self.look_up(loop, destination))
                 permitted = [one for one in candidates if one.packed and permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
@@ -128,8 +128,26 @@ class Dialler:
                 raise NameNotResolved(f"{destination.host}: no answer in time") from None
             raise _dial_error(failures) from None
 
-    async def _look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:
-        """Give the addresses of a name in the order to try them, of the right families."""
+    async def dial_any(
+        self, loop: Loop, destination: Endpoint, candidates: list[Endpoint]
+    ) -> Stream:
+        """Connect to the first that answers of these addresses of a name, which has been looked
+        up. NameNotResolved if none of them is of the right family, or DialError.
+        """
+        failures: list[tuple[str, int]] = []
+        suited = self._suited(destination, candidates)
+        try:
+            with loop.deadline(self.dial_timeout) as deadline:
+                return await self._race(loop, interleaved(suited), failures)
+        except TimeoutError:
+            if not deadline.passed:
+                raise
+            raise _dial_error(failures) from None
+
+    async def look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:
+        """Give the addresses of a name that are of the family wanted, in the order to try them;
+        from here or, through a proxy, from elsewhere. NameNotResolved.
+        """
         if self.lookup is not None:
             found = await self.lookup(destination.host)
         else:
@@ -137,18 +155,28 @@ class Dialler:
 
             found = await loop.in_thread(addresses_of, destination.host)
         port = destination.port
-        candidates = [
-            Endpoint.at(one, port, scope) for one, scope in found if self._has_family(one)
-        ]
+        candidates = [Endpoint.at(one, port, scope) for one, scope in found if self._wants(one)]
         if not candidates:
-            raise NameNotResolved(f"{destination.host} has no address of the right family")
+            raise _no_address(destination)
+        return candidates
+
+    def _suited(self, destination: Endpoint, candidates: list[Endpoint]) -> list[Endpoint]:
+        """Leave out those that cannot be gone to from the address that we bind."""
+        if self.bind_address is not None:
+            length = len(self.bind_address)
+            candidates = [one for one in candidates if len(one.packed or b"") == length]
+        if not candidates:
+            raise _no_address(destination)
         return candidates
 
     def _has_family(self, packed: bytes) -> bool:
         length = len(packed)
         if self.bind_address is not None and len(self.bind_address) != length:
             return False
-        return self.family is None or (self.family == 4) == (length == 4)
+        return self._wants(packed)
+
+    def _wants(self, packed: bytes) -> bool:
+        return self.family is None or (self.family == 4) == (len(packed) == 4)
 
     async def _race(
         self,
@@ -327,6 +355,10 @@ def interleaved(candidates: list[Endpoint]) -> list[Endpoint]:
 def _dial_error(failures: list[tuple[str, int]]) -> DialError:
     number = most_telling([number for _, number in failures])
     return DialError(number, os.strerror(number), failures)
+
+
+def _no_address(destination: Endpoint) -> NameNotResolved:
+    return NameNotResolved(f"{destination.host} has no address of the right family")
 
 
 def most_telling(numbers: Iterable[int]) -> int:

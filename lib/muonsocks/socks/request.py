@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved, RequestFailed
+from muonsocks.errors import NameNotResolved, ProxyFailed, RequestFailed
 
 
 class Command:
@@ -51,6 +51,18 @@ class ReplyCode:
     IDENTITY_REFUSED = 0x5D
 
 
+REPLY_NAMES = {
+    ReplyCode.GENERAL_FAILURE: "general failure",
+    ReplyCode.NOT_ALLOWED: "not allowed",
+    ReplyCode.NETWORK_UNREACHABLE: "network unreachable",
+    ReplyCode.HOST_UNREACHABLE: "host unreachable",
+    ReplyCode.CONNECTION_REFUSED: "connection refused",
+    ReplyCode.TTL_EXPIRED: "ttl expired",
+    ReplyCode.COMMAND_NOT_SUPPORTED: "command not supported",
+    ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED: "address type not supported",
+}
+
+
 class Method:
     """Authentication methods of RFC 1928 section 3."""
 
@@ -79,9 +91,18 @@ def reply_code(error: OSError) -> int:
     """Give the reply code that tells a client why its destination could not be reached."""
     if isinstance(error, RequestFailed):
         return error.code
+    if isinstance(error, ProxyFailed):
+        return ReplyCode.GENERAL_FAILURE  # whatever it was, it was not the destination
     if isinstance(error, NameNotResolved):
         return ReplyCode.HOST_UNREACHABLE
     return _REPLY_BY_ERRNO.get(error.errno or 0, ReplyCode.GENERAL_FAILURE)
+
+
+def end_of(error: OSError) -> str:
+    """Give the word by which the log says that a destination could not be reached."""
+    if isinstance(error, ProxyFailed):
+        return "via-failed"
+    return "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
 
 
 class Event:

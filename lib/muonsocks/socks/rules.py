@@ -169,7 +169,7 @@ class Rules:
     through where no rule says otherwise.
     """
 
-    __slots__ = ("_allow_local", "_allowed", "_rules")
+    __slots__ = ("_allow_local", "_allowed", "_rules", "has_ways", "usual_way")
 
     def __init__(
         self, rules: tuple[Rule, ...] = (), allow_local: bool = False, via: Chain = ()
@@ -177,6 +177,8 @@ class Rules:
         self._rules = rules
         self._allow_local = allow_local
         self._allowed = Verdict("", via)
+        self.usual_way = via
+        self.has_ways = bool(via) or any(rule.via for rule in rules)  # besides the direct one
 
     def of_address(self, command: int, destination: Endpoint, address: bytes) -> Verdict:
         """Judge a command for the packed `address`, one of the destination's or the only one."""

@@ -10,13 +10,21 @@ import errno
 import os
 from time import monotonic
 
-from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
+from muonsocks.errors import SHORTAGES, DialError, RefusedByRule
 from muonsocks.log import DEBUG, INFO, Form, Log
 from muonsocks.net.relay import Ended, Joint, Relay
 from muonsocks.net.stream import PeerGone, Stream
 from muonsocks.net.task import Pause
 from muonsocks.socks.admission import LINGER, Admission, Finished
-from muonsocks.socks.request import COMMAND_NAMES, Command, Reply, ReplyCode, Request, reply_code
+from muonsocks.socks.request import (
+    COMMAND_NAMES,
+    Command,
+    Reply,
+    ReplyCode,
+    Request,
+    end_of,
+    reply_code,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,16 +38,6 @@ if TYPE_CHECKING:
     from muonsocks.socks.policy import Policy
 
     T = TypeVar("T")
-
-# What this host can run out of; ENOSPC is epoll's limit on what all may watch together
-_SHORTAGES = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOBUFS,
-    errno.EAGAIN,
-    errno.ENOSPC,
-)
 
 # Log lines, muonsocks(7)
 _FACTS = ("client", "user", "target")
@@ -55,7 +53,7 @@ class Session(Admission):
     After `run`, `refused_by_rule` tells how it went.
     """
 
-    __slots__ = ("_interruption", "_short_of", "joint", "refused_by_rule", "started")
+    __slots__ = ("_interruption", "_lacks", "bound", "joint", "refused_by_rule", "started", "via")
     kind_of_relay = Relay
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
@@ -64,7 +62,9 @@ class Session(Admission):
         self.joint: Joint | None = None
         self._interruption: BaseException | None = None  # of a joint
         self.refused_by_rule = False
-        self._short_of = 0
+        self._lacks = 0
+        self.via: tuple[str, str] | None = None  # the log's field for the proxies gone through
+        self.bound: Endpoint | None = None  # for the client, by the last of them
 
     def run(self) -> Coroutine[Waitable, None, int | Pause]:
         """Serve the client, and write its log lines. The client's stream is closed.
@@ -107,7 +107,7 @@ class Session(Admission):
             if end:
                 self._log_closed(end, detail)
                 self.client.close()
-        return self._short_of
+        return self._lacks
 
     def _resume(self, error: BaseException | None) -> Coroutine[Waitable, None, int | Pause]:
         """Go on after a joint, or with what it was interrupted by."""
@@ -139,7 +139,7 @@ class Session(Admission):
         far = await self.attempt(server, reach or (lambda: self.dial(destination)))
         try:
             if server is not None:
-                await self.grant(server, far.local_endpoint())
+                await self.grant(server, self.bound or far.local_endpoint())
             return await self.relay(far, early)
         except BaseException:
             far.close()
@@ -175,12 +175,11 @@ class Session(Admission):
             if isinstance(error, DialError):
                 self._log_failures(error)
             await self.refuse(server, reply_code(error))
-            if error.errno in _SHORTAGES:
+            if error.errno in SHORTAGES:
                 raise
             if error.errno == errno.EADDRNOTAVAIL:
-                self._short_of = error.errno  # of ports, as far as one can tell
-            end = "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
-            raise Finished(end, error.strerror or str(error)) from None
+                self._lacks = error.errno  # of ports, as far as one can tell
+            raise Finished(end_of(error), error.strerror or str(error)) from None
         finally:
             self.client.unwatch()
 
@@ -199,6 +198,10 @@ class Session(Admission):
 
     def dial(self, destination: Endpoint) -> Awaitable[Stream]:
         """Dial a destination under the rules, which may refuse it at once."""
+        if self.policy.rules.has_ways:
+            from muonsocks.socks import ways
+
+            return ways.reach(self, destination)
         if destination.packed is None:
             return self._dial_name(destination)
         verdict = self.policy.rules.of_address(Command.CONNECT, destination, destination.packed)
@@ -230,7 +233,7 @@ class Session(Admission):
         None if a resident relay does it, and the streams are not this process's any more.
         """
         if self.log.level >= INFO:
-            self.log.fill_in(INFO, _CONNECTED, (*self.facts(), far.name))
+            self.log.fill_in(INFO, _CONNECTED, (*self.facts(), far.name), self.via)
         if self.policy.resident:
             from muonsocks.socks.handover import is_taken_over
 

@@ -72,7 +72,7 @@ from muonsocks.net.stream import Stream
 from muonsocks.socks.admission import Finished
 from muonsocks.socks.negotiation import Server
 from muonsocks.socks.policy import Access, Limits, Policy
-from muonsocks.socks.request import Command, ReplyCode, Request
+from muonsocks.socks.request import REPLY_NAMES, Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, REFUSED_BY_RULE, options
@@ -82,16 +82,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-_REASONS = {
-    "general-failure": ReplyCode.GENERAL_FAILURE,
-    "not-allowed": ReplyCode.NOT_ALLOWED,
-    "network-unreachable": ReplyCode.NETWORK_UNREACHABLE,
-    "host-unreachable": ReplyCode.HOST_UNREACHABLE,
-    "connection-refused": ReplyCode.CONNECTION_REFUSED,
-    "ttl-expired": ReplyCode.TTL_EXPIRED,
-    "command-not-supported": ReplyCode.COMMAND_NOT_SUPPORTED,
-    "address-type-not-supported": ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED,
-}
+_REASONS = {name.replace(" ", "-"): code for code, name in REPLY_NAMES.items()}
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -134,6 +125,8 @@ class _Errand:
         self.policy.resident = options.resident(given)
         self._refusal = _refusal(given.text("--refuse"))
         self._path, self._elsewhere = _destination(given.arguments)
+        if self._path and self.policy.rules.usual_way:
+            raise UsageError("--via has no way to a unix socket", "leave one of them out")
         if server is not None:
             self._request, self._user = request_from(os.environ)
         elif self._refusal is not None:
@@ -159,8 +152,17 @@ class _Errand:
             timeout = self.policy.dialler.connect_timeout
             reach = lambda: dial_unix(session.loop, self._path, timeout)  # noqa: E731
         elif elsewhere := self._elsewhere:
-            reach = lambda: self.policy.dialler.dial(session.loop, elsewhere)  # noqa: E731
+            reach = lambda: self._go(session, elsewhere)  # noqa: E731
         return await session.fulfil(self._server, self._request, reach=reach)
+
+    def _go(self, session: Session, elsewhere: Endpoint) -> Awaitable[Stream]:
+        """Connect to where the command line says, through --via; rules have no say in that."""
+        way = self.policy.rules.usual_way
+        if way:
+            from muonsocks.socks.ways import through
+
+            return through(session, way, elsewhere)
+        return self.policy.dialler.dial(session.loop, elsewhere)
 
 
 _FOR_RESIDENTS = ("--workers", "--drain-timeout")
