@@ -60,9 +60,12 @@ PURE = {
 IMPURE_IN_SOCKS = {
     "muonsocks.socks.admission",
     "muonsocks.socks.auth_once",
+    "muonsocks.socks.bind",
     "muonsocks.socks.chain",
     "muonsocks.socks.handover",
+    "muonsocks.socks.lookup",
     "muonsocks.socks.policy",
+    "muonsocks.socks.resolve",
     "muonsocks.socks.session",
     "muonsocks.socks.ways",
 }

@@ -86,7 +86,9 @@ class Endpoint:
         """Make an endpoint of what getsockname(2) and the like give for a TCP socket."""
         host, port = name[:2]
         if ":" in host:
-            return cls(host.partition("%")[0], port)
+            self = cls(host.partition("%")[0], port)
+            self.scope = name[3] if len(name) == 4 else 0
+            return self
         self = cls.__new__(cls)  # the system writes it as we would
         self.packed = inet_pton(AF_INET, host)
         self.host = host

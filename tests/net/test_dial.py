@@ -950,3 +950,42 @@ def test_no_cycles(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
         "RefusedByRule",
         "KeyboardInterrupt",
     }
+
+
+# Which address of ours it is from
+
+
+@root_only()
+def test_source() -> None:
+    def check() -> None:
+        sh(
+            "ip link add one type veth peer name two",
+            "ip link set one up",
+            "ip link set two up",
+            "ip addr add 192.0.2.1/24 dev one",
+            "ip addr add 198.51.100.1/24 dev two",
+            "ip addr add 192.0.2.7/32 dev two",
+            "ip addr add 2001:db8::1/64 dev one nodad",
+        )
+
+        def source(dialler: Dialler, host: str) -> str:
+            return str(dialler.source_for(Endpoint(host, 21)))
+
+        assert source(Dialler(), "192.0.2.99") == "192.0.2.1:0"
+        assert source(Dialler(), "198.51.100.99") == "198.51.100.1:0"
+        assert source(Dialler(), "2001:db8::99") == "[2001:db8::1]:0"
+        assert source(Dialler(), "192.0.2.1") == "192.0.2.1:0"
+        assert source(Dialler(bind_address=bytes((192, 0, 2, 7))), "192.0.2.99") == "192.0.2.7:0"
+        assert source(Dialler(bind_address=bytes(4)), "192.0.2.99") == "192.0.2.1:0"
+        failures: list[tuple[Dialler, str, int]] = [
+            (Dialler(), "203.0.113.1", errno.ENETUNREACH),
+            (Dialler(6), "192.0.2.99", errno.EAFNOSUPPORT),
+            (Dialler(bind_address=bytes((192, 0, 2, 7))), "2001:db8::99", errno.EAFNOSUPPORT),
+        ]
+        for dialler, host, number in failures:
+            with pytest.raises(OSError) as told:
+                dialler.source_for(Endpoint(host, 21))
+            assert told.value.errno == number
+
+    with nothing_left_behind():
+        in_own_network(check)

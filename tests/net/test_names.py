@@ -10,7 +10,7 @@ from ends import nothing_left_behind
 from muonsocks.address import parse_address
 from muonsocks.errors import NameNotResolved
 from muonsocks.net import names
-from muonsocks.net.names import MOST_ADDRESSES, addresses_of
+from muonsocks.net.names import MOST_ADDRESSES, addresses_of, name_of_address
 
 
 def answers(
@@ -88,3 +88,59 @@ def test_failure_of_the_system_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError) as told:
         addresses_of("name")
     assert (type(told.value), told.value.errno) == (OSError, errno.EMFILE)
+
+
+# Names of addresses
+
+
+def test_name_of_an_address() -> None:
+    assert name_of_address(bytes((127, 0, 0, 1))) == "localhost"
+
+
+def named(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> list[object]:
+    """Let getnameinfo give or raise this; give what it is asked."""
+    asked: list[object] = []
+
+    def getnameinfo(*arguments: object) -> tuple[str, str]:
+        asked.append(arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, "0"
+
+    monkeypatch.setattr(names, "getnameinfo", getnameinfo)
+    return asked
+
+
+def test_what_is_asked_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = named(monkeypatch, "host.example")
+    address = parse_address("2001:db8::1")
+    assert address and name_of_address(address) == "host.example"
+    assert asked == [(("2001:db8::1", 0), socket.NI_NAMEREQD | socket.NI_NUMERICSERV)]
+
+
+HOSTILE = ["", "two words", "-rf", "a\\b", "b\u00fccher", "a\n", "x" * 256, "192.0.2.1", "::1"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_who_owns_an_address_may_say_anything(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    named(monkeypatch, name)
+    with pytest.raises(NameNotResolved) as told:
+        name_of_address(bytes((192, 0, 2, 1)))
+    assert told.value.strerror == "192.0.2.1: its name is none"
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "reason"), "192.0.2.1: reason"),
+        (socket.gaierror(socket.EAI_AGAIN, "reason"), "192.0.2.1: reason, for now"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "reason"), "192.0.2.1: its name is none"),
+    ],
+)
+def test_address_without_a_name(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, reason: str
+) -> None:
+    named(monkeypatch, failure)
+    with pytest.raises(NameNotResolved) as told:
+        name_of_address(bytes((192, 0, 2, 1)))
+    assert told.value.strerror == reason

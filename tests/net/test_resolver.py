@@ -109,6 +109,17 @@ def test_real_look_ups() -> None:
     assert not server.deaths
 
 
+def test_real_look_ups_of_names() -> None:
+    server = Server()
+
+    async def main() -> None:
+        assert await server.resolver.name_lookup(bytes((127, 0, 0, 1))) == "localhost"
+
+    server.loop.run(main())
+    server.close()
+    assert not server.deaths
+
+
 def test_failure_of_the_system_is_no_verdict_on_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> None:
         raise OSError(errno.EMFILE, "no descriptor is free")

@@ -18,7 +18,17 @@ from muonsocks.errors import NameNotResolved
 from muonsocks.net import resolver_process
 from muonsocks.net.identity import Identity
 from muonsocks.net.names import MOST_ADDRESSES
-from muonsocks.net.resolver_process import LONGEST_ANSWER, READY, failure, found, read
+from muonsocks.net.resolver_process import (
+    ADDRESSES,
+    LONGEST_ANSWER,
+    NAME,
+    READY,
+    failure,
+    found,
+    named,
+    read,
+    request,
+)
 from muonsocks.net.threads import MOST
 
 NOBODY = Identity(65534, 65534)
@@ -75,7 +85,12 @@ def test_reasons_have_a_bound(kind: type[Exception]) -> None:
 def test_what_is_no_answer() -> None:
     good = found(1, [(b"1234", 5), (b"1" * 16, 6)])
     bad = [good[:length] for length in range(len(good)) if length not in (9, 18)]
-    bad += [good[:8] + b"\3" + good[9:], good[:8] + b"\2xyz", good + b"\5" + b"1" * 9]
+    bad += [
+        good[:8] + b"\4" + good[9:],
+        good[:8] + b"\3\xe4",
+        good[:8] + b"\2xyz",
+        good + b"\5" + b"1" * 9,
+    ]
     bad += [found(1, [(b"1234", 5)] * MOST_ADDRESSES * 3)]
     for message in bad:
         with pytest.raises(ValueError):
@@ -100,7 +115,7 @@ class Helper:
         self.socket.settimeout(PATIENCE)
 
     def ask(self, number: int, host: str) -> None:
-        self.socket.send(number.to_bytes(8, "big") + host.encode())
+        self.socket.send(request(number, ADDRESSES, host.encode()))
 
     def answer(self) -> object:
         return read(self.socket.recv(65536))
@@ -136,9 +151,17 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return gate
 
 
+def test_names_come_as_they_went() -> None:
+    message = named(7, "n" * 255)
+    assert len(message) <= LONGEST_ANSWER
+    assert read(message) == (7, "n" * 255)
+
+
 def test_answers() -> None:
     """By the system's own means: these need no server."""
     with Helper() as helper:
+        helper.socket.send(request(5, NAME, bytes((127, 0, 0, 1))))
+        assert helper.answer() == (5, "localhost")
         helper.ask(1, "127.1")
         assert helper.answer() == (1, [(bytes((127, 0, 0, 1)), 0)])
         helper.ask(2**64 - 1, "fe80::1%lo")
@@ -270,7 +293,7 @@ def test_no_more_at_once_than_agreed(gate: Gate) -> None:
 
 def test_request_that_is_none() -> None:
     with Helper() as helper:
-        helper.socket.send(bytes(8) + b"\xff")
+        helper.socket.send(request(0, ADDRESSES, b"\xff"))
         number, error = helper.answer()  # type: ignore[misc]
         assert number == 0
         assert error.strerror.startswith("UnicodeDecodeError")

@@ -412,7 +412,9 @@ def test_wrong_rules_at_the_start(machine: Machine) -> None:
     since = now(machine)
     with file(machine, RULES, "bogus\n"), options(machine, f"--rules={RULES}"):
         assert machine.run(f"systemctl start {SERVICE}", check=False).returncode != 0
-        fault = f"{RULES}:1: the line is not a rule; write allow|deny|via URL [COMMAND] [DEST [PORTS]]"
+        fault = (
+            f"{RULES}:1: the line is not a rule; write allow|deny|via URL [COMMAND] [DEST [PORTS]]"
+        )
         assert fault in machine.run(f"systemctl status {SERVICE}", check=False).stdout
         assert journal(machine, since, "--identifier=muonsocks") == f"{fault}\n"
         assert SERVICE in machine.run("systemctl --failed --plain --no-legend").stdout

@@ -5,7 +5,12 @@
 dial host:80        the session dials; an errno, `no-such-name` or `refused` is how that fails;
                     of addresses that it has looked up itself, all, with commas
 far >> 'data'       the far end receives what the client has sent; `far <<` is what it sends
+leave               the client hangs up
 end                 in place of bytes: the end of file
+listens 5 127.0.0.1 the client receives that, in this version, with some port
+peer 127.0.0.1      somebody connects there from this address, and is the far end from now on
+stranger 127.0.0.2  somebody does, and is reset
+meets 5             the client receives the peer's address, in this version
 wait 0.1            nothing happens for so many seconds
 log reply=0 ...     the session is over, and its last line has these words
 """
@@ -17,6 +22,9 @@ import shlex
 import socket
 from collections.abc import Callable
 
+import pytest
+from programs import VERSIONS
+
 from muonsocks.address import Endpoint
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.log import DEBUG, Log
@@ -25,7 +33,7 @@ from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
-from muonsocks.socks.policy import Access, Limits, Policy
+from muonsocks.socks.policy import Access, Commands, Limits, Policy
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
 
@@ -87,6 +95,15 @@ def stream_pair(loop: Loop) -> tuple[Stream, Stream]:
 _opened: list[Stream] = []
 
 
+def close_all() -> None:
+    """Close what playbooks have opened."""
+    while _opened:
+        stream = _opened.pop()
+        stream.close()
+        if not stream.loop._epoll.closed:
+            stream.loop.close()
+
+
 def failure(text: str) -> Exception:
     """How dialling fails."""
     if text == "no-such-name":
@@ -107,6 +124,7 @@ class Play:
         rules: Rules | None = None,
         peer: Peer | None = None,
         level: int = DEBUG,
+        commands: Commands | None = None,
     ) -> None:
         self.loop = Loop()
         self.client, served = stream_pair(self.loop)
@@ -117,6 +135,8 @@ class Play:
         policy = Policy(
             access or Access(), rules or Rules(), self.dialler, limits or Limits(SECONDS)
         )
+        policy.commands = commands or policy.commands
+        self.listening = ("", 0)
         peer = peer or Peer.at("192.0.2.9", 999)
         self.session = Session(served, peer, policy, self.log)
 
@@ -138,6 +158,19 @@ class Play:
         verb, _, rest = line.partition(" ")
         if verb == "dial":
             await self._dial(*rest.split())
+        elif verb == "leave":
+            self.client.close()
+        elif verb == "listens":
+            await self._listens(*rest.split())
+        elif verb == "peer":
+            self.far = self._connect(rest)
+        elif verb == "stranger":
+            with pytest.raises(ConnectionResetError):
+                await self._connect(rest).receive(1)
+        elif verb == "meets":
+            assert self.far is not None
+            met = self.far.socket.getsockname()
+            await hear(self.client, VERSIONS[rest].success(*met[:2]))
         elif verb == "wait":
             await self.loop.sleep(float(rest))
         elif verb == "log":
@@ -162,6 +195,22 @@ class Play:
             self.far, far = stream_pair(self.loop)
             self.dialler.outcome.post(far)
 
+    async def _listens(self, version: str, host: str) -> None:
+        length = len(VERSIONS[version].success(host, 0))
+        reply = await receive(self.client, length)
+        start = 2 if len(reply) == 8 else length - 2
+        port = int.from_bytes(reply[start : start + 2], "big")
+        assert reply == VERSIONS[version].success(host, port)
+        assert port
+        self.listening = host, port
+
+    def _connect(self, host: str) -> Stream:
+        sock = socket.create_connection(self.listening, SECONDS, (host, 0))
+        sock.setblocking(False)
+        stream = Stream(self.loop, sock)
+        _opened.append(stream)
+        return stream
+
 
 async def say(stream: Stream, data: bytes | None) -> None:
     if data is None:
@@ -171,13 +220,15 @@ async def say(stream: Stream, data: bytes | None) -> None:
 
 
 async def hear(stream: Stream, data: bytes | None) -> None:
+    assert await receive(stream, len(data or b".")) == (data or b"")
+
+
+async def receive(stream: Stream, count: int) -> bytes:
+    """Read so many bytes, or up to the end of file."""
     heard = b""
-    while len(heard) < len(data or b"."):
-        piece = await stream.receive(len(data or b".") - len(heard))
-        if not piece:
-            break
+    while len(heard) < count and (piece := await stream.receive(count - len(heard))):
         heard += piece
-    assert heard == (data or b"")
+    return heard
 
 
 def as_bytes(text: str) -> bytes:
@@ -335,16 +386,16 @@ ANYONE = {
         >> end
         log target=127.0.0.1:80 reply=2 end=refused-by-rule
     """,
-    "bind": """
-        >> 05 01 00 05 02 00 01 c0000201 0050
+    "an unknown command": """
+        >> 05 01 00 05 09 00 01 c0000201 0050
         << 05 00
         << 05 07 00 01 00000000 0000
         << end
         >> end
         log target=192.0.2.1:80 reply=7 end=command-not-supported
     """,
-    "SOCKS4 bind": """
-        >> 04 02 0050 c0000201 00
+    "SOCKS4, an unknown command": """
+        >> 04 09 0050 c0000201 00
         << 00 5b 0000 00000000
         << end
         >> end

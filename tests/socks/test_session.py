@@ -45,7 +45,7 @@ def test_names_are_refused_before_they_are_looked_up(host: str, port: int) -> No
 
 
 def test_refused_by_rule_is_told_apart() -> None:
-    for book, refused in (("this host's own side", True), ("bind", False)):
+    for book, refused in (("this host's own side", True), ("an unknown command", False)):
         play = Play()
         play.perform(ANYONE[book])
         assert play.session.refused_by_rule is refused

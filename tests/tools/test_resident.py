@@ -983,3 +983,22 @@ def test_a_long_path_in_the_environment(tmp_path: Path) -> None:
     place.touch()
     done = run(RELAY, "host", "80", env=environment(SOCKS_RELAY=str(place)))
     assert done.status == 100 and "SOCKS_RELAY: " in done.log
+
+
+# A peer that has come
+
+
+@pytest.mark.parametrize("command", [[INETD], [HANDSHAKE, "socks-relay"]], ids=["whole", "chain"])
+def test_a_bind_is_handed_over_when_the_peer_is_there(relay: Resident, command: list[str]) -> None:
+    options = ["--allow-local", f"--relay={relay.path}"]
+    with serving(*command, *options, over="tcp") as program:
+        program.client.send(GREETING + socks5("127.0.0.1", 21, command=2) + b"early")
+        first = program.client.read(12)
+        where = "127.0.0.1", int.from_bytes(first[-2:], "big")
+        with socket.create_connection(where, SECONDS) as peer:
+            met = VERSIONS["5"].success(*peer.getsockname())
+            assert program.client.read(10) == met
+            assert program.status == 0
+            assert read_all(peer, 5) == b"early"
+            exchange(program, peer)
+    assert "reply=0 in=13 out=10 " in relay.await_log("target=127.0.0.1:21 reply=")

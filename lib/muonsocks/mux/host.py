@@ -62,6 +62,7 @@ class _Answers:
     """Stands where the machine of a SOCKS server does: a reply goes as ANSWER, not as bytes."""
 
     __slots__ = ("_channel",)
+    version = "5"  # what that can tell, ANSWER can
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

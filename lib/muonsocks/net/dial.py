@@ -12,6 +12,7 @@ from _socket import (
     IPPROTO_TCP,
     SO_BINDTODEVICE,
     SO_MARK,
+    SOCK_DGRAM,
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -62,6 +63,7 @@ class Dialler:
         "interface",
         "lookup",
         "mark",
+        "name_lookup",
     )
 
     def __init__(
@@ -73,10 +75,12 @@ class Dialler:
         connect_timeout: float = 10,
         dial_timeout: float = 30,
         lookup: Callable[[str], Awaitable[list[tuple[bytes, int]]]] | None = None,
+        name_lookup: Callable[[bytes], Awaitable[str]] | None = None,
     ) -> None:
         """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family.
 
-        `lookup` gives what `names.addresses_of` does; without it, that is called in a thread.
+        `lookup` gives what `names.addresses_of` does, `name_lookup` what `names.name_of_address`
+        does; without them, those are called in a thread.
 
         Times are in seconds: `connect_timeout` for each address, `dial_timeout` for the look-up
         and all of them.
@@ -88,6 +92,7 @@ class Dialler:
         self.connect_timeout = connect_timeout
         self.dial_timeout = dial_timeout
         self.lookup = lookup
+        self.name_lookup = name_lookup
 
     async def dial(
         self,
@@ -102,9 +107,7 @@ class Dialler:
         failures: list[tuple[str, int]] = []
         candidates: list[Endpoint] = []
         if destination.packed is not None:
-            if not self._has_family(destination.packed):
-                reason = f"this way out has no place for {destination.host}"
-                raise DialError(errno.EAFNOSUPPORT, reason, [])
+            self.expect_family(destination)
             if not permit(destination.packed):
                 raise RefusedByRule(f"{destination} is not permitted")
             try:
@@ -146,7 +149,7 @@ class Dialler:
 
     async def look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:
         """Give the addresses of a name that are of the family wanted, in the order to try them;
-        from here or, through a proxy, from elsewhere. NameNotResolved.
+        from here or, through a proxy, from elsewhere. That has no time limit. NameNotResolved.
         """
         if self.lookup is not None:
             found = await self.lookup(destination.host)
@@ -168,6 +171,20 @@ class Dialler:
         if not candidates:
             raise _no_address(destination)
         return candidates
+
+    async def look_up_name(self, loop: Loop, address: bytes) -> str:
+        """Give the name of a packed address. NameNotResolved if it has none."""
+        if self.name_lookup is not None:
+            return await self.name_lookup(address)
+        from muonsocks.net.names import name_of_address
+
+        return await loop.in_thread(name_of_address, address)
+
+    def expect_family(self, address: Endpoint) -> None:
+        """Hold that an address is of a family that this goes out by. DialError."""
+        if not self._has_family(address.packed or b""):
+            reason = f"this way out has no place for {address.host}"
+            raise DialError(errno.EAFNOSUPPORT, reason, [])
 
     def _has_family(self, packed: bytes) -> bool:
         length = len(packed)
@@ -255,11 +272,15 @@ class Dialler:
             sock.close()
             raise
 
-    def open_socket(self, family: int) -> socket:
-        """Make the socket for one attempt, from the right place. OSError if that cannot be."""
-        sock = socket(family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
+    def open_socket(self, family: int, kind: int = SOCK_STREAM) -> socket:
+        """Make a socket that is to go out, TCP or of another kind, from the right place. OSError
+        if that cannot be.
+        """
+        is_stream = kind == SOCK_STREAM
+        sock = socket(family, kind | SOCK_NONBLOCK, IPPROTO_TCP if is_stream else 0)
         try:
-            prepare_tcp(sock)
+            if is_stream:
+                prepare_tcp(sock)
             if self.mark:
                 sock.setsockopt(SOL_SOCKET, SO_MARK, self.mark)
             if self.interface:
@@ -271,6 +292,20 @@ class Dialler:
             sock.close()
             raise
         return sock
+
+    def source_for(self, destination: Endpoint) -> Endpoint:
+        """Say which address of ours what goes to an address comes from; port 0. OSError as
+        connect(2) if there is no way to it.
+        """
+        self.expect_family(destination)
+        sock = self.open_socket(family_of(destination), SOCK_DGRAM)
+        try:
+            sock.connect(sockaddr_of(destination))  # which sends nothing
+            source = Endpoint.of_socket(sock.getsockname())
+        finally:
+            sock.close()
+        source.port = 0
+        return source
 
 
 class _Attempt:

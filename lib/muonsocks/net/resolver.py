@@ -9,7 +9,14 @@ from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 
 from muonsocks.errors import NameNotResolved
 from muonsocks.net import resolver_process
-from muonsocks.net.resolver_process import ITSELF, LONGEST_ANSWER, LONGEST_NAME, READY
+from muonsocks.net.resolver_process import (
+    ADDRESSES,
+    ITSELF,
+    LONGEST_ANSWER,
+    LONGEST_NAME,
+    NAME,
+    READY,
+)
 from muonsocks.net.task import Waitable
 from muonsocks.net.threads import MOST
 from muonsocks.net.turns import Turns
@@ -17,6 +24,7 @@ from muonsocks.net.turns import Turns
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from muonsocks.net.identity import Identity
     from muonsocks.net.loop import Loop
@@ -29,11 +37,11 @@ _IT = "the process that looks names up"
 class _Lookup(Waitable):
     """One look-up that is on its way."""
 
-    __slots__ = ("addresses", "error")
+    __slots__ = ("error", "result")
 
     def __init__(self) -> None:
         super().__init__()
-        self.addresses: Addresses = []
+        self.result: Any = None
         self.error: Exception | None = None
 
 
@@ -86,17 +94,25 @@ class Resolver:
         return cls(loop, pid, ours, on_death)
 
     async def lookup(self, host: str) -> Addresses:
-        """Give what `names.addresses_of` gives, or raise what it raises.
-
-        A look-up whose task does not wait any more goes on, and counts among those that are looked
-        up at a time, up to its answer.
-        """
+        """Give what `names.addresses_of` gives, or raise what it raises."""
         try:
             name = host.encode("ascii")
         except UnicodeError:
             raise NameNotResolved(f"{host} is not a name") from None
         if len(name) > LONGEST_NAME:
             raise NameNotResolved(f"{host} is too long for a name")
+        return await self._ask(ADDRESSES, name)  # type: ignore[no-any-return]
+
+    async def name_lookup(self, address: bytes) -> str:
+        """The same for `names.name_of_address`."""
+        return await self._ask(NAME, address)  # type: ignore[no-any-return]
+
+    async def _ask(self, sought: int, of: bytes) -> Any:
+        """Ask the process, and give or raise what it answers.
+
+        A look-up whose task does not wait any more goes on, and counts among those that are looked
+        up at a time, up to its answer.
+        """
         await self._turns.take()
         if not self._pid:
             self._turns.give_back()
@@ -104,7 +120,7 @@ class Resolver:
         lookup = _Lookup()
         number = self._last = self._last + 1
         try:
-            self._socket.send(number.to_bytes(8, "big") + name)
+            self._socket.send(resolver_process.request(number, sought, of))
         except OSError as error:
             self._turns.give_back()
             if isinstance(error, ConnectionError):
@@ -117,7 +133,7 @@ class Resolver:
                 raise lookup.error
             finally:
                 lookup.error = None  # or it would keep itself alive, through the frames it came by
-        return lookup.addresses
+        return lookup.result
 
     def close(self) -> None:
         """End the process. Who still waits for it gets an OSError."""
@@ -147,7 +163,7 @@ class Resolver:
         if isinstance(content, Exception):
             lookup.error = content
         else:
-            lookup.addresses = content
+            lookup.result = content
         lookup.wake()
         self._turns.give_back()
 

@@ -2,12 +2,14 @@
 
 Messages on a SOCK_SEQPACKET socket pair, one each way for each look-up, the answers in any order:
 
-    request   number (8 bytes), name
+    request   number (8 bytes), what is sought (1 byte), and by that
+              ADDRESSES of this name
+              NAME      of this address: 4 or 16 bytes
     answer    number (8 bytes), verdict (1 byte), and by that
               FOUND     for each address: its length (1 byte), itself, its scope (4 bytes)
-              UNKNOWN   why the name has no address
+              UNKNOWN   why the name has no address, or the address no name
               FAILED    errno (4 bytes), why the system cannot look anything up
-              MISUSED   what was wrong in what this program was told
+              NAMED     the address's name
 
 Numbers are big-endian. Number 0 is the process itself: FOUND when it is ready, else why it ends.
 """
@@ -32,7 +34,7 @@ from _socket import MSG_DONTWAIT, socket
 from muonsocks.errors import NameNotResolved
 from muonsocks.net.identity import Identity
 from muonsocks.net.loop import Loop
-from muonsocks.net.names import MOST_ADDRESSES, addresses_of
+from muonsocks.net.names import MOST_ADDRESSES, addresses_of, name_of_address
 from muonsocks.net.privileges import give_up
 from muonsocks.net.task import Waitable
 from muonsocks.net.threads import MOST
@@ -47,10 +49,11 @@ if TYPE_CHECKING:
     Addresses = list[tuple[bytes, int]]
 
 ITSELF = 0  # the number of no look-up
+ADDRESSES, NAME = range(2)  # what is sought
 LONGEST_NAME = 255  # bytes
-_FOUND, _UNKNOWN, _FAILED = range(3)
-_HEAD = 9  # bytes: number and verdict
-_LONGEST_REQUEST = 8 + LONGEST_NAME
+_FOUND, _UNKNOWN, _FAILED, _NAMED = range(4)
+_HEAD = 9  # bytes: number, and verdict or what is sought
+_LONGEST_REQUEST = _HEAD + LONGEST_NAME
 _LONGEST_REASON = 500  # bytes
 LONGEST_ANSWER = _HEAD + max(MOST_ADDRESSES * 21, 4 + _LONGEST_REASON)
 _ALL_DESCRIPTORS = 0x7FFFFFFF  # close_range(2) takes no longer for it
@@ -65,6 +68,16 @@ def found(number: int, addresses: Addresses) -> bytes:
 
 
 READY = found(ITSELF, [])
+
+
+def named(number: int, name: str) -> bytes:
+    """Say which name an address has, of printable ASCII."""
+    return number.to_bytes(8, "big") + bytes([_NAMED]) + name.encode("ascii")
+
+
+def request(number: int, sought: int, of: bytes) -> bytes:
+    """Ask for the addresses of a name, or the name of an address."""
+    return number.to_bytes(8, "big") + bytes([sought]) + of
 
 
 def failure(number: int, error: BaseException) -> bytes:
@@ -83,7 +96,7 @@ def failure(number: int, error: BaseException) -> bytes:
     return head + reason.encode(errors="replace")[:_LONGEST_REASON]
 
 
-def read(answer: bytes) -> tuple[int, Addresses | OSError]:
+def read(answer: bytes) -> tuple[int, Addresses | str | OSError]:
     """Read an answer: its number, and what is to be given or raised. ValueError if it is none."""
     if not _HEAD <= len(answer) <= LONGEST_ANSWER:
         raise ValueError
@@ -92,6 +105,8 @@ def read(answer: bytes) -> tuple[int, Addresses | OSError]:
         return number, _addresses(rest)
     if verdict == _UNKNOWN:
         return number, NameNotResolved(rest.decode(errors="replace"))
+    if verdict == _NAMED:
+        return number, rest.decode("ascii")
     if verdict != _FAILED or len(rest) < 4:
         raise ValueError
     reason = rest[4:].decode(errors="replace")
@@ -169,9 +184,13 @@ class _Helper:
             self._loop.spawn(self._answer(request), _raise)
 
     async def _answer(self, request: bytes) -> None:
-        number, host = int.from_bytes(request[:8], "big"), request[8:].decode("ascii")
+        number, sought, of = int.from_bytes(request[:8], "big"), request[8:_HEAD], request[_HEAD:]
+        in_thread = self._loop.in_thread
         try:
-            answer = found(number, await self._loop.in_thread(addresses_of, host))
+            if sought == bytes([NAME]):
+                answer = named(number, await in_thread(name_of_address, of))
+            else:
+                answer = found(number, await in_thread(addresses_of, of.decode("ascii")))
         except OSError as error:
             answer = failure(number, error)
         self._in_flight -= 1

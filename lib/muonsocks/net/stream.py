@@ -37,7 +37,7 @@ HANG_UP = EPOLLHUP | EPOLLERR  # of a socket: neither direction goes on
 _TCP = (AF_INET, AF_INET6)
 _TCP_CLOSE = 7  # of tcpi_state, the first byte of struct tcp_info
 _SIOCOUTQ = 0x5411  # tcp(7), unix(7)
-_RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
+RESET_ON_CLOSE = (1).to_bytes(4, byteorder) + bytes(4)  # struct linger: on, 0 s
 _LONGEST_DRAIN = 65536  # bytes that are read and dropped at most before a close
 
 
@@ -238,7 +238,7 @@ class Stream(Waitable):
         """Let the close that follows, or the end of the process, reset a TCP connection."""
         if self.is_tcp:
             try:
-                self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+                self.socket.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
             except OSError:
                 return  # closed already
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     class Answerer(Protocol):
         """What a reply is given to: a server's machine, or what stands for one."""
 
+        @property
+        def version(self) -> str:
+            """Which SOCKS version the client speaks: 4, 4a or 5."""
+
         def send(self, event: Event) -> bytes:
             """Give the bytes that say `event` to the client."""
 

@@ -98,11 +98,11 @@ def reply_code(error: OSError) -> int:
     return _REPLY_BY_ERRNO.get(error.errno or 0, ReplyCode.GENERAL_FAILURE)
 
 
-def end_of(error: OSError) -> str:
-    """Give the word by which the log says that a destination could not be reached."""
+def end_of(error: OSError, otherwise: str) -> str:
+    """Give the word by which the log says why a request has failed."""
     if isinstance(error, ProxyFailed):
         return "via-failed"
-    return "name-not-found" if isinstance(error, NameNotResolved) else "dial-failed"
+    return "name-not-found" if isinstance(error, NameNotResolved) else otherwise
 
 
 class Event:

@@ -148,6 +148,14 @@ class Session(Admission):
     async def _carry_out(self, server: Answerer, request: Request, early: bytes) -> Joint | None:
         """Do what is asked for less often than CONNECT; each command is a module of its own."""
         command = request.command
+        if command == Command.BIND:
+            from muonsocks.socks.bind import bind
+
+            return await bind(self, server, request, early)
+        if command in (Command.RESOLVE, Command.RESOLVE_PTR):
+            from muonsocks.socks.resolve import resolve
+
+            await resolve(self, server, request)
         await self.refuse_command(server, command)
 
     async def refuse_command(
@@ -158,9 +166,14 @@ class Session(Admission):
         name = COMMAND_NAMES.get(command, f"command {command}")
         raise Finished("command-not-supported", f"{name}{': ' if why else ''}{why}")
 
-    async def attempt(self, server: Answerer | None, act: Callable[[], Awaitable[T]]) -> T:
+    async def attempt(
+        self,
+        server: Answerer | None,
+        act: Callable[[], Awaitable[T]],
+        failure: str = "dial-failed",
+    ) -> T:
         """Do a part of what is asked for, while the client is there. If it fails the client is told
-        so, and Finished is raised.
+        so, and Finished is raised, with `failure` unless there is a better word for it.
         """
         try:
             self.client.watch()
@@ -179,7 +192,7 @@ class Session(Admission):
                 raise
             if error.errno == errno.EADDRNOTAVAIL:
                 self._lacks = error.errno  # of ports, as far as one can tell
-            raise Finished(end_of(error), error.strerror or str(error)) from None
+            raise Finished(end_of(error, failure), error.strerror or str(error)) from None
         finally:
             self.client.unwatch()
 

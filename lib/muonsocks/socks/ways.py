@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved, RefusedByRule
+from muonsocks.errors import NameNotResolved
 from muonsocks.net.stream import Stream
 from muonsocks.socks import chain
+from muonsocks.socks.lookup import places
 from muonsocks.socks.request import Command, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from muonsocks.socks.rules import Chain, Rules, Verdict
+    from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
 
@@ -19,22 +20,17 @@ async def reach(session: Session, destination: Endpoint) -> Stream:
 
     RefusedByRule, and what `through` and the dialler raise.
     """
-    rules, dialler = session.policy.rules, session.policy.dialler
-    if destination.packed is not None:
-        by_address = rules.of_address(Command.CONNECT, destination, destination.packed)
-        way = _permitted(by_address).via
-        if way:
-            return await _through(session, way, [destination])
-        return await dialler.dial(session.loop, destination)
-    by_name = rules.of_name(Command.CONNECT, destination)
-    if by_name is not None:
-        return await _through(session, _permitted(by_name).via, [destination])
+    dialler = session.policy.dialler
     with session.loop.deadline(dialler.dial_timeout):
-        found = await _look_up(session, destination)
-        way, candidates = _sorted_out(rules, destination, found)
+        try:
+            found, way = await places(session, Command.CONNECT, destination)
+        except TimeoutError:
+            raise NameNotResolved(f"{destination.host}: no answer in time") from None
         if way:
-            return await _through(session, way, candidates)
-        return await dialler.dial_any(session.loop, destination, candidates)
+            return await _through(session, way, found or [destination])
+        if destination.packed is not None:
+            return await dialler.dial(session.loop, destination)
+        return await dialler.dial_any(session.loop, destination, found)
 
 
 async def through(session: Session, way: Chain, destination: Endpoint) -> Stream:
@@ -42,10 +38,14 @@ async def through(session: Session, way: Chain, destination: Endpoint) -> Stream
 
     ProxyFailed; RequestFailed as the last proxy answers; or NameNotResolved.
     """
-    if destination.packed is not None or way[-1].resolves:
-        return await _through(session, way, [destination])
-    with session.loop.deadline(session.policy.dialler.dial_timeout):
-        found = await _look_up(session, destination)
+    dialler = session.policy.dialler
+    with session.loop.deadline(dialler.dial_timeout):
+        found = [destination]
+        if destination.packed is None and not way[-1].resolves:
+            try:
+                found = await dialler.look_up(session.loop, destination)
+            except TimeoutError:
+                raise NameNotResolved(f"{destination.host}: no answer in time") from None
         return await _through(session, way, found)
 
 
@@ -58,32 +58,3 @@ async def _through(session: Session, way: Chain, destinations: list[Endpoint]) -
     session.via = ("via", ",".join(map(str, way)))
     session.bound = reply.bound
     return stream
-
-
-async def _look_up(session: Session, destination: Endpoint) -> list[Endpoint]:
-    try:
-        return await session.policy.dialler.look_up(session.loop, destination)
-    except TimeoutError:
-        raise NameNotResolved(f"{destination.host}: no answer in time") from None
-
-
-def _sorted_out(
-    rules: Rules, destination: Endpoint, found: list[Endpoint]
-) -> tuple[Chain, list[Endpoint]]:
-    """Choose the way of the first address that is permitted, and all others that have the same."""
-    refusal, ways = "", []
-    for one in found:
-        verdict = rules.of_address(Command.CONNECT, destination, one.packed or b"")
-        refusal = verdict.refusal
-        if not refusal:
-            ways.append((verdict.via, one))
-    if not ways:
-        raise RefusedByRule(refusal)
-    way = ways[0][0]
-    return way, [one for other, one in ways if other == way]
-
-
-def _permitted(verdict: Verdict) -> Verdict:
-    if verdict.refusal:
-        raise RefusedByRule(verdict.refusal)
-    return verdict

@@ -162,14 +162,19 @@ class Socks(Service):
         """Give up privileges, and load before that what cannot be had afterwards."""
         access = self._policy.access
         if self._root is not None:
-            import hashlib  # noqa: F401  # the users may have hashes, if not now then when reread
+            # The users may have hashes, if not now then when reread; and any command may come.
+            import hashlib  # noqa: F401
+
+            import muonsocks.socks.bind
+            import muonsocks.socks.resolve  # noqa: F401
 
             def on_death(reason: str) -> None:
                 self._log.error(f"no names can be looked up any more: {reason}")
                 retire()
 
             resolver = Resolver.start(loop, self._identity, on_death)
-            self._policy.dialler.lookup = resolver.lookup
+            dialler = self._policy.dialler
+            dialler.lookup, dialler.name_lookup = resolver.lookup, resolver.name_lookup
         kept = None if access.auth_once is None else access.auth_once.directory
         give_up(self._identity, self._root, kept)
 

@@ -1,0 +1,163 @@
+"""BIND: listen for one peer, tell the client where, tell it who has come, and relay.
+
+The sources are RFC 1928 section 4 and the note on SOCKS4. Of the destination only the host counts:
+whoever connects from there is the peer, from whatever port.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from muonsocks.address import Endpoint
+from muonsocks.errors import NameNotResolved, RefusedByRule
+from muonsocks.log import DEBUG, INFO, Form
+from muonsocks.net.door import Door
+from muonsocks.socks.lookup import in_time, places
+from muonsocks.socks.request import Command, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.net.relay import Joint
+    from muonsocks.net.stream import Stream
+    from muonsocks.socks.admission import Answerer
+    from muonsocks.socks.rules import Chain
+    from muonsocks.socks.session import Session
+
+_BOUND = Form("bound", "client", "user", "target", "listen")
+_DROPPED = Form("dropped", "client", "user", "target", "address")
+
+
+async def bind(
+    session: Session, server: Answerer, request: Request, early: bytes = b""
+) -> Joint | None:
+    """Carry out a BIND for a session, as `Session.fulfil` does a CONNECT."""
+    destination, ipv4_only = request.destination, server.version != "5"
+    expected = await session.attempt(
+        server, lambda: _expect(session, destination, ipv4_only), "bind-failed"
+    )
+    if expected.via:
+        await session.refuse_command(server, Command.BIND, "not through a proxy")
+    door = await session.attempt(server, lambda: _door(session, expected, ipv4_only), "bind-failed")
+    try:
+        await session.grant(server, door.endpoint)
+        if session.log.level >= INFO:
+            session.log.fill_in(INFO, _BOUND, (*session.facts(), str(door.endpoint)))
+        far, peer = await session.attempt(
+            server, lambda: _await_peer(session, door, expected), "bind-timeout"
+        )
+    finally:
+        door.close()
+    try:
+        await session.grant(server, peer)
+        return await session.relay(far, early)
+    except BaseException:
+        far.close()
+        raise
+
+
+class _Expected:
+    """Who may be the peer: the hosts at `places`; anybody whom rules permit if there are none.
+
+    It is to come `via` these proxies.
+    """
+
+    __slots__ = ("_addresses", "_destination", "_session", "places", "via")
+
+    def __init__(
+        self, session: Session, destination: Endpoint, places: list[Endpoint], via: Chain = ()
+    ) -> None:
+        self._session = session
+        self._destination = destination
+        self._addresses = {one.packed for one in places}
+        self.places = places
+        self.via = via
+
+    def lets_in(self, peer: Endpoint) -> bool:
+        """Say whether this is the peer, or may be; and log it if not."""
+        objection = self._objection(peer)
+        session = self._session
+        if objection and session.log.level >= DEBUG:
+            values = (*session.facts(), str(peer))
+            session.log.fill_in(DEBUG, _DROPPED, values, ("detail", objection))
+        return not objection
+
+    def _objection(self, peer: Endpoint) -> str:
+        """Say what there is against a peer. Rules on ports are about the destination's, and rules
+        on names about its name, as ever.
+        """
+        assert peer.packed is not None
+        if self.places:
+            return "" if peer.packed in self._addresses else "it is not who is expected"
+        destination = self._destination
+        if destination.packed is not None:
+            destination = Endpoint.at(peer.packed, destination.port)
+        rules = self._session.policy.rules
+        return rules.of_address(Command.BIND, destination, peer.packed).refusal
+
+
+async def _expect(session: Session, destination: Endpoint, ipv4_only: bool) -> _Expected:
+    """Decide who may be the peer. RefusedByRule, or OSError if there is no way to it."""
+    policy, packed = session.policy, destination.packed
+    nobody = "it names no host"
+    if packed is None or any(packed):
+        try:
+            known = places(session, Command.BIND, destination, ipv4_only)
+            found, via = await in_time(session, destination.host, known)
+            return _Expected(session, destination, found, via)
+        except NameNotResolved as error:
+            nobody = error.strerror or str(error)
+    verdict = policy.rules.of_command(Command.BIND)
+    if verdict.refusal:
+        raise RefusedByRule(verdict.refusal)
+    if not policy.commands.bind_any:
+        raise RefusedByRule(f"{nobody}, see --bind-any")
+    return _Expected(session, destination, [], verdict.via)
+
+
+async def _door(session: Session, expected: _Expected, ipv4_only: bool) -> Door:
+    """Listen where the peer can come: at an address of the side that it is on, or else of the one
+    that the client is on. OSError.
+    """
+    dialler = session.policy.dialler
+    if expected.places:
+        source = _source_for(session, expected.places)
+    elif dialler.bind_address is not None and any(dialler.bind_address):
+        source = Endpoint.at(dialler.bind_address, 0)
+    elif session.client.is_tcp:
+        source = Endpoint.of_socket(session.client.socket.getsockname())
+        source.port = 0
+    else:
+        nowhere = "no address to listen at is known: the client came over no network, see -b"
+        raise OSError(errno.EOPNOTSUPP, nowhere)
+    assert source.packed is not None
+    if ipv4_only and len(source.packed) != 4:
+        raise OSError(errno.EAFNOSUPPORT, f"SOCKS4 has no place for {source.host}")
+    return Door(session.loop, dialler, source)
+
+
+def _source_for(session: Session, candidates: list[Endpoint]) -> Endpoint:
+    """Give the address of ours that is nearest to the first candidate that there is a way to."""
+    failure: OSError | None = None
+    try:
+        for candidate in candidates:
+            try:
+                return session.policy.dialler.source_for(candidate)
+            except OSError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+    finally:
+        failure = None  # or it would keep itself alive, through this frame
+
+
+async def _await_peer(session: Session, door: Door, expected: _Expected) -> tuple[Stream, Endpoint]:
+    """Wait for the peer. TimeoutError says who has come instead."""
+    try:
+        with session.loop.deadline(session.policy.limits.bind) as deadline:
+            return await door.open(expected.lets_in)
+    except TimeoutError:
+        if not deadline.passed:
+            raise
+        others = door.turned_away
+        who = f"{others} others have" if others else "nobody has"
+        raise TimeoutError(errno.ETIMEDOUT, f"{who} connected") from None

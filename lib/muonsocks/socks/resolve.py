@@ -1,0 +1,65 @@
+"""RESOLVE and RESOLVE_PTR, with which Tor has extended SOCKS (socks-extensions.txt section 2): what
+is looked up is the reply's bound address, and that is all.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from muonsocks.address import Endpoint
+from muonsocks.errors import RefusedByRule
+from muonsocks.socks.admission import LINGER, Finished
+from muonsocks.socks.lookup import in_time, places
+from muonsocks.socks.request import Command, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from muonsocks.socks.admission import Answerer
+    from muonsocks.socks.session import Session
+
+
+async def resolve(session: Session, server: Answerer, request: Request) -> NoReturn:
+    """Look up what a session's client asks for, and tell it. Raises Finished."""
+    command, destination = request.command, request.destination
+    is_socks4 = server.version != "5"
+    if not session.policy.commands.resolve:
+        await session.refuse_command(server, command, "only with --resolve-commands")
+    if command == Command.RESOLVE:
+        answer = await session.attempt(
+            server, lambda: _address(session, destination, is_socks4), "resolve-failed"
+        )
+    elif is_socks4:
+        await session.refuse_command(server, command, "SOCKS4 has no place for a name")
+    else:
+        answer = await session.attempt(
+            server, lambda: _name(session, destination), "resolve-failed"
+        )
+    if answer is None:
+        await session.refuse_command(server, command, "not through a proxy")
+    await session.grant(server, answer)
+    await session.client.linger(LINGER)
+    raise Finished("resolved", answer.host)
+
+
+async def _address(session: Session, destination: Endpoint, ipv4_only: bool) -> Endpoint | None:
+    """Give the first address that may be told; None if a proxy would have to look for it."""
+    known = places(session, Command.RESOLVE, destination, ipv4_only)
+    found, _ = await in_time(session, destination.host, known)
+    return Endpoint.at(found[0].packed or b"", 0) if found else None
+
+
+async def _name(session: Session, destination: Endpoint) -> Endpoint | None:
+    """Give the name of an address, in the same way."""
+    packed = destination.packed
+    if packed is None:
+        raise OSError(errno.EAFNOSUPPORT, f"{destination.host} is no address")
+    policy = session.policy
+    verdict = policy.rules.of_address(Command.RESOLVE_PTR, destination, packed)
+    if verdict.refusal:
+        raise RefusedByRule(verdict.refusal)
+    if verdict.resolves:
+        return None
+    look_up = policy.dialler.look_up_name(session.loop, packed)
+    return Endpoint(await in_time(session, destination.host, look_up), 0)
