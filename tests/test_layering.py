@@ -59,9 +59,12 @@ PURE = {
 }
 IMPURE_IN_SOCKS = {
     "muonsocks.socks.admission",
+    "muonsocks.socks.associate",
+    "muonsocks.socks.association",
     "muonsocks.socks.auth_once",
     "muonsocks.socks.bind",
     "muonsocks.socks.chain",
+    "muonsocks.socks.destinations",
     "muonsocks.socks.handover",
     "muonsocks.socks.lookup",
     "muonsocks.socks.policy",

@@ -22,7 +22,7 @@ ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7  # syslog(3)'s levels
 
 _LONGEST = 2048  # bytes of a line, and of a field
 _JOURNAL = "/run/systemd/journal/socket"
-_IN_JOURNAL = {"in": "BYTES_IN", "out": "BYTES_OUT"}  # other fields are only made upper case
+_IN_JOURNAL = {"in": "BYTES_IN", "out": "BYTES_OUT"}  # others: see _in_journal
 
 
 class Log:
@@ -147,7 +147,7 @@ class Log:
         entry = [b"PRIORITY=%d" % level, b"SYSLOG_IDENTIFIER=" + self._program.encode()]
         entry.append(b"MESSAGE=" + _line(message))
         entry += [
-            f"SOCKS_{_IN_JOURNAL.get(name) or name.upper()}=".encode() + _line(value)
+            f"SOCKS_{_IN_JOURNAL.get(name) or _in_journal(name)}=".encode() + _line(value)
             for name, value in fields.items()
             if value not in ("", "-")
         ]
@@ -176,6 +176,11 @@ class Log:
         except OSError:
             # A log that is closed or full must not end the connection, and there is nobody to tell.
             return
+
+
+def _in_journal(name: str) -> str:
+    """Write a name with what the names of the journal's fields may have in them."""
+    return name.upper().replace("-", "_")
 
 
 def _line(text: str) -> bytes:

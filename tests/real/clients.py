@@ -135,8 +135,12 @@ class Network:
                 assert process.poll() is None and time.monotonic() < deadline, self.log
                 time.sleep(0.01)  # there is no event for "somebody listens now"
 
-    def socket(self, address: tuple[str, int], connect: bool = False) -> socket.socket:
-        """Make a TCP socket in this network: connected to an address, or listening there."""
+    def socket(
+        self, address: tuple[str, int], connect: bool = False, datagrams: bool = False
+    ) -> socket.socket:
+        """Make a TCP socket in this network: connected to an address, or listening there; or one
+        that takes datagrams there.
+        """
         made: list[socket.socket | OSError] = []
 
         def make() -> None:  # in a thread of its own, which alone moves there
@@ -145,7 +149,11 @@ class Network:
                 assert libc.setns(namespace.fileno(), _CLONE_NEWNET) == 0, ctypes.get_errno()
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
             try:
-                if connect:
+                if datagrams:
+                    sock = socket.socket(family, socket.SOCK_DGRAM)
+                    sock.bind(address)
+                    made.append(sock)
+                elif connect:
                     made.append(socket.create_connection(address, SECONDS))
                 else:
                     made.append(socket.create_server(address, family=family, backlog=64))

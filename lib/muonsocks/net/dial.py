@@ -9,7 +9,9 @@ from _socket import (
     AF_INET6,
     AF_UNIX,
     IPPROTO_IP,
+    IPPROTO_IPV6,
     IPPROTO_TCP,
+    IPV6_V6ONLY,
     SO_BINDTODEVICE,
     SO_MARK,
     SOCK_DGRAM,
@@ -182,11 +184,12 @@ class Dialler:
 
     def expect_family(self, address: Endpoint) -> None:
         """Hold that an address is of a family that this goes out by. DialError."""
-        if not self._has_family(address.packed or b""):
+        if not self.has_family(address.packed or b""):
             reason = f"this way out has no place for {address.host}"
             raise DialError(errno.EAFNOSUPPORT, reason, [])
 
-    def _has_family(self, packed: bytes) -> bool:
+    def has_family(self, packed: bytes) -> bool:
+        """Say whether an address can be gone to from where this leaves."""
         length = len(packed)
         if self.bind_address is not None and len(self.bind_address) != length:
             return False
@@ -281,6 +284,8 @@ class Dialler:
         try:
             if is_stream:
                 prepare_tcp(sock)
+            elif family == AF_INET6:
+                sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
             if self.mark:
                 sock.setsockopt(SOL_SOCKET, SO_MARK, self.mark)
             if self.interface:

@@ -137,7 +137,7 @@ class Loop:
         self.timers: list[tuple[float, int, Timer]] = []
         self.timer_number = 0  # of two that are due at the same time, the first started comes first
         self.cancelled = 0
-        self.watches: dict[float, Watch] = {}  # of relays, by the limit
+        self.watches: dict[float, Watch] = {}  # of joints, by the limit
         self._threads: Threads | None = None
         self.current: Task | None = None
         self.interruption: BaseException | None = None  # what a signal handler wants raised

@@ -41,7 +41,9 @@ class Joint(Waitable):
     the waiting task is woken.
     """
 
-    __slots__ = ("reason",)
+    __slots__ = ("place", "reason")
+
+    place: int  # of it in a watch
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,6 +51,10 @@ class Joint(Waitable):
 
     def counts(self) -> dict[str, int]:
         """Count what has passed, under the names that the log has for it."""
+        raise NotImplementedError
+
+    def end_if_idle(self) -> None:
+        """End it if nothing has moved for too long: a watch looks now and then."""
         raise NotImplementedError
 
     async def wind_up(self, error: BaseException | None, patience: float) -> Ended:
@@ -59,19 +65,19 @@ class Joint(Waitable):
 
 
 class Watch:
-    """Looks now and then at all relays of a loop that have the same limit.
+    """Looks now and then at all joints of a loop that have the same limit.
 
     A timer of its own would cost each of them 300 bytes, of 2000 that one that is idle has.
     """
 
-    __slots__ = ("_limit", "_loop", "_relays", "_timer")
+    __slots__ = ("_joints", "_limit", "_loop", "_timer")
 
     _timer: Timer
 
     def __init__(self, loop: Loop, limit: float) -> None:
         self._loop = loop
         self._limit = limit
-        self._relays: list[Relay] = []  # each knows its place
+        self._joints: list[Joint] = []  # each knows its place
 
     @classmethod
     def of(cls, loop: Loop, limit: float) -> Watch:
@@ -81,32 +87,32 @@ class Watch:
             watch = loop.watches[limit] = cls(loop, limit)
         return watch
 
-    def add(self, relay: Relay) -> None:
-        """Look at a relay from now on."""
-        relay.place = len(self._relays)
-        self._relays.append(relay)
-        if not relay.place:
+    def add(self, joint: Joint) -> None:
+        """Look at one from now on."""
+        joint.place = len(self._joints)
+        self._joints.append(joint)
+        if not joint.place:
             self._look_later()
 
-    def remove(self, relay: Relay) -> None:
+    def remove(self, joint: Joint) -> None:
         """Look at it no more: the last one takes its place."""
-        last = self._relays.pop()
-        if last is not relay:
-            last.place = relay.place
-            self._relays[relay.place] = last
-        elif not self._relays:
+        last = self._joints.pop()
+        if last is not joint:
+            last.place = joint.place
+            self._joints[joint.place] = last
+        elif not self._joints:
             self._timer.cancel()
             del self._loop.watches[self._limit]
-        relay.place = -1
+        joint.place = -1
 
     def _look_later(self) -> None:
         self._timer = self._loop.call_later(max(self._limit / _LOOKS, _NEXT_LOOK), self._look)
 
     def _look(self) -> None:
         self._look_later()
-        for relay in tuple(self._relays):
-            if relay.place >= 0:  # no other one's end has ended it
-                relay.end_if_idle()
+        for joint in tuple(self._joints):
+            if joint.place >= 0:  # no other one's end has ended it
+                joint.end_if_idle()
 
 
 class Relay(Joint):
@@ -119,11 +125,8 @@ class Relay(Joint):
         "active",
         "down",
         "loop",
-        "place",
         "up",
     )
-
-    place: int  # of it in a watch
 
     def __init__(self, client: Stream, far: Stream, early: bytes = b"") -> None:
         """Join `client` and `far`; `early` is what the client has sent already."""

@@ -14,6 +14,7 @@ from muonsocks.log import DEBUG, INFO, Form
 from muonsocks.net.door import Door
 from muonsocks.socks.lookup import in_time, places
 from muonsocks.socks.request import Command, Request
+from muonsocks.socks.session import FACTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
-_BOUND = Form("bound", "client", "user", "target", "listen")
-_DROPPED = Form("dropped", "client", "user", "target", "address")
+_BOUND = Form("bound", *FACTS, "listen")
+_DROPPED = Form("dropped", *FACTS, "address")
 
 
 async def bind(

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 # Log lines, muonsocks(7)
-_FACTS = ("client", "user", "target")
-_CONNECTED = Form("connected", *_FACTS, "address")
-_TRIED = Form("", *_FACTS, "tried")
+FACTS = ("client", "user", "target")
+_CONNECTED = Form("connected", *FACTS, "address")
+_TRIED = Form("", *FACTS, "tried")
 _NOTHING = {"in": 0, "out": 0}
-_CLOSED = Form("closed", *_FACTS, "reply", *_NOTHING, "secs", "end")
+_CLOSED = Form("closed", *FACTS, "reply", *_NOTHING, "secs", "end")
 
 
 class Session(Admission):
@@ -156,6 +156,10 @@ class Session(Admission):
             from muonsocks.socks.resolve import resolve
 
             await resolve(self, server, request)
+        if command == Command.ASSOCIATE:
+            from muonsocks.socks.associate import associate
+
+            return await associate(self, server, request)
         await self.refuse_command(server, command)
 
     async def refuse_command(
@@ -303,4 +307,4 @@ class Session(Admission):
 
 
 def _closed_with(counts: dict[str, int]) -> Form:
-    return Form("closed", *_FACTS, "reply", *counts, "secs", "end")
+    return Form("closed", *FACTS, "reply", *counts, "secs", "end")

@@ -69,7 +69,7 @@ def decode_endpoint(message: bytes, start: int) -> Endpoint | None:
     return Endpoint(name.decode("ascii"), port) if is_name(name) else None
 
 
-def endpoint_length(message: bytes, start: int) -> int:
+def endpoint_length(message: bytes | bytearray | memoryview, start: int) -> int:
     """Say how long ATYP, address and port are that begin at `start`; 0 for an unknown type."""
     kind = message[start]
     if kind == _NAME:

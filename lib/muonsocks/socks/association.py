@@ -1,0 +1,265 @@
+"""A client's datagrams on their way to wherever they are addressed, and the answers back.
+
+    inside     a socket at the address where the client has connected to, for its host alone, and
+               once the first datagram has come for that one port of it
+    outside    a socket a family, opened on first use, for all destinations: whoever they are, they
+               see one address and port (RFC 4787: endpoint-independent mapping)
+
+An answer passes if the client has sent to where it comes from, unless the filter is open.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import SOCK_DGRAM
+from os import readv
+
+from muonsocks.address import Endpoint, format_address
+from muonsocks.errors import RefusedByRule, RemoteProtocolError
+from muonsocks.net.datagrams import BUFFER, HEADROOM, VIEW, Port, bound_beside
+from muonsocks.net.dial import family_of, sockaddr_of
+from muonsocks.net.relay import Ended, Joint, Watch
+from muonsocks.socks.datagram import encode_header, header_length
+from muonsocks.socks.destinations import LIFE, Destination, Destinations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from muonsocks.net.stream import Stream
+    from muonsocks.socks.policy import Policy
+    from muonsocks.socks.rules import Chain
+
+_ROUNDS = 16  # reads of what a client says where nobody listens, then the others have their turn
+_BUFFERS = [BUFFER]
+_IPV4, _IPV4_HEADER = 1, 10
+_ROOM = VIEW[HEADROOM:]
+
+
+class Association(Joint):
+    """One client's datagrams, up to the end of its connection. It sends them to `bound`."""
+
+    __slots__ = (
+        "_active",
+        "_bytes_in",
+        "_bytes_out",
+        "_client",
+        "_destinations",
+        "_dropped",
+        "_failure",
+        "_host",
+        "_inside",
+        "_is_open",
+        "_limit",
+        "_loop",
+        "_outside",
+        "_policy",
+        "_port",
+        "_received",
+        "_sent",
+        "_source",
+        "_watch",
+        "bound",
+    )
+
+    def __init__(
+        self,
+        client: Stream,
+        host: bytes,
+        port: int,
+        policy: Policy,
+        report: Callable[[Endpoint, str], None],
+    ) -> None:
+        """Open what a client sends to from its packed address `host`, and from `port` unless that
+        is 0. `report` is told what nothing is sent to, and why. OSError.
+        """
+        super().__init__()
+        self._client = client
+        self._loop = loop = client.loop
+        self._host = format_address(host)
+        self._port = port
+        self._policy = policy
+        self._is_open = policy.commands.udp_open
+        self._source: tuple[Any, ...] | None = None  # where the client sends from, once it has
+        self._outside: dict[int, Port] = {}
+        self._watch: Watch | None = None
+        self._failure: BaseException | None = None
+        self._active = loop.now
+        self._limit = policy.limits.idle
+        self._sent = self._received = self._bytes_in = self._bytes_out = self._dropped = 0
+        self._inside = Port(loop, bound_beside(client.socket), self._from_client)
+        self.bound = Endpoint.of_socket(self._inside.socket.getsockname())
+        self._destinations = Destinations(
+            loop, policy, self._way_out, self._send, report, self._fail
+        )
+
+    def start(self) -> None:
+        """Go on until the client's connection ends: from now on its stream is not to be read."""
+        client, loop = self._client, self._loop
+        self._active = loop.now
+        self._watch = Watch.of(loop, self._limit)
+        self._watch.add(self)
+        loop.handlers[client.reader] = self._on_connection
+        self._on_connection(0)
+
+    def counts(self) -> dict[str, int]:
+        """Count the bytes of payload and the datagrams that have been sent on."""
+        return {
+            "in": self._bytes_in,
+            "out": self._bytes_out,
+            "datagrams-in": self._sent,
+            "datagrams-out": self._received,
+            "dropped": self._dropped + self._destinations.dropped,
+        }
+
+    async def wind_up(self, error: BaseException | None, patience: float) -> Ended:
+        """Close all but the client."""
+        failure, self._failure = self._failure, None
+        try:
+            self.stop()
+            if error is not None:
+                raise error
+            if failure is not None:
+                raise failure
+            return Ended(self.reason, ())
+        finally:
+            error = failure = None  # or they would keep themselves alive, through this frame
+
+    def stop(self) -> None:
+        """Close all but the client, which is told the end. It holds no cycle then. Harmless when it
+        has been done.
+        """
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
+            self._client.take_back()
+            self._client.end_output()
+        for port in (self._inside, *self._outside.values()):
+            port.close()
+        self._outside.clear()
+        self._destinations.close()
+
+    # The client's connection
+
+    def _on_connection(self, _: int) -> None:
+        """Drop what the client says there: only that it ends is of interest."""
+        if self.reason:
+            return
+        try:
+            for _ in range(_ROUNDS):
+                if not readv(self._client.reader, _BUFFERS):
+                    self._finish("closed")
+                    return
+        except BlockingIOError:
+            return
+        except OSError:
+            self._finish("reset")
+            return
+        self._loop.call_soon(lambda: self._on_connection(0))
+
+    def end_if_idle(self) -> None:
+        """End it if no datagram has passed for too long; forget what it does not need any more."""
+        if self._active + self._limit <= self._loop.now:
+            self._finish("idle-timeout")
+        else:
+            self._destinations.forget_old()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._finish("system-error")
+
+    def _finish(self, reason: str) -> None:
+        if not self.reason:
+            self.reason = reason
+            self.wake()
+
+    # Datagrams from the client
+
+    def _from_client(self, count: int, source: tuple[Any, ...]) -> None:
+        if source != self._source and not self._is_client(source):
+            self._dropped += 1
+            return
+        end = _IPV4_HEADER
+        if count < end or BUFFER[HEADROOM + 3] != _IPV4:
+            end = header_length(_ROOM, count)
+        start = HEADROOM + end
+        head, data = bytes(VIEW[HEADROOM:start]), VIEW[start : HEADROOM + count]
+        mapping = self._destinations.mappings.get(head)
+        if mapping is not None and self._loop.now < mapping.until and mapping.there is not None:
+            self._send(mapping.there, data)
+            return
+        try:
+            there = self._destinations.find(head, data)
+        except RemoteProtocolError:
+            self._dropped += 1
+            return
+        if there is not None:
+            self._send(there, data)
+
+    def _is_client(self, source: tuple[Any, ...]) -> bool:
+        """Say whether that is where the client sends from. The first one fixes its port, and has
+        the kernel drop what comes from elsewhere: what has come before that is looked at here.
+        """
+        if self._source is not None or source[0] != self._host:
+            return False
+        if self._port and source[1] != self._port:
+            return False
+        try:
+            self._inside.socket.connect(source)
+        except OSError:
+            return False  # there is no way back to it
+        self._source = source
+        return True
+
+    def _send(self, there: Destination, data: memoryview | bytes) -> None:
+        self._active = there.used = self._loop.now
+        try:
+            there.send(data, there.to)
+        except OSError:
+            self._dropped += 1  # too long, no way there, or no room: it is not reliable anyway
+        else:
+            self._sent += 1
+            self._bytes_in += len(data)
+
+    def _way_out(
+        self, via: Chain, endpoint: Endpoint
+    ) -> tuple[Callable[[Any, Any], object], tuple[Any, ...]]:
+        """Give what sends to an endpoint, and how that is named for it. A way through proxies would
+        be another kind, which brings what it receives to `deliver`.
+        """
+        if via:
+            raise RefusedByRule("it is to go through a proxy, where datagrams do not go")
+        if endpoint.packed is None or not self._policy.dialler.has_family(endpoint.packed):
+            raise OSError(errno.EAFNOSUPPORT, f"this way out has no place for {endpoint.host}")
+        family = family_of(endpoint)
+        port = self._outside.get(family)
+        if port is None:
+            sock = self._policy.dialler.open_socket(family, SOCK_DGRAM)
+            port = self._outside[family] = Port(self._loop, sock, self._from_outside)
+        return port.send_to, sockaddr_of(endpoint)
+
+    # Datagrams to the client
+
+    def _from_outside(self, count: int, source: tuple[Any, ...]) -> None:
+        there = self._destinations.sources.get(source)
+        if there is not None and self._loop.now <= there.used + LIFE:
+            there.used = self._loop.now
+            self.deliver(there.head, count)
+        elif self._is_open:
+            self.deliver(encode_header(Endpoint.of_socket(source)), count)
+        else:
+            self._dropped += 1
+
+    def deliver(self, head: bytes, count: int) -> None:
+        """Give the client so many bytes that lie in VIEW from HEADROOM on, with that in front."""
+        start = HEADROOM - len(head)
+        BUFFER[start:HEADROOM] = head
+        try:
+            self._inside.socket.send(VIEW[start : HEADROOM + count])
+        except OSError:
+            self._dropped += 1  # too long for it with the header, or it is not there
+        else:
+            self._active = self._loop.now
+            self._received += 1
+            self._bytes_out += count
