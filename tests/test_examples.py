@@ -106,6 +106,7 @@ RESIDENTS_WITH_USERS = [
     shown("muonsocks.8", "muonsocks --users"),
     shown("muonsocks.8", "muonsocks -u"),
 ]
+BEHIND_A_PROXY = shown("muonsocks.8", "muonsocks -i 192.0.2.11")
 UNDER_S6 = shown("muonsocks.8", "#!/bin/sh")
 ENABLE_RESIDENT = [
     shown("README.md", "enable --now muonsocks-resident"),
@@ -465,6 +466,19 @@ def test_resident_with_users(machine: Machine, text: str) -> None:
         there = machine.run("nproc && pgrep --full --count --euid nobody muonsocks", check=False)
         cpus, _, unprivileged = there.stdout.partition("\n")
         assert unprivileged.strip() == (cpus if " -u nobody " in text else "0")
+
+
+def test_behind_a_proxy(machine: Machine) -> None:
+    """One that says it is HAProxy, and for whom it comes."""
+    header = r"PROXY TCP4 203.0.113.7 192.0.2.1 4711 1080\r\n"
+    said = header + r"\5\1\0" + r"\5\1\0\1\300\0\2\120\0\120"
+    with serving(machine, BEHIND_A_PROXY, "192.0.2.11:1080"):
+        for source, end in (("192.0.2.1", "closed"), ("192.0.2.2", "client-refused")):
+            connect = f"socat -t 20 - TCP:192.0.2.11:1080,bind={source}"
+            machine.run(f"printf '{said}' | {connect} > /dev/null", check=False)
+            who = "203.0.113.7:4711" if end == "closed" else source
+            log = "cat /run/example-192.0.2.11:1080.log"
+            await_log(machine, f"closed client={re.escape(who)}.* end={end}", log)
 
 
 def test_resident_under_s6(machine: Machine) -> None:

@@ -1,5 +1,7 @@
 """What a plan says when nothing else is said, and what a service does that has nothing to do."""
 
+from muonsocks.address import parse_networks
+from muonsocks.net.inherit import Peer
 from muonsocks.net.loop import Loop
 from muonsocks.resident.plan import Capacity, Plan, Service
 
@@ -22,3 +24,20 @@ def test_a_service_that_is_not_configured() -> None:
     assert service.state() == ""
     assert not retired and not loop.handlers
     loop.close()
+
+
+def test_what_connections_are_counted_by() -> None:
+    fronts = parse_networks("192.0.2.0/31, 2001:db8:f::/48")
+    capacity = Capacity(7, 3, fronts=fronts)
+    for host, source in (
+        ("198.51.100.7", bytes((198, 51, 100, 7))),
+        ("192.0.2.2", bytes((192, 0, 2, 2))),
+        ("192.0.2.1", b""),
+        ("2001:db8::1:2:3:4", bytes.fromhex("20010db800000000")),
+        ("2001:db8:f::1", b""),
+        ("/run/socket", b""),
+    ):
+        peer = Peer.at(host, 1)
+        assert peer is not None
+        assert capacity.source(peer) == source, host
+        assert Capacity(7).source(peer) == b""

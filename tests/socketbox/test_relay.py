@@ -14,9 +14,9 @@ from muonsocks.net.inherit import peer_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Task, Waitable
 from muonsocks.socketbox.destination import ToAddress, ToUnixSocket
-from muonsocks.socketbox.proxy_header import version_1
 from muonsocks.socketbox.relay import Forwarding, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
+from muonsocks.socks.proxy_header import version_1
 from muonsocks.socks.rules import Rules
 
 LOOPBACK = socket.inet_aton("127.0.0.1")

@@ -63,6 +63,7 @@ def start_lines(*options: str, **environ: str) -> list[str]:
 
 ALONE = "only for this host, as everybody may come in; see --users, -w and -i"
 WARNING = "an open proxy: whoever can reach it may use it; see --users and -w"
+BELIEVED = "whoever can reach it may say to be somebody else; see --proxy-from"
 USER = ("-U", "alice", "-P", "secret")
 
 
@@ -91,6 +92,11 @@ def test_where_it_listens() -> None:
         ]
         assert start_lines("-q") == []
         assert start_lines("-q", "-i", "::") == [WARNING]
+        header = "--proxy-protocol=optional"
+        assert start_lines("-q", *USER, "-i", "::", header) == [BELIEVED]
+        assert start_lines("-q", "-i", "::", header) == [BELIEVED, WARNING]
+        assert start_lines("-q", *USER, "-i", "::", header, "--proxy-from=192.0.2.0/24") == []
+        assert start_lines("-q", "-i", "::1", header) == []
 
     in_own_network(check)
 
@@ -158,6 +164,9 @@ WRONG = {
     ("-i", "::1", "argument"): "the arguments do not fit; see --help",
     ("--no-such",): "there is no option --no-such; see --help",
     ("-U", "alice"): "-U and -P go together; or use --users FILE",
+    ("--proxy-protocol=required", "--max-per-source=9"): (
+        "--max-per-source counts nobody where anybody may come for others; give --proxy-from too"
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from programs import (
     INETD,
     PASSWORD_GREETING,
     SECONDS,
+    accept,
     credentials,
     listener,
     read_all,
@@ -64,6 +65,23 @@ def test_workers_give_up_all(tmp_path: Path, root: str, user: str) -> None:
             assert {int(one, 16) for one in sets} == {0}
         assert status(server.pid, "Uid") == ["0 0 0 0"]
         assert works(*server.joined(far))
+
+
+@root_only()
+def test_who_the_client_is_in_a_root_directory(tmp_path: Path) -> None:
+    """It is said to the workers there, and by them."""
+    (tmp_path / "empty").mkdir()
+    options = ["-u", "nobody", "-C", str(tmp_path / "empty")]
+    header = b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 1080\r\n"
+    with listener() as far, running(*options, "--proxy-protocol=required") as server:
+        with server.connect() as client:
+            client.sendall(header + GREETING + socks5(*far.getsockname()))
+            assert read_all(client, 12)[:4] == b"\5\0\5\0"
+        server.await_log("connected client=203.0.113.7:4711 ")
+        accept(far).close()
+    with listener() as far, running(*options, "--send-proxy") as server:
+        _, conn = server.joined(far)
+        assert read_all(conn, 12) == bytes.fromhex("0d0a0d0a000d0a515549540a")
 
 
 @root_only()

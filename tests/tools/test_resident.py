@@ -250,6 +250,23 @@ def test_handshake_and_relay_hand_over(relay: Resident) -> None:
     assert r" user=al\x20ice\xff " in relay.await_log("closed .* in=13 out=10 .*end=closed")
 
 
+def test_who_the_client_is_by_a_header_goes_with_it(relay: Resident) -> None:
+    """Who hands over is told by a proxy in front of it, and tells the far end."""
+    options = ["--proxy-protocol=required", "--send-proxy", f"--relay={relay.path}"]
+    with listener() as far, serving(*LOCAL, *options, over="tcp") as program:
+        header = b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 1080\r\n"
+        program.client.send(header + socks4(*far.getsockname()) + b"early")
+        with accept(far) as conn:
+            told = bytes.fromhex("0d0a0d0a000d0a515549540a 2111000c cb007107")
+            assert read_all(conn, 28)[:20] == told
+            assert read_all(conn, 5) == b"early"
+            assert program.status == 0
+            assert program.client.read(8)[1] == 0x5A
+        assert program.client.rest() == b""
+        program.client.close()
+        relay.await_log(r"closed client=203\.0\.113\.7:4711 .* in=5 out=0 ")
+
+
 def test_a_forwarder_hands_over(relay: Resident) -> None:
     environ = environment(SOCKS_RELAY=relay.path)
     with listener() as far:

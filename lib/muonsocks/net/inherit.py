@@ -111,13 +111,14 @@ class Stdio:
 class Peer:
     """Who the client is: `address` is packed, or None when it did not come over a network."""
 
-    __slots__ = ("address", "text")
+    __slots__ = ("address", "port", "text")
 
     is_shared = False  # its socket, as `Stream` has it
 
-    def __init__(self, text: str, address: bytes | None = None) -> None:
+    def __init__(self, text: str, address: bytes | None = None, port: int = 0) -> None:
         self.text = text
         self.address = address
+        self.port = port
 
     @classmethod
     def at(cls, host: str, port: int) -> Peer | None:
@@ -125,16 +126,24 @@ class Peer:
         if host.startswith(("/", "@")):
             return cls("unix")
         endpoint = Endpoint(host.partition("%")[0], port)
-        return None if endpoint.packed is None else cls(str(endpoint), endpoint.packed)
+        return None if endpoint.packed is None else cls.of_endpoint(endpoint)
+
+    @classmethod
+    def of_endpoint(cls, endpoint: Endpoint) -> Peer:
+        """Make the peer of an address and a port."""
+        return cls(str(endpoint), endpoint.packed, endpoint.port)
 
     @classmethod
     def of_socket(cls, name: tuple[Any, ...]) -> Peer:
         """Make the peer of what accept(2) or getpeername(2) gives for a TCP socket."""
         host, port = name[:2]
         if ":" in host:
-            endpoint = Endpoint.of_socket(name)
-            return cls(str(endpoint), endpoint.packed)
-        return cls(f"{host}:{port}", parse_address(host))
+            return cls.of_endpoint(Endpoint.of_socket(name))
+        return cls(f"{host}:{port}", parse_address(host), port)
+
+    def endpoint(self) -> Endpoint | None:
+        """Give its address and port, if it has them."""
+        return None if self.address is None else Endpoint.at(self.address, self.port)
 
 
 def peer_of(stdio_socket: socket | None, environ: Mapping[str, str]) -> Peer:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any, Protocol
 
+    from muonsocks.address import Network
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
     from muonsocks.net.task import Pause, Waitable
@@ -71,12 +72,13 @@ class Service:
 class Capacity:
     """How many connections there may be: in all workers, and there from one source; 0: any number.
 
-    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none. `each` is
-    how many descriptors one takes. When no worker has descriptors for one more, clients wait, or
-    the doorman turns them away. `option` is where the user has the number from.
+    A source is an IPv4 address or a /64 of IPv6; who comes over a unix socket has none, and who is
+    in one of the networks `fronts` comes for many, and is not counted. `each` is how many
+    descriptors one takes. When no worker has descriptors for one more, clients wait, or the doorman
+    turns them away. `option` is where the user has the number from.
     """
 
-    __slots__ = ("connections", "doorman", "each", "option", "per_source")
+    __slots__ = ("connections", "doorman", "each", "fronts", "option", "per_source")
 
     def __init__(
         self,
@@ -85,12 +87,26 @@ class Capacity:
         each: int = 2,
         doorman: Doorman | None = None,
         option: str = "--max-connections",
+        fronts: tuple[Network, ...] = (),
     ) -> None:
         self.connections = connections
         self.per_source = per_source
         self.each = each
         self.doorman = doorman
         self.option = option
+        self.fronts = fronts
+
+    def source(self, peer: Peer) -> bytes:
+        """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one.
+
+        Empty where they are not, because there is no limit or this peer has none.
+        """
+        address = peer.address
+        if not self.per_source or address is None:
+            return b""
+        if any(address in network for network in self.fronts):
+            return b""
+        return address if len(address) == 4 else address[:8]
 
 
 class Plan:

@@ -273,7 +273,7 @@ class Worker:
             board.add(OPEN, -1)
             self._close(entrance, end)
             return False
-        source = _source(peer) if self._capacity.per_source else b""
+        source = self._capacity.source(peer)
         if source and not self._admit(source, peer):
             board.add(OPEN, -1)
             board.add(REFUSED, 1)
@@ -371,15 +371,6 @@ class Worker:
             self._shortage.forget()
         elif pause:
             self._pause()
-
-
-def _source(peer: Peer) -> bytes:
-    """Give what connections are counted by: an IPv4 address, or the network of an IPv6 one.
-
-    Empty for a unix socket's client, who has no address and is not limited.
-    """
-    address = peer.address or b""
-    return address if len(address) == 4 else address[:8]
 
 
 def _limit() -> int:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
             """Give the bytes that say `event` to the client."""
 
 
-_READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
+READ = 1024  # bytes at a time from a client that negotiates: a whole handshake, as a rule
 LINGER = 2.0  # s that a client is given to read what it was told last
 _REMEMBERING = 2.0  # s that a client waits at most while its address is written down
 _IN_NO_NETWORK = "the client is in no trusted network"
@@ -66,13 +66,14 @@ class Finished(Exception):
 class Admission:
     """A client that negotiates. `user` and `target` are what it has said, as far as it has."""
 
-    __slots__ = ("client", "log", "peer", "policy", "reply", "target", "user")
+    __slots__ = ("client", "for_nobody", "log", "peer", "policy", "reply", "target", "user")
 
     def __init__(self, client: Stream, peer: Peer, policy: Policy, log: Log) -> None:
         self.client = client
         self.peer = peer
         self.policy = policy
         self.log = log
+        self.for_nobody = False  # a proxy in front of us has come on its own account, to look
         self.reply: int | None = None  # that it has got to its request
         self.target = ""
         self.user = b""
@@ -89,10 +90,12 @@ class Admission:
         """
         client = self.client
         server: Server | None = None
-        limit = FIRST_READ if exact else _READ
+        limit = FIRST_READ if exact else READ
         try:
             with client.loop.deadline(self.policy.limits.handshake):
-                while data := await client.receive(limit):
+                known = b"" if self.policy.front is None else await self._meet_front(exact)
+                while data := known or await client.receive(limit):
+                    known = b""
                     if server is None:
                         server = server_for(data)
                     server.receive(data)
@@ -121,6 +124,12 @@ class Admission:
             await self._say_goodbye(error.reply)
             raise Finished("protocol-error", str(error)) from None
         raise Finished("client-left")
+
+    async def _meet_front(self, exact: bool) -> bytes:
+        """Have the proxy in front of us say who the client is; give what was read behind that."""
+        from muonsocks.socks.introduction import hear
+
+        return await hear(self, exact)
 
     def _method(self, offered: bytes) -> int:
         """Choose among the methods that a client offers."""

@@ -44,6 +44,8 @@ FACTS = ("client", "user", "target")
 _CONNECTED = Form("connected", *FACTS, "address")
 _TRIED = Form("", *FACTS, "tried")
 _NOTHING = {"in": 0, "out": 0}
+# How the connections end by which a proxy in front of us looks whether we are there
+_OF_A_LOOK = ("client-left", "client-lost", "no-acceptable-method", "client-refused")
 _CLOSED = Form("closed", *FACTS, "reply", *_NOTHING, "secs", "end")
 
 
@@ -224,7 +226,15 @@ class Session(Admission):
         verdict = self.policy.rules.of_address(Command.CONNECT, destination, destination.packed)
         if verdict.refusal:
             raise RefusedByRule(verdict.refusal)
-        return self.policy.dialler.dial(self.loop, destination)
+        return self.introduced(self.policy.dialler.dial(self.loop, destination))
+
+    def introduced(self, connecting: Awaitable[Stream]) -> Awaitable[Stream]:
+        """Have whoever is connected to told first who the client is, if that is wanted."""
+        if not self.policy.sends_proxy_header:
+            return connecting
+        from muonsocks.socks.introduction import introduce
+
+        return introduce(self, connecting)
 
     async def _dial_name(self, destination: Endpoint) -> Stream:
         rules = self.policy.rules
@@ -239,7 +249,8 @@ class Session(Admission):
             return not refusal
 
         try:
-            return await self.policy.dialler.dial(self.loop, destination, permit)
+            dialling = self.policy.dialler.dial(self.loop, destination, permit)
+            return await self.introduced(dialling)
         except RefusedByRule:
             raise RefusedByRule(refusal) from None
 
@@ -291,7 +302,10 @@ class Session(Admission):
             self.log.fill_in(DEBUG, _TRIED, (*self.facts(), address), why)
 
     def _log_closed(self, end: str, detail: str) -> None:
-        if self.log.level < INFO:
+        # but who has shown a password, or asked for something, has not only looked
+        is_look = self.for_nobody and not (self.user or self.target) and end in _OF_A_LOOK
+        level = DEBUG if is_look else INFO
+        if self.log.level < level:
             return
         joint = self.joint
         counts = _NOTHING if joint is None else joint.counts()
@@ -303,7 +317,7 @@ class Session(Admission):
             end,
         )
         form = _CLOSED if len(counts) == len(_NOTHING) else _closed_with(counts)
-        self.log.fill_in(INFO, form, values, ("detail", detail) if detail else None)
+        self.log.fill_in(level, form, values, ("detail", detail) if detail else None)
 
 
 def _closed_with(counts: dict[str, int]) -> Form:

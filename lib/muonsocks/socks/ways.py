@@ -11,6 +11,8 @@ from muonsocks.socks.request import Command, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
@@ -29,8 +31,8 @@ async def reach(session: Session, destination: Endpoint) -> Stream:
         if way:
             return await _through(session, way, found or [destination])
         if destination.packed is not None:
-            return await dialler.dial(session.loop, destination)
-        return await dialler.dial_any(session.loop, destination, found)
+            return await session.introduced(dialler.dial(session.loop, destination))
+        return await session.introduced(dialler.dial_any(session.loop, destination, found))
 
 
 async def through(session: Session, way: Chain, destination: Endpoint) -> Stream:
@@ -52,9 +54,18 @@ async def through(session: Session, way: Chain, destination: Endpoint) -> Stream
 async def _through(session: Session, way: Chain, destinations: list[Endpoint]) -> Stream:
     """Connect to the first of some destinations that the last proxy connects to."""
     requests = [Request(Command.CONNECT, one) for one in destinations]
-    found = await chain.ask(session.loop, session.policy.dialler, way, requests)
+    found = await chain.ask(session.loop, session.policy.dialler, way, requests, _greeting(session))
     stream, asking, reply = found
     stream.name = str(asking.request.destination)
     session.via = ("via", ",".join(map(str, way)))
     session.bound = reply.bound
     return stream
+
+
+def _greeting(session: Session) -> Callable[[Stream], Awaitable[None]] | None:
+    """Give what says to the first proxy who the client is, if that is wanted."""
+    if not session.policy.sends_proxy_header:
+        return None
+    from muonsocks.socks.introduction import say
+
+    return lambda stream: say(session, stream)

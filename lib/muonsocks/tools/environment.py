@@ -16,6 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from muonsocks.net.inherit import Peer
+
+_OF_UCSPI = (b"REMOTEIP", b"REMOTEPORT", b"REMOTEHOST", b"REMOTEINFO")
+
 
 def request_environment(version: str, request: Request, user: bytes) -> dict[bytes, bytes]:
     """Give this process's environment with the request in it, and without an earlier one."""
@@ -28,6 +32,19 @@ def request_environment(version: str, request: Request, user: bytes) -> dict[byt
     if user:
         environ[b"SOCKS_USER"] = user
     return environ
+
+
+def rename_client(environ: dict[bytes, bytes], peer: Peer) -> None:
+    """Let an environment say that this is the client: as systemd does, and nobody otherwise."""
+    for name in _OF_UCSPI:
+        environ.pop(environ.get(b"PROTO", b"") + name, None)
+    endpoint = peer.endpoint()
+    if endpoint is None:
+        environ[b"REMOTE_ADDR"] = b"@"  # a unix socket, and without a port
+        environ.pop(b"REMOTE_PORT", None)
+    else:
+        environ[b"REMOTE_ADDR"] = endpoint.host.encode()
+        environ[b"REMOTE_PORT"] = b"%d" % endpoint.port
 
 
 def command_from(environ: Mapping[str, str]) -> int | None:

@@ -55,8 +55,11 @@ def notify_fd(given: Options) -> int | None:
     return fd
 
 
-def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
-    """Listen and receive where systemd does, or where the options say, and tell what that means.
+def listeners(
+    given: Options, is_limited: bool, log: Log, believes_all: bool = False
+) -> list[Entrance]:
+    """Listen and receive where systemd does, or where the options say, and tell what that means;
+    also that it `believes_all` who say that they come for somebody else.
 
     Without any of it listen everywhere if it `is_limited` who may come in, and on loopback alone if
     not.
@@ -88,8 +91,11 @@ def listeners(given: Options, is_limited: bool, log: Log) -> list[Entrance]:
         raise
     text = ", ".join([*map(name_of, sockets), *names])
     log.info(f"listening on {text}", {"listen": text})
+    is_reachable = bool(receivers) or not all(map(is_for_this_host, sockets))
+    if is_reachable and believes_all:
+        log.warning("whoever can reach it may say to be somebody else; see --proxy-from")
     if not is_limited:
-        if receivers or not all(map(is_for_this_host, sockets)):
+        if is_reachable:
             log.warning("an open proxy: whoever can reach it may use it; see --users and -w")
         elif not addresses:
             log.info("only for this host, as everybody may come in; see --users, -w and -i")

@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.net.task import Pause
+    from muonsocks.socks.policy import Front
     from muonsocks.socks.rules import Rules
     from muonsocks.socks.users import Users
 
@@ -111,15 +112,24 @@ def main(arguments: list[str], log: Log) -> int:
     service = Socks(given, log)
     plan = Plan(
         given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
-        Capacity(
-            given.number("--max-connections", 1 << 24, 16384),
-            given.number("--max-per-source", 1 << 24),
-        ),
+        _capacity(given, service.front),
         given.seconds("--drain-timeout", 30),
     )
     notifier = Notifier(notify_fd(given))
-    entrances = listeners(given, service.is_limited, log)
+    believes_all = service.front is not None and not service.front.sources
+    entrances = listeners(given, service.is_limited, log, believes_all)
     return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
+
+
+def _capacity(given: options.Options, front: Front | None) -> Capacity:
+    """Make how many connections there may be; who is in front of us has those of many clients."""
+    per_source = given.number("--max-per-source", 1 << 24)
+    fronts = () if front is None else front.sources
+    if per_source and front is not None and not fronts:
+        problem = "--max-per-source counts nobody where anybody may come for others"
+        raise UsageError(problem, "give --proxy-from too")
+    most = given.number("--max-connections", 1 << 24, 16384)
+    return Capacity(most, per_source, fronts=fronts)
 
 
 class Socks(Service):
@@ -147,6 +157,11 @@ class Socks(Service):
         """Whether it is limited who may come in."""
         return self._policy.access.is_limited
 
+    @property
+    def front(self) -> Front | None:
+        """Who tells by a PROXY header who the client is."""
+        return self._policy.front
+
     def reread(self) -> tuple[Users | None, Rules]:
         """Read users and rules again."""
         users, rules = options.users(self._given), options.rules(self._given)
@@ -161,6 +176,8 @@ class Socks(Service):
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Give up privileges, and load before that what cannot be had afterwards."""
         access = self._policy.access
+        if self._policy.front is not None or self._policy.sends_proxy_header:
+            import muonsocks.socks.introduction
         if self._root is not None:
             # The users may have hashes, if not now then when reread; and any command may come.
             import hashlib  # noqa: F401

@@ -100,7 +100,10 @@ def front(options: Options) -> Front | None:
         if networks is not None:
             raise UsageError("--proxy-from is for --proxy-protocol", "say required, or optional")
         return None
-    return Front(mode == "required", parse_networks(networks or ""))
+    sources = parse_networks(networks or "")
+    if networks is not None and not sources:
+        raise UsageError("--proxy-from is empty", "name networks, or leave the option out")
+    return Front(mode == "required", sources)
 
 
 def commands(options: Options) -> Commands:

@@ -72,9 +72,9 @@ from muonsocks.resident.notify import Notifier
 from muonsocks.resident.plan import Capacity, Plan
 from muonsocks.resident.supervisor import Supervisor
 from muonsocks.socketbox.destination import ToAddress, ToUnixSocket, Translation
-from muonsocks.socketbox.proxy_header import version_1, version_2
 from muonsocks.socketbox.relay import Forwarding, Relayer
 from muonsocks.socks.policy import Access, Limits, Policy
+from muonsocks.socks.proxy_header import version_1, version_2
 from muonsocks.socks.rules import Rules
 from muonsocks.tools import DONE, SYSTEM_FAILED
 from muonsocks.tools.command_line import (

@@ -46,7 +46,7 @@ from muonsocks.socks.request import COMMAND_NAMES, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, execute, options
-from muonsocks.tools.environment import request_environment
+from muonsocks.tools.environment import rename_client, request_environment
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -61,7 +61,8 @@ def main(arguments: list[str], log: Log) -> int:
     policy.front = options.front(given)
     stdio = Stdio()
     result: list[tuple[Server, Request]] = []
-    session = Session(stdio.stream, peer_of(stdio.socket, os.environ), policy, log)
+    peer = peer_of(stdio.socket, os.environ)
+    session = Session(stdio.stream, peer, policy, log)
 
     async def negotiate() -> None:
         server, request = await session.negotiate(exact=True)
@@ -80,6 +81,8 @@ def main(arguments: list[str], log: Log) -> int:
             return DONE
         server, request = result[0]
         environ = request_environment(server.version, request, session.user)
+        if session.peer is not peer:
+            rename_client(environ, session.peer)
         if log.to_syslog:
             environ[b"SOCKS_LOG"] = b"syslog"  # PROG cannot see that fd 2 was the client
         stdio.restore()

@@ -150,7 +150,7 @@ class _Errand:
             if self._server is None:
                 session.target = f"unix:{quoted(self._path)}"
             timeout = self.policy.dialler.connect_timeout
-            reach = lambda: dial_unix(session.loop, self._path, timeout)  # noqa: E731
+            reach = lambda: session.introduced(dial_unix(session.loop, self._path, timeout))  # noqa: E731
         elif elsewhere := self._elsewhere:
             reach = lambda: self._go(session, elsewhere)  # noqa: E731
         return await session.fulfil(self._server, self._request, reach=reach)
@@ -162,7 +162,7 @@ class _Errand:
             from muonsocks.socks.ways import through
 
             return through(session, way, elsewhere)
-        return self.policy.dialler.dial(session.loop, elsewhere)
+        return session.introduced(self.policy.dialler.dial(session.loop, elsewhere))
 
 
 _FOR_RESIDENTS = ("--workers", "--drain-timeout")
