@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from muonsocks.net.relay import Joint
     from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
+    from muonsocks.socks.request import Reply
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
@@ -37,12 +38,10 @@ async def bind(
         server, lambda: _expect(session, destination, ipv4_only), "bind-failed"
     )
     if expected.via:
-        await session.refuse_command(server, Command.BIND, "not through a proxy")
+        return await _bind_beyond(session, server, expected, early)
     door = await session.attempt(server, lambda: _door(session, expected, ipv4_only), "bind-failed")
     try:
-        await session.grant(server, door.endpoint)
-        if session.log.level >= INFO:
-            session.log.fill_in(INFO, _BOUND, (*session.facts(), str(door.endpoint)))
+        await _say_bound(session, server, door.endpoint)
         far, peer = await session.attempt(
             server, lambda: _await_peer(session, door, expected), "bind-timeout"
         )
@@ -56,19 +55,52 @@ async def bind(
         raise
 
 
+async def _bind_beyond(
+    session: Session, server: Answerer, expected: _Expected, early: bytes
+) -> Joint | None:
+    """Have a proxy listen, and tell the client what that says."""
+    from muonsocks.socks import chain, ways
+
+    way, destinations = expected.via, expected.places or [expected.destination]
+    far, asking, reply = await session.attempt(
+        server, lambda: ways.ask(session, way, Command.BIND, destinations), "bind-failed"
+    )
+
+    async def second_reply() -> Reply:
+        with session.loop.deadline(session.policy.limits.bind):
+            return await chain.converse(far, asking)
+
+    try:
+        await _say_bound(session, server, ways.bound_by_proxy(way, far, reply.bound))
+        reply = await session.attempt(server, second_reply, "bind-timeout")
+        far.name = str(reply.bound)
+        await session.grant(server, reply.bound)
+        return await session.relay(far, early)
+    except BaseException:
+        far.close()
+        raise
+
+
+async def _say_bound(session: Session, server: Answerer, bound: Endpoint) -> None:
+    """Tell the client, and the log, where its peer is to connect to."""
+    await session.grant(server, bound)
+    if session.log.level >= INFO:
+        session.log.fill_in(INFO, _BOUND, (*session.facts(), str(bound)), session.via)
+
+
 class _Expected:
     """Who may be the peer: the hosts at `places`; anybody whom rules permit if there are none.
 
     It is to come `via` these proxies.
     """
 
-    __slots__ = ("_addresses", "_destination", "_session", "places", "via")
+    __slots__ = ("_addresses", "_session", "destination", "places", "via")
 
     def __init__(
         self, session: Session, destination: Endpoint, places: list[Endpoint], via: Chain = ()
     ) -> None:
         self._session = session
-        self._destination = destination
+        self.destination = destination
         self._addresses = {one.packed for one in places}
         self.places = places
         self.via = via
@@ -89,7 +121,7 @@ class _Expected:
         assert peer.packed is not None
         if self.places:
             return "" if peer.packed in self._addresses else "it is not who is expected"
-        destination = self._destination
+        destination = self.destination
         if destination.packed is not None:
             destination = Endpoint.at(peer.packed, destination.port)
         rules = self._session.policy.rules

@@ -104,9 +104,7 @@ class _Way:
         asking = Asking(self._chain[place], request)
         stream = await self._reach(place)
         try:
-            reply = await _converse(stream, asking)
-            if reply.code != ReplyCode.SUCCEEDED:
-                raise RequestFailed(reply.code, f"{asking.say(reply)}, says {asking.proxy}")
+            reply = await converse(stream, asking)
             return stream, asking, reply
         except BaseException:
             stream.close()
@@ -157,21 +155,25 @@ class _Way:
         return await self._dialler.look_up(self._loop, endpoint)
 
 
-async def _converse(stream: Stream, asking: Asking) -> Reply:
-    """Bring a proxy to its reply, and not a byte further. ProxyFailed."""
+async def converse(stream: Stream, asking: Asking) -> Reply:
+    """Bring a proxy to its next reply, and not a byte further. ProxyFailed, or RequestFailed if it
+    refuses.
+    """
     try:
         reply = None
         while reply is None:
             await stream.send(asking.outgoing())
             asking.receive(await _read(stream, asking))
             reply = asking.next_reply()
-        return reply
     except _Silence:
         raise
     except (RemoteProtocolError, NotAdmitted) as error:
         raise ProxyFailed(f"{asking.proxy}: {error}") from None
     except OSError as error:
         raise _failed(asking.proxy, error) from None
+    if reply.code != ReplyCode.SUCCEEDED:
+        raise RequestFailed(reply.code, f"{asking.say(reply)}, says {asking.proxy}")
+    return reply
 
 
 async def _read(stream: Stream, asking: Asking) -> bytes:

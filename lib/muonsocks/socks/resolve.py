@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from muonsocks.socks.admission import Answerer
+    from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
 
@@ -36,21 +37,30 @@ async def resolve(session: Session, server: Answerer, request: Request) -> NoRet
         answer = await session.attempt(
             server, lambda: _name(session, destination), "resolve-failed"
         )
-    if answer is None:
-        await session.refuse_command(server, command, "not through a proxy")
     await session.grant(server, answer)
     await session.client.linger(LINGER)
     raise Finished("resolved", answer.host)
 
 
-async def _address(session: Session, destination: Endpoint, ipv4_only: bool) -> Endpoint | None:
-    """Give the first address that may be told; None if a proxy would have to look for it."""
+async def _address(session: Session, destination: Endpoint, ipv4_only: bool) -> Endpoint:
+    """Give the first address that may be told; or what a proxy says where one looks names up."""
     known = places(session, Command.RESOLVE, destination, ipv4_only)
-    found, _ = await in_time(session, destination.host, known)
-    return Endpoint.at(found[0].packed or b"", 0) if found else None
+    found, way = await in_time(session, destination.host, known)
+    if not found:
+        return await _ask(session, way, Command.RESOLVE, destination)
+    return Endpoint.at(found[0].packed or b"", 0)
 
 
-async def _name(session: Session, destination: Endpoint) -> Endpoint | None:
+async def _ask(session: Session, way: Chain, command: int, destination: Endpoint) -> Endpoint:
+    """Have the last proxy look something up."""
+    from muonsocks.socks import ways
+
+    stream, _, reply = await ways.ask(session, way, command, [destination])
+    stream.close()
+    return reply.bound
+
+
+async def _name(session: Session, destination: Endpoint) -> Endpoint:
     """Give the name of an address, in the same way."""
     packed = destination.packed
     if packed is None:
@@ -60,6 +70,6 @@ async def _name(session: Session, destination: Endpoint) -> Endpoint | None:
     if verdict.refusal:
         raise RefusedByRule(verdict.refusal)
     if verdict.resolves:
-        return None
+        return await _ask(session, verdict.via, Command.RESOLVE_PTR, destination)
     look_up = policy.dialler.look_up_name(session.loop, packed)
     return Endpoint(await in_time(session, destination.host, look_up), 0)

@@ -7,12 +7,13 @@ from muonsocks.errors import NameNotResolved
 from muonsocks.net.stream import Stream
 from muonsocks.socks import chain
 from muonsocks.socks.lookup import places
-from muonsocks.socks.request import Command, Request
+from muonsocks.socks.request import Command, Reply, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from muonsocks.socks.asking import Asking
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
@@ -53,13 +54,34 @@ async def through(session: Session, way: Chain, destination: Endpoint) -> Stream
 
 async def _through(session: Session, way: Chain, destinations: list[Endpoint]) -> Stream:
     """Connect to the first of some destinations that the last proxy connects to."""
-    requests = [Request(Command.CONNECT, one) for one in destinations]
-    found = await chain.ask(session.loop, session.policy.dialler, way, requests, _greeting(session))
-    stream, asking, reply = found
+    stream, asking, reply = await ask(session, way, Command.CONNECT, destinations)
     stream.name = str(asking.request.destination)
-    session.via = ("via", ",".join(map(str, way)))
     session.bound = reply.bound
     return stream
+
+
+async def ask(
+    session: Session, way: Chain, command: int, destinations: list[Endpoint]
+) -> tuple[Stream, Asking, Reply]:
+    """Have the last proxy carry out a command for the first of some destinations that it does so
+    for, as `chain.ask` does it.
+    """
+    session.via = ("via", ",".join(map(str, way)))
+    requests = [Request(command, one) for one in destinations]
+    return await chain.ask(session.loop, session.policy.dialler, way, requests, _greeting(session))
+
+
+def bound_by_proxy(way: Chain, stream: Stream, bound: Endpoint) -> Endpoint:
+    """Say which address that is that a proxy has bound. Zeros mean the one that it is reached at,
+    if that is known here.
+    """
+    if bound.packed is None or any(bound.packed):
+        return bound
+    if len(way) == 1 and stream.is_tcp:
+        packed = Endpoint.of_socket(stream.socket.getpeername()).packed
+    else:
+        packed = way[-1].endpoint.packed
+    return bound if packed is None else Endpoint.at(packed, bound.port)
 
 
 def _greeting(session: Session) -> Callable[[Stream], Awaitable[None]] | None:
