@@ -57,6 +57,7 @@ static struct sockaddr_in proxy, target;
 static struct association *all;
 static uint64_t done, lost, measured;
 static double took;
+static pid_t echo; /* the target */
 
 static double now(void)
 {
@@ -70,6 +71,8 @@ static void end(const char *error)
     printf("{\"count\": %llu, \"seconds\": %.6f, \"total\": %llu, \"lost\": %llu, "
            "\"error\": \"%s\"}\n", (unsigned long long)measured, took, (unsigned long long)done,
            (unsigned long long)lost, error);
+    if (echo > 0)
+        kill(echo, SIGKILL);
     exit(*error != 0);
 }
 
@@ -184,14 +187,14 @@ static int take(struct association *a, int number)
     return came;
 }
 
-/* Run for so long, or until so many have come back if that is no 0. */
-static void run(int poller, double seconds, uint64_t wanted)
+/* Run for so long, or until so many have come back if that is no 0; those from `first` on begin. */
+static void run(int poller, int first, double seconds, uint64_t wanted)
 {
     struct epoll_event events[BATCH];
     double until = now() + seconds;
     wanted += done;
 
-    for (int i = 0; i < associations; i++) {
+    for (int i = first; i < associations; i++) {
         all[i].heard = now();
         put(&all[i], i);
     }
@@ -238,7 +241,7 @@ int main(int argc, char **argv)
     if (argc - optind != 6 || (strcmp(argv[0], "echo") && strcmp(argv[0], "idle")))
         usage();
     idle = !strcmp(argv[0], "idle");
-    associations = atoi(argv[1]);
+    int number = associations = atoi(argv[1]);
     double seconds = atof(argv[2]), warmup = atof(argv[3]);
     direct = !strcmp(argv[4], "direct");
     char *port = strrchr(argv[4], ':');
@@ -266,7 +269,7 @@ int main(int argc, char **argv)
            getsockname(fd, (struct sockaddr *)&target, &length) == 0, "bind");
     memcpy(head + 4, &target.sin_addr, 4);
     memcpy(head + 8, &target.sin_port, 2);
-    pid_t echo = fork();
+    echo = fork();
     expect(echo >= 0, "fork");
     if (!echo) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -276,7 +279,7 @@ int main(int argc, char **argv)
     window = idle ? 1 : UNDER_WAY / size;
     window = window < 1 ? 1 : window > MOST_UNDER_WAY ? MOST_UNDER_WAY : window;
     all = calloc(associations, sizeof *all);
-    for (int i = 0; i < associations; i++) {
+    for (int i = 0; i < number; i++) {
         open_association(&all[i]);
         struct epoll_event event = {.events = EPOLLIN, .data.u32 = 2 * i};
         epoll_ctl(poller, EPOLL_CTL_ADD, all[i].udp, &event);
@@ -284,7 +287,7 @@ int main(int argc, char **argv)
         if (!direct)
             epoll_ctl(poller, EPOLL_CTL_ADD, all[i].tcp, &event);
         if (idle) /* one by one, or what comes back would be too much at once */
-            associations = i + 1, put(&all[i], i), run(poller, seconds, 1), associations = atoi(argv[1]);
+            associations = i + 1, run(poller, i, seconds, 1);
     }
     if (idle) {
         struct pollfd line = {.fd = 0, .events = POLLIN};
@@ -293,13 +296,12 @@ int main(int argc, char **argv)
         fflush(stdout);
         poll(&line, 1, PATIENCE * 1000);
     } else
-        run(poller, warmup, 0);
+        run(poller, 0, warmup, 0);
     uint64_t before = done;
     double began = now();
-    run(poller, seconds, idle ? associations : 0);
+    run(poller, 0, seconds, idle ? associations : 0);
     measured = done - before;
     took = now() - began;
-    kill(echo, SIGKILL);
     end(!measured ? "nothing came back" : idle && measured < (uint64_t)associations ?
         "not all have been answered again" : "");
 }

@@ -26,19 +26,22 @@ class Speed(NamedTuple):
 
 
 class Load:
-    """load.c, built in a directory, with `targets` for addresses and `seconds` for a measurement.
+    """load.c, or another source, built in a directory, with `targets` for addresses and `seconds`
+    for a measurement.
 
     Before it is measured a server has some time to warm up: half a second at most.
     """
 
-    def __init__(self, directory: Path, targets: list[str], seconds: float) -> None:
+    def __init__(
+        self, directory: Path, targets: list[str], seconds: float, source: str = "load.c"
+    ) -> None:
         self.directory = directory
         self.targets = targets
         self.seconds = seconds
         self.warmup = min(0.5, seconds / 4)
         self.port = 2000
         self.program = directory / "load"
-        build = ["cc", "-O2", "-Wall", "-Wextra", "-o", str(self.program), str(HERE / "load.c")]
+        build = ["cc", "-O2", "-Wall", "-Wextra", "-o", str(self.program), str(HERE / source)]
         subprocess.run(build, check=True)
 
     def place(self) -> Place:

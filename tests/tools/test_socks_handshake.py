@@ -95,6 +95,7 @@ def converse(
         status = program.status
         far.shutdown(socket.SHUT_RD)
         far_end.join()
+    bound += [int(port) for port in re.findall(r" relay=\S+:(\d+)", program.log)]
     for port in bound:
         answer = answer.replace(struct.pack("!H", port), b"..")
     line = program.log.splitlines()[-1]

@@ -16,7 +16,7 @@ from os import readv
 
 from muonsocks.address import Endpoint, format_address
 from muonsocks.errors import RefusedByRule, RemoteProtocolError
-from muonsocks.net.datagrams import BUFFER, HEADROOM, VIEW, Port, bound_beside
+from muonsocks.net.datagrams import BATCH, VIEW, Port, bound_beside
 from muonsocks.net.dial import family_of, sockaddr_of
 from muonsocks.net.relay import Ended, Joint, Watch
 from muonsocks.socks.datagram import encode_header, header_length
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from muonsocks.socks.rules import Chain
 
 _ROUNDS = 16  # reads of what a client says where nobody listens, then the others have their turn
-_BUFFERS = [BUFFER]
+_BUFFERS = [VIEW]
 _IPV4, _IPV4_HEADER = 1, 10
-_ROOM = VIEW[HEADROOM:]
 
 
 class Association(Joint):
@@ -48,6 +47,7 @@ class Association(Joint):
         "_destinations",
         "_dropped",
         "_failure",
+        "_head_length",
         "_host",
         "_inside",
         "_is_open",
@@ -87,11 +87,12 @@ class Association(Joint):
         self._failure: BaseException | None = None
         self._active = loop.now
         self._limit = policy.limits.idle
+        self._head_length = 0
         self._sent = self._received = self._bytes_in = self._bytes_out = self._dropped = 0
         self._inside = Port(loop, bound_beside(client.socket), self._from_client)
         self.bound = Endpoint.of_socket(self._inside.socket.getsockname())
         self._destinations = Destinations(
-            loop, policy, self._way_out, self._send, report, self._fail
+            loop, policy, self._way_out, self._send_held, report, self._fail
         )
 
     def start(self) -> None:
@@ -176,26 +177,27 @@ class Association(Joint):
 
     # Datagrams from the client
 
-    def _from_client(self, count: int, source: tuple[Any, ...]) -> None:
+    def _from_client(self, start: int, count: int, source: tuple[Any, ...]) -> None:
         if source != self._source and not self._is_client(source):
             self._dropped += 1
             return
         end = _IPV4_HEADER
-        if count < end or BUFFER[HEADROOM + 3] != _IPV4:
-            end = header_length(_ROOM, count)
-        start = HEADROOM + end
-        head, data = bytes(VIEW[HEADROOM:start]), VIEW[start : HEADROOM + count]
+        if count < end or VIEW[start + 3] != _IPV4:
+            end = header_length(VIEW[start:], count)
+        head, data = bytes(VIEW[start : start + end]), VIEW[start + end : start + count]
         mapping = self._destinations.mappings.get(head)
-        if mapping is not None and self._loop.now < mapping.until and mapping.there is not None:
-            self._send(mapping.there, data)
-            return
-        try:
-            there = self._destinations.find(head, data)
-        except RemoteProtocolError:
-            self._dropped += 1
-            return
-        if there is not None:
-            self._send(there, data)
+        if mapping is None or self._loop.now >= mapping.until or mapping.there is None:
+            try:
+                there = self._destinations.find(head, data)
+            except RemoteProtocolError:
+                self._dropped += 1
+                return
+            if there is None:
+                return
+        else:
+            there = mapping.there
+        there.used = self._loop.now
+        BATCH.add(there, data, there.send, there.to, self._went_out)
 
     def _is_client(self, source: tuple[Any, ...]) -> bool:
         """Say whether that is where the client sends from. The first one fixes its port, and has
@@ -212,19 +214,22 @@ class Association(Joint):
         self._source = source
         return True
 
-    def _send(self, there: Destination, data: memoryview | bytes) -> None:
-        self._active = there.used = self._loop.now
-        try:
-            there.send(data, there.to)
-        except OSError:
-            self._dropped += 1  # too long, no way there, or no room: it is not reliable anyway
-        else:
-            self._sent += 1
-            self._bytes_in += len(data)
+    def _send_held(self, there: Destination, data: bytes) -> None:
+        there.used = self._loop.now
+        sent = there.send([memoryview(data)], there.to)
+        self._went_out(sent, sent * len(data), 1 - sent)
+
+    def _went_out(self, count: int, size: int, lost: int) -> None:
+        """Count what was sent, and what was too long, had no way or no room: it is not reliable."""
+        if count:
+            self._active = self._loop.now
+        self._sent += count
+        self._bytes_in += size
+        self._dropped += lost
 
     def _way_out(
         self, via: Chain, endpoint: Endpoint
-    ) -> tuple[Callable[[Any, Any], object], tuple[Any, ...]]:
+    ) -> tuple[Callable[[list[memoryview], Any], int], tuple[Any, ...]]:
         """Give what sends to an endpoint, and how that is named for it. A way through proxies would
         be another kind, which brings what it receives to `deliver`.
         """
@@ -237,29 +242,31 @@ class Association(Joint):
         if port is None:
             sock = self._policy.dialler.open_socket(family, SOCK_DGRAM)
             port = self._outside[family] = Port(self._loop, sock, self._from_outside)
-        return port.send_to, sockaddr_of(endpoint)
+        return port.send, sockaddr_of(endpoint)
 
     # Datagrams to the client
 
-    def _from_outside(self, count: int, source: tuple[Any, ...]) -> None:
+    def _from_outside(self, start: int, count: int, source: tuple[Any, ...]) -> None:
         there = self._destinations.sources.get(source)
         if there is not None and self._loop.now <= there.used + LIFE:
             there.used = self._loop.now
-            self.deliver(there.head, count)
+            self.deliver(there.head, start, count)
         elif self._is_open:
-            self.deliver(encode_header(Endpoint.of_socket(source)), count)
+            self.deliver(encode_header(Endpoint.of_socket(source)), start, count)
         else:
             self._dropped += 1
 
-    def deliver(self, head: bytes, count: int) -> None:
-        """Give the client so many bytes that lie in VIEW from HEADROOM on, with that in front."""
-        start = HEADROOM - len(head)
-        BUFFER[start:HEADROOM] = head
-        try:
-            self._inside.socket.send(VIEW[start : HEADROOM + count])
-        except OSError:
-            self._dropped += 1  # too long for it with the header, or it is not there
-        else:
+    def deliver(self, head: bytes, start: int, count: int) -> None:
+        """Give the client so many bytes that lie in VIEW from `start` on, with that in front."""
+        begin = start - len(head)
+        VIEW[begin:start] = head
+        BATCH.add(head, VIEW[begin : start + count], self._inside.send, None, self._came_back)
+        self._head_length = len(head)  # of what is in the batch now
+
+    def _came_back(self, count: int, size: int, lost: int) -> None:
+        """Count what the client was given, and what was too long for it with the header."""
+        if count:
             self._active = self._loop.now
-            self._received += 1
-            self._bytes_out += count
+        self._received += count
+        self._bytes_out += size - count * self._head_length
+        self._dropped += lost

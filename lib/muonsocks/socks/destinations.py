@@ -37,13 +37,13 @@ _MOST_BYTES_HELD = 256 << 10
 
 
 class Destination:
-    """Where datagrams go, by `send(data, to)`, and where answers come from; those have this `head`
-    in front. `used` is when the last one went either way.
+    """Where datagrams go, by `send(pieces, to)`, and where answers come from; those have this
+    `head` in front. `used` is when the last one went either way.
     """
 
     __slots__ = ("head", "send", "to", "used")
 
-    def __init__(self, head: bytes, send: Callable[[Any, Any], object], to: Any) -> None:
+    def __init__(self, head: bytes, send: Callable[[list[memoryview], Any], int], to: Any) -> None:
         self.head = head
         self.send = send
         self.to = to
@@ -91,13 +91,13 @@ class Destinations:
         self,
         loop: Loop,
         policy: Policy,
-        way_out: Callable[[Chain, Endpoint], tuple[Callable[[Any, Any], object], Any]],
+        way_out: Callable[[Chain, Endpoint], tuple[Callable[[list[memoryview], Any], int], Any]],
         send: Callable[[Destination, bytes], None],
         report: Callable[[Endpoint, str], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        """`way_out` gives what sends to an endpoint, through the proxies of a chain, and how it
-        names that; OSError or RefusedByRule if there is none. `send` is for what has waited;
+        """`way_out` gives what sends pieces to an endpoint, through the proxies of a chain, and
+        how it names that; OSError or RefusedByRule if there is none. `send` is for what has waited;
         `report` is told what nothing is sent to, and why; `fail` gets what is no error of a name.
         """
         self._loop = loop
