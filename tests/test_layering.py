@@ -62,6 +62,7 @@ IMPURE_IN_SOCKS = {
     "muonsocks.socks.association",
     "muonsocks.socks.auth_once",
     "muonsocks.socks.bind",
+    "muonsocks.socks.datagram_way",
     "muonsocks.socks.chain",
     "muonsocks.socks.destinations",
     "muonsocks.socks.handover",

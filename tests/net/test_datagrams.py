@@ -52,7 +52,7 @@ class Taken(Mailbox):
 
 @pytest.fixture
 def taken(loop: Loop) -> Any:
-    taken = Taken(loop(Dialler(bind_address=bytes((127, 0, 0, 1))), socket.AF_INET))
+    taken = Taken(loop, leaving(Dialler(bind_address=bytes((127, 0, 0, 1))), socket.AF_INET))
     taken.port.send([memoryview(b"")], ("127.0.0.1", 9))  # a port is taken when something is sent
     yield taken
     taken.port.close()
@@ -95,7 +95,7 @@ def test_nobody_there_is_no_end(taken: Taken) -> None:
 
 
 def test_closed_twice_and_with_something_to_come(loop: Loop) -> None:
-    taken = Taken(loop(Dialler(), socket.AF_INET))
+    taken = Taken(loop, leaving(Dialler(), socket.AF_INET))
     taken.port.send([memoryview(b"")], ("127.0.0.1", 9))
     where = ("127.0.0.1", taken.port.socket.getsockname()[1])
     with udp() as peer:

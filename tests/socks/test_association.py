@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 from associated import Associated, far_end, header
@@ -14,6 +15,11 @@ from muonsocks.socks import association, destinations
 from muonsocks.socks.association import Association
 from muonsocks.socks.policy import Access, Commands, Limits, Policy
 from muonsocks.socks.rules import Rules
+
+
+async def no_proxy(_: object) -> NoReturn:
+    raise AssertionError("nothing goes through a proxy here")
+
 
 SECONDS = 15
 LOCALHOST = bytes((127, 0, 0, 1))
@@ -35,7 +41,7 @@ class Stage:
         )
         self.reports: list[str] = []
         self.association = Association(
-            self.stream, LOCALHOST, port, policy, lambda _, why: self.reports.append(why)
+            self.stream, LOCALHOST, port, policy, lambda _, why: self.reports.append(why), no_proxy
         )
         self.association.start()
         self.ends = Associated((self.association.bound.host, self.association.bound.port))

@@ -7,15 +7,21 @@ from muonsocks.errors import RefusedByRule
 from muonsocks.log import DEBUG, INFO, Form
 from muonsocks.socks.admission import Finished
 from muonsocks.socks.association import Association
-from muonsocks.socks.request import Command, ReplyCode
+from muonsocks.socks.request import UNSPECIFIED, Command, ReplyCode
 from muonsocks.socks.session import FACTS
 from muonsocks.socks.socks5 import Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from muonsocks.address import Endpoint
+    from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
-    from muonsocks.socks.request import Request
+    from muonsocks.socks.asking import Asking
+    from muonsocks.socks.datagram_way import Ask
+    from muonsocks.socks.request import Reply, Request
+    from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
 _ASSOCIATED = Form("associated", *FACTS, "relay")
@@ -40,18 +46,40 @@ async def associate(session: Session, server: Answerer, request: Request) -> Ass
         if verdict.refusal:
             raise RefusedByRule(verdict.refusal)
         reports = _Reports(session)
-        return Association(session.client, host, wanted.port, session.policy, reports.add)
+        made = Association(
+            session.client, host, wanted.port, session.policy, reports.add, _asking(session)
+        )
+        way = session.policy.rules.way_of_all(Command.ASSOCIATE)
+        if way:  # the client is to know if it leads nowhere
+            try:
+                await made.open_way(way)
+            except BaseException:
+                made.stop()
+                raise
+        return made
 
-    session.joint = association = await session.attempt(server, begin)
+    session.joint = association = await session.attempt(server, begin, "associate-failed")
     try:
         await session.grant(server, association.bound)
         if session.log.level >= INFO:
-            session.log.fill_in(INFO, _ASSOCIATED, (*session.facts(), str(association.bound)))
+            values = (*session.facts(), str(association.bound))
+            session.log.fill_in(INFO, _ASSOCIATED, values, session.via)
         association.start()
     except BaseException:
         association.stop()
         raise
     return association
+
+
+def _asking(session: Session) -> Ask:
+    """Give what has the last proxy of a chain grant an association, for datagrams from anywhere."""
+
+    def ask(way: Chain) -> Awaitable[tuple[Stream, Asking, Reply]]:
+        from muonsocks.socks import ways
+
+        return ways.ask(session, way, Command.ASSOCIATE, [UNSPECIFIED])
+
+    return ask
 
 
 def _obstacle(session: Session, server: Answerer) -> str:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import errno
 from _socket import SOCK_DGRAM
-from os import readv
 
 from muonsocks.address import Endpoint, format_address
-from muonsocks.errors import RefusedByRule, RemoteProtocolError
+from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.datagrams import BATCH, VIEW, Port, bound_beside
 from muonsocks.net.dial import family_of, sockaddr_of
+from muonsocks.net.ending import Ending
 from muonsocks.net.relay import Ended, Joint, Watch
 from muonsocks.socks.datagram import encode_header, header_length
 from muonsocks.socks.destinations import LIFE, Destination, Destinations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from muonsocks.net.stream import Stream
+    from muonsocks.socks.datagram_way import Ask, DatagramWay
     from muonsocks.socks.policy import Policy
     from muonsocks.socks.rules import Chain
 
-_ROUNDS = 16  # reads of what a client says where nobody listens, then the others have their turn
-_BUFFERS = [VIEW]
 _IPV4, _IPV4_HEADER = 1, 10
+_ZEROS = bytes(3)  # at the beginning of a header
 
 
 class Association(Joint):
@@ -41,11 +41,13 @@ class Association(Joint):
 
     __slots__ = (
         "_active",
+        "_ask",
         "_bytes_in",
         "_bytes_out",
         "_client",
         "_destinations",
         "_dropped",
+        "_ending",
         "_failure",
         "_head_length",
         "_host",
@@ -60,6 +62,7 @@ class Association(Joint):
         "_sent",
         "_source",
         "_watch",
+        "_ways",
         "bound",
     )
 
@@ -70,9 +73,11 @@ class Association(Joint):
         port: int,
         policy: Policy,
         report: Callable[[Endpoint, str], None],
+        ask: Ask,
     ) -> None:
         """Open what a client sends to from its packed address `host`, and from `port` unless that
-        is 0. `report` is told what nothing is sent to, and why. OSError.
+        is 0. `report` is told what nothing is sent to, and why; `ask` has a proxy grant one like
+        this. OSError.
         """
         super().__init__()
         self._client = client
@@ -83,7 +88,10 @@ class Association(Joint):
         self._is_open = policy.commands.udp_open
         self._source: tuple[Any, ...] | None = None  # where the client sends from, once it has
         self._outside: dict[int, Port] = {}
+        self._ways: dict[Chain, DatagramWay] = {}  # through proxies
+        self._ask: Ask | None = ask
         self._watch: Watch | None = None
+        self._ending: Ending | None = None
         self._failure: BaseException | None = None
         self._active = loop.now
         self._limit = policy.limits.idle
@@ -101,8 +109,7 @@ class Association(Joint):
         self._active = loop.now
         self._watch = Watch.of(loop, self._limit)
         self._watch.add(self)
-        loop.handlers[client.reader] = self._on_connection
-        self._on_connection(0)
+        self._ending = Ending(client, self._finish)
 
     def counts(self) -> dict[str, int]:
         """Count the bytes of payload and the datagrams that have been sent on."""
@@ -134,30 +141,20 @@ class Association(Joint):
         if self._watch is not None:
             self._watch.remove(self)
             self._watch = None
-            self._client.take_back()
+        if self._ending is not None:
+            self._ending.stop()
+            self._ending = None
             self._client.end_output()
         for port in (self._inside, *self._outside.values()):
             port.close()
         self._outside.clear()
+        for way in self._ways.values():
+            way.close()
+        self._ways.clear()
         self._destinations.close()
+        self._ask = None
 
-    # The client's connection
-
-    def _on_connection(self, _: int) -> None:
-        """Drop what the client says there: only that it ends is of interest."""
-        if self.reason:
-            return
-        try:
-            for _ in range(_ROUNDS):
-                if not readv(self._client.reader, _BUFFERS):
-                    self._finish("closed")
-                    return
-        except BlockingIOError:
-            return
-        except OSError:
-            self._finish("reset")
-            return
-        self._loop.call_soon(lambda: self._on_connection(0))
+    # Its end
 
     def end_if_idle(self) -> None:
         """End it if no datagram has passed for too long; forget what it does not need any more."""
@@ -227,14 +224,32 @@ class Association(Joint):
         self._bytes_in += size
         self._dropped += lost
 
+    async def open_way(self, via: Chain) -> None:
+        """Get ready to go through proxies. OSError if one of them fails or refuses."""
+        await self._way(via).open()
+
+    def _way(self, via: Chain) -> DatagramWay:
+        from muonsocks.socks.datagram_way import DatagramWay
+
+        way = self._ways.get(via)
+        if way is None:
+            assert self._ask is not None, "it is open"
+            made = (self._loop, via, self._ask, self._from_proxies, self._lost, self._fail)
+            way = self._ways[via] = DatagramWay(*made)
+        return way
+
+    def _lost(self, via: Chain, count: int, size: int, why: str) -> None:
+        self._sent -= count
+        self._bytes_in -= size
+        self._dropped += count
+        self._destinations.report(via[-1].endpoint, why)
+
     def _way_out(
         self, via: Chain, endpoint: Endpoint
     ) -> tuple[Callable[[list[memoryview], Any], int], tuple[Any, ...]]:
-        """Give what sends to an endpoint, and how that is named for it. A way through proxies would
-        be another kind, which brings what it receives to `deliver`.
-        """
+        """Give what sends to an endpoint, and how that is named for it."""
         if via:
-            raise RefusedByRule("it is to go through a proxy, where datagrams do not go")
+            return self._way(via).send, (via, encode_header(endpoint))
         if endpoint.packed is None or not self._policy.dialler.has_family(endpoint.packed):
             raise OSError(errno.EAFNOSUPPORT, f"this way out has no place for {endpoint.host}")
         family = family_of(endpoint)
@@ -250,13 +265,23 @@ class Association(Joint):
         there = self._destinations.sources.get(source)
         if there is not None and self._loop.now <= there.used + LIFE:
             there.used = self._loop.now
-            self.deliver(there.head, start, count)
+            self._deliver(there.head, start, count)
         elif self._is_open:
-            self.deliver(encode_header(Endpoint.of_socket(source)), start, count)
+            self._deliver(encode_header(Endpoint.of_socket(source)), start, count)
         else:
             self._dropped += 1
 
-    def deliver(self, head: bytes, start: int, count: int) -> None:
+    def _from_proxies(self, via: Chain, begin: int, start: int, count: int) -> None:
+        head = _ZEROS + bytes(VIEW[begin + 3 : start])
+        there = self._destinations.sources.get((via, head))
+        if there is not None:
+            there.used = self._loop.now
+        elif not self._is_open and not self._ways[via].may_be_from(head):
+            self._dropped += 1
+            return
+        self._deliver(head, start, count)
+
+    def _deliver(self, head: bytes, start: int, count: int) -> None:
         """Give the client so many bytes that lie in VIEW from `start` on, with that in front."""
         begin = start - len(head)
         VIEW[begin:start] = head

@@ -80,10 +80,10 @@ class Destinations:
         "_look_ups",
         "_loop",
         "_policy",
-        "_report",
         "_send",
         "dropped",
         "mappings",
+        "report",
         "sources",
     )
 
@@ -104,7 +104,7 @@ class Destinations:
         self._policy = policy
         self._exit = way_out
         self._send = send
-        self._report = report
+        self.report = report
         self._fail = fail
         self.mappings: dict[bytes, Mapping] = {}
         self.sources: dict[Any, Destination] = {}
@@ -124,7 +124,7 @@ class Destinations:
                 task.interrupt(OSError(errno.ECANCELED, "nobody waits for it"))
         self.mappings.clear()
         self.sources.clear()
-        del self._exit, self._send, self._report, self._fail
+        del self._exit, self._send, self.report, self._fail
 
     def find(self, head: bytes, data: memoryview) -> Destination | None:
         """Say where data with this header go. None if they do not, or not yet: then they are kept,
@@ -251,7 +251,7 @@ class Destinations:
     def _refuse(self, mapping: Mapping, why: str, life: float) -> None:
         mapping.there = None
         mapping.until = self._loop.now + life
-        self._report(mapping.endpoint, why)
+        self.report(mapping.endpoint, why)
 
     # Forgetting
 

@@ -235,6 +235,18 @@ class Rules:
                     return _denied(rule)
         return self._allowed
 
+    def way_of_all(self, command: int) -> Chain:
+        """Give the proxies that a command goes through, whatever its destinations; none if that
+        depends on them, or there is no such way.
+        """
+        for rule in self._rules:
+            if not rule.commands or command in rule.commands:
+                if rule.name == "*" and not rule.ports:
+                    return self._allowed_by(rule).via if rule.allow else ()
+                if rule.allow:
+                    return ()
+        return self.usual_way
+
     def _allowed_by(self, rule: Rule) -> Verdict:
         return self._allowed if rule.via is None else Verdict("", rule.via)
 
