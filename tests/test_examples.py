@@ -106,7 +106,12 @@ RESIDENTS_WITH_USERS = [
     shown("muonsocks.8", "muonsocks --users"),
     shown("muonsocks.8", "muonsocks -u"),
 ]
-BEHIND_A_PROXY = shown("muonsocks.8", "muonsocks -i 192.0.2.11")
+BEHIND_A_PROXY = [
+    shown("README.md", "muonsocks -i 192.0.2.11"),
+    shown("muonsocks.8", "muonsocks -i 192.0.2.11"),
+]
+IN_FRONT_OF_THREE = shown("README.md", "haproxy -db")
+CONFIGURE_HAPROXY = shown("README.md", "restart haproxy")
 UNDER_S6 = shown("muonsocks.8", "#!/bin/sh")
 ENABLE_RESIDENT = [
     shown("README.md", "enable --now muonsocks-resident"),
@@ -468,17 +473,39 @@ def test_resident_with_users(machine: Machine, text: str) -> None:
         assert unprivileged.strip() == (cpus if " -u nobody " in text else "0")
 
 
-def test_behind_a_proxy(machine: Machine) -> None:
+@pytest.mark.parametrize("text", BEHIND_A_PROXY, ids=["README.md", "muonsocks.8"])
+def test_behind_a_proxy(machine: Machine, text: str) -> None:
     """One that says it is HAProxy, and for whom it comes."""
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
     header = r"PROXY TCP4 203.0.113.7 192.0.2.1 4711 1080\r\n"
-    said = header + r"\5\1\0" + r"\5\1\0\1\300\0\2\120\0\120"
-    with serving(machine, BEHIND_A_PROXY, "192.0.2.11:1080"):
+    greeting = r"\5\1\2\1\5alice\6secret" if "--users" in text else r"\5\1\0"
+    said = header + greeting + r"\5\1\0\1\300\0\2\120\0\120"
+    with serving(machine, text, "192.0.2.11:1080"):
         for source, end in (("192.0.2.1", "closed"), ("192.0.2.2", "client-refused")):
             connect = f"socat -t 20 - TCP:192.0.2.11:1080,bind={source}"
             machine.run(f"printf '{said}' | {connect} > /dev/null", check=False)
             who = "203.0.113.7:4711" if end == "closed" else source
             log = "cat /run/example-192.0.2.11:1080.log"
             await_log(machine, f"closed client={re.escape(who)}.* end={end}", log)
+
+
+@needs("haproxy")
+def test_haproxy_in_front_of_three(machine: Machine) -> None:
+    with serving(machine, IN_FRONT_OF_THREE, "127.0.0.1:1080"):
+        for host in ("127.0.0.5", "192.0.2.5"):
+            options = f"--interface {host} --socks5-hostname 127.0.0.1:1080"
+            assert fetch(machine, "http://www.example.com/", options) == WWW
+            log = "cat /run/example-127.0.0.1:1080.log"
+            await_log(machine, f"closed client={re.escape(host)}:.* end=closed", log)
+
+
+@needs("haproxy")
+def test_haproxy_is_configured(machine: Machine) -> None:
+    """What is appended makes sense beside what Debian has there."""
+    appended, restart = CONFIGURE_HAPROXY.splitlines()
+    assert restart == "systemctl restart haproxy"
+    paste(machine, appended)
+    machine.run("haproxy -c -f /etc/haproxy/haproxy.cfg")
 
 
 def test_resident_under_s6(machine: Machine) -> None:

@@ -279,7 +279,8 @@ def with_journal(script: str) -> Any:
 
 
 FIELDS = """{
-    "client": "192.0.2.5:49152", "user": "-", "target": "", "in": "79", "out": "0", "end": "closed"
+    "client": "192.0.2.5:49152", "user": "-", "target": "", "in": "79", "out": "0", "end": "closed",
+    "datagrams-in": "7"
 }"""
 
 
@@ -297,6 +298,7 @@ give(entry(), lines())
         ["SOCKS_BYTES_IN", "79"],
         ["SOCKS_BYTES_OUT", "0"],
         ["SOCKS_CLIENT", "192.0.2.5:49152"],
+        ["SOCKS_DATAGRAMS_IN", "7"],
         ["SOCKS_END", "closed"],
         ["SYSLOG_IDENTIFIER", "socks-test"],
     ]

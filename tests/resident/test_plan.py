@@ -33,6 +33,7 @@ def test_what_connections_are_counted_by() -> None:
         ("198.51.100.7", bytes((198, 51, 100, 7))),
         ("192.0.2.2", bytes((192, 0, 2, 2))),
         ("192.0.2.1", b""),
+        ("::ffff:192.0.2.2", bytes((192, 0, 2, 2))),
         ("2001:db8::1:2:3:4", bytes.fromhex("20010db800000000")),
         ("2001:db8:f::1", b""),
         ("/run/socket", b""),

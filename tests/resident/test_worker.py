@@ -494,16 +494,6 @@ def test_connections_of_one_source() -> None:
     assert bench.board.connections_of(LOOPBACK) == 0
 
 
-def test_a_network_of_ipv6_is_one_source() -> None:
-    def source(address: str) -> bytes:
-        peer = Peer.at(address, 1)
-        assert peer is not None
-        return worker_module._source(peer)
-
-    assert source("2001:db8::1") == source("2001:db8::ffff:0:0:9") != source("2001:db8:0:1::1")
-    assert source("::ffff:192.0.2.1") == source("192.0.2.1") != source("192.0.2.2")
-
-
 def test_clients_of_a_unix_socket_have_no_source(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         clients = []

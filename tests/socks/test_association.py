@@ -143,6 +143,15 @@ def test_what_came_from_others_before_the_client_is_dropped(make: Callable[..., 
         assert [stage.heard(far)[0], stage.heard(far)[0]] == [b"1", b"2"]
 
 
+def test_the_port_that_was_asked_for(make: Callable[..., Stage]) -> None:
+    with far_end() as far, far_end() as ours:
+        stage = make(port=ours.getsockname()[1])
+        stage.ends.send(*far.getsockname(), b"from another port")
+        ours.sendto(header(*far.getsockname()) + b"right", stage.ends.relay)
+        stage.counted(datagrams_in=1, dropped=1)
+        assert stage.heard(far)[0] == b"right"
+
+
 def test_an_answer_that_nobody_has_asked_for_in_a_while(
     make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +199,7 @@ def test_it_ends_with_the_connection(make: Callable[..., Stage], how: str) -> No
     else:
         stage.client.shutdown(socket.SHUT_WR)
     assert stage.over() == ("closed" if how == "end" else "reset")
+    assert stage.loop.handlers == {stage.stream.reader: stage.stream._on_event}, "let go of"
 
 
 def test_idle_is_who_has_no_datagrams(make: Callable[..., Stage]) -> None:
