@@ -2,7 +2,13 @@
 
 import errno
 
-from muonsocks.errors import DialError, NameNotResolved, RemoteProtocolError, UsageError
+from muonsocks.errors import (
+    DialError,
+    NameNotResolved,
+    ProxyFailed,
+    RemoteProtocolError,
+    UsageError,
+)
 
 
 def test_a_usage_error_is_one_line_with_its_hint() -> None:
@@ -24,3 +30,17 @@ def test_system_errors_say_why() -> None:
     assert (unreached.errno, unreached.strerror) == (errno.ECONNREFUSED, "refused")
     assert unreached.failures == failures
     assert type(unreached) is DialError, "OSError makes another class of some errnos"
+
+
+def test_a_proxy_that_fails_may_have_been_dialled() -> None:
+    """Whoever looks for what has been tried, or for what we ran out of, finds it there."""
+    bare = ProxyFailed("socks5://proxy:1080: it is mad")
+    assert (bare.errno, bare.strerror, list(bare.failures)) == (
+        0,
+        "socks5://proxy:1080: it is mad",
+        [],
+    )
+    failures = [("192.0.2.1", errno.EMFILE)]
+    dialled = ProxyFailed("socks5://proxy:1080: Too many open files", errno.EMFILE, failures)
+    assert (dialled.errno, dialled.failures) == (errno.EMFILE, failures)
+    assert isinstance(dialled, DialError)

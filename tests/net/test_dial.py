@@ -112,8 +112,13 @@ class Call:
     """What one dialling came to."""
 
     def __init__(
-        self, dialler: Dialler, destination: Endpoint, permit: Callable[[bytes], bool] | None = None
+        self,
+        dialler: Dialler,
+        destination: Endpoint,
+        permit: Callable[[bytes], bool] | None = None,
+        among: list[Endpoint] | None = None,
     ) -> None:
+        """With `among`, the name has been looked up, and that is what was found."""
         self.address = ""
         self.bound = ""
         self.error: Exception | None = None
@@ -124,7 +129,10 @@ class Call:
             try:
                 with loop.deadline(PATIENCE):
                     arguments = (permit,) if permit else ()
-                    stream = await dialler.dial(loop, destination, *arguments)
+                    if among is not None:
+                        stream = await dialler.dial_any(loop, destination, among)
+                    else:
+                        stream = await dialler.dial(loop, destination, *arguments)
             except (OSError, RefusedByRule) as error:
                 self.error = error.with_traceback(None)
                 self.error.__context__ = None
@@ -723,6 +731,50 @@ def test_another_way_to_look_up(network: Network) -> None:
     Call(dialler, Endpoint("nobody", network.port)).failed(NameNotResolved, None)
     Call(dialler, Endpoint("broken", network.port)).failed(OSError, errno.EIO)
     assert asked == ["name", "nobody", "broken"]
+
+
+# In two steps
+
+
+def test_addresses_that_have_been_looked_up(network: Network) -> None:
+    """The first that answers; only those that there is a way out for."""
+    network.listener(V4)
+    found = [Endpoint(host, network.port) for host in (V6, "127.0.0.2", V4)]
+    name = Endpoint("name", network.port)
+    assert Call(Dialler(), name, among=found).address == V4
+    assert Call(Dialler(bind_address=b"\x7f\0\0\7"), name, among=found).bound == "127.0.0.7"
+    refused = Call(Dialler(), name, among=found[:2]).failed(DialError, errno.ECONNREFUSED)
+    assert refused == [(V6, errno.ECONNREFUSED), ("127.0.0.2", errno.ECONNREFUSED)]
+    Call(Dialler(bind_address=bytes(15) + b"\1"), name, among=found[1:]).failed(NameNotResolved)
+
+
+def test_dial_timeout_of_addresses_that_have_been_looked_up(network: Network) -> None:
+    network.black_hole("127.0.0.2")
+    found = [Endpoint("127.0.0.2", network.port)]
+    call = Call(Dialler(dial_timeout=0.2), Endpoint("name", network.port), among=found)
+    assert call.failed(DialError, errno.ETIMEDOUT) == [("127.0.0.2", errno.ETIMEDOUT)]
+
+
+@pytest.mark.parametrize(
+    ("dialler", "expected"),
+    [
+        (Dialler(), [V6, V4]),
+        (Dialler(4), [V4]),
+        (Dialler(6), [V6]),
+        (Dialler(bind_address=b"\x7f\0\0\1"), [V6, V4]),
+    ],
+)
+def test_what_is_found_is_for_other_ways_out_too(dialler: Dialler, expected: list[str]) -> None:
+    """A proxy can go where we cannot."""
+
+    async def lookup(_: str) -> list[tuple[bytes, int]]:
+        return [(bytes(15) + b"\1", 0), (bytes((127, 0, 0, 1)), 0)]
+
+    dialler.lookup = lookup
+    loop = Loop()
+    found = loop.run(dialler.look_up(loop, Endpoint("name", 80)))
+    loop.close()
+    assert found == [Endpoint(host, 80) for host in expected]
 
 
 # Unix sockets

@@ -6,8 +6,9 @@ from copy import copy
 import pytest
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import DialError, NameNotResolved
+from muonsocks.errors import DialError, NameNotResolved, ProxyFailed, RequestFailed
 from muonsocks.socks.request import (
+    REPLY_NAMES,
     UNSPECIFIED,
     Credentials,
     CredentialsVerdict,
@@ -15,7 +16,9 @@ from muonsocks.socks.request import (
     MethodChoice,
     MethodOffer,
     Reply,
+    ReplyCode,
     Request,
+    end_of,
     reply_code,
 )
 
@@ -46,6 +49,21 @@ def test_reply_code_of_others() -> None:
     assert reply_code(NameNotResolved("no such name")) == 4
     assert reply_code(OSError()) == 1
     assert reply_code(TimeoutError()) == 1
+    assert reply_code(RequestFailed(240, "what the other one says")) == 240
+    for number in errno.errorcode:
+        assert reply_code(ProxyFailed("proxy: reason", number)) == 1, "it is not the destination"
+
+
+def test_how_failures_are_logged() -> None:
+    assert end_of(NameNotResolved("no such name")) == "name-not-found"
+    assert end_of(ProxyFailed("proxy: reason")) == "via-failed"
+    for error in (OSError(), DialError(5, "reason", []), RequestFailed(4, "reason")):
+        assert end_of(error) == "dial-failed"
+
+
+def test_every_reply_code_has_a_name() -> None:
+    codes = {code for name, code in vars(ReplyCode).items() if name.isupper()}
+    assert codes - set(REPLY_NAMES) == {ReplyCode.SUCCEEDED, ReplyCode.IDENTITY_REFUSED}
 
 
 HOST = Endpoint("a.test", 80)

@@ -317,6 +317,25 @@ def test_ways(
         assert shown(made.of_address(CONNECT, end, packed)) == by_address
 
 
+@pytest.mark.parametrize(
+    ("rules", "has_default", "has_ways"),
+    [
+        ("", False, False),
+        ("deny a.test; allow *", False, False),
+        ("via direct *", False, False),
+        ("", True, True),
+        ("via direct *", True, True),
+        ("deny a.test; via socks5://p bind *", False, True),
+    ],
+)
+def test_whether_there_are_other_ways(rules: str, has_default: bool, has_ways: bool) -> None:
+    """Who has none need not look for one."""
+    default = (ProxyAddress.parse(DEFAULT),) if has_default else ()
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"), via=default)
+    assert made.has_ways is has_ways
+    assert made.usual_way == default
+
+
 # Properties
 
 ADDRESSES = [

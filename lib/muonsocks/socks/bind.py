@@ -68,7 +68,7 @@ async def _bind_beyond(
 
     async def second_reply() -> Reply:
         with session.loop.deadline(session.policy.limits.bind):
-            return await chain.converse(far, asking)
+            return await chain.next_reply(far, asking)
 
     try:
         await _say_bound(session, server, ways.bound_by_proxy(way, far, reply.bound))

@@ -104,7 +104,7 @@ class _Way:
         asking = Asking(self._chain[place], request)
         stream = await self._reach(place)
         try:
-            reply = await converse(stream, asking)
+            reply = await next_reply(stream, asking)
             return stream, asking, reply
         except BaseException:
             stream.close()
@@ -155,7 +155,7 @@ class _Way:
         return await self._dialler.look_up(self._loop, endpoint)
 
 
-async def converse(stream: Stream, asking: Asking) -> Reply:
+async def next_reply(stream: Stream, asking: Asking) -> Reply:
     """Bring a proxy to its next reply, and not a byte further. ProxyFailed, or RequestFailed if it
     refuses.
     """
