@@ -214,7 +214,7 @@ FAULTS: dict[str, tuple[bytes, bytes, str]] = {
         b"\5\0" + failure(4),
         "protocol-error",
     ),
-    "bind": (GREETING + socks5("1.2.3.4", 80, command=2), b"\5\0" + failure(7), ""),
+    "resolve": (GREETING + socks5("1.2.3.4", 80, command=0xF0), b"\5\0" + failure(7), ""),
     "command 9": (GREETING + socks5("1.2.3.4", 80, command=9), b"\5\0" + failure(7), ""),
     "SOCKS4 command": (socks4("1.2.3.4", 80, command=3), REJECTED, "command-not-supported"),
     "SOCKS4 user id": (b"\4\1\0\x50\1\2\3\4" + b"u" * 256 + b"\0", REJECTED, "protocol-error"),

@@ -84,7 +84,7 @@ def test_refuse(version: Version, reason: str) -> None:
     assert program.end == "refused-by-rule"
 
 
-@pytest.mark.parametrize("command", ["bind", "associate"])
+@pytest.mark.parametrize("command", ["resolve", "resolve-ptr", "associate"])
 def test_commands_that_it_cannot_do(command: str) -> None:
     with serving(RELAY, environ=requested("0.0.0.0", 0, command=command)) as program:
         program.client.end()

@@ -7,7 +7,7 @@ from _socket import SO_LINGER, SOL_SOCKET
 
 from muonsocks.address import Endpoint
 from muonsocks.net.dial import Dialler, family_of, sockaddr_of
-from muonsocks.net.entrance import Listener
+from muonsocks.net.entrance import PASSING, Listener
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_with
 from muonsocks.net.stream import RESET_ON_CLOSE, Stream
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop
 
 _BACKLOG = 16  # one is expected, but others who come are not to keep that one out
-# What accept(2) may say of a connection that has gone meanwhile, or of the way it came
-_PASSING = (
-    errno.EAGAIN,
-    errno.ECONNABORTED,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ENONET,
-    errno.ENOPROTOOPT,
-    errno.EOPNOTSUPP,
-    errno.EPERM,
-    errno.EPROTO,
-)
 
 
 class Door(Waitable):
@@ -73,7 +59,7 @@ class Door(Waitable):
                 try:
                     sock, name = self._listener.accept()
                 except OSError as error:
-                    if error.errno not in _PASSING:
+                    if error.errno not in PASSING and error.errno != errno.EAGAIN:
                         raise
                     continue
                 peer = Endpoint.of_socket(name)

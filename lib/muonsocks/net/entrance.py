@@ -10,6 +10,7 @@ has come until then and `waits_for_nobody_else` is then still to be taken in.
 
 from __future__ import annotations
 
+import errno
 from _socket import AF_UNIX, SHUT_RD, SOCK_NONBLOCK, socket
 from os import set_blocking
 
@@ -46,6 +47,26 @@ if TYPE_CHECKING:
 
         def take(self) -> tuple[socket, Peer]:
             """Give the next client."""
+
+
+# What accept(2) says of the connection that it was about to give, not of the listener: Linux
+# passes on errors that were pending on the new socket. The next one may be well.
+PASSING = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    )
+)
 
 
 class NobodyComes(Exception):

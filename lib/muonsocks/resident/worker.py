@@ -14,7 +14,7 @@ from resource import RLIMIT_NOFILE, getrlimit
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.log import INFO, Form
 from muonsocks.net import pipes
-from muonsocks.net.entrance import NobodyComes
+from muonsocks.net.entrance import PASSING, NobodyComes
 from muonsocks.net.task import Task, Waitable
 from muonsocks.resident.board import CUT, ENDED, FULL, OPEN, REFUSED, SERVED, Board
 from muonsocks.resident.repeats import Repeats
@@ -40,25 +40,6 @@ _BUSY = 6  # events in a round: there is more to do than can be done at once, fo
 _AT_ONCE = 16  # connections accepted in such a round, at most
 _LAST = 1024  # connections that are taken in at the end, at most
 _MORE = 4  # connections than the average of the workers: then it is the turn of another one
-
-# What accept(2) says of the connection that it was about to give, not of the listener: Linux
-# passes on errors that were pending on the new socket. The next one may be well.
-_PASSING = frozenset(
-    (
-        errno.ECONNABORTED,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EINTR,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPERM,
-        errno.EPROTO,
-        errno.ETIMEDOUT,
-    )
-)
 
 
 class Cut(BaseException):
@@ -259,7 +240,7 @@ class Worker:
             sock, peer = entrance.take()
         except OSError as error:
             board.add(OPEN, -1)
-            if isinstance(error, BlockingIOError) or error.errno in _PASSING:
+            if isinstance(error, BlockingIOError) or error.errno in PASSING:
                 return False  # another worker was faster, or the client has gone
             self._run_short(f"cannot accept: {error.strerror}")
             return False
