@@ -261,25 +261,10 @@ REFUSED = {
         "refused-by-rule",
     ),
     "a client over no network": ("5", ANYBODY["5"], {"bind_any": True}, 1, "bind-failed"),
-    "by a proxy": (
-        "5",
-        ASKING["5"],
-        {"rules": "via socks5://192.0.2.1 bind *"},
-        7,
-        "command-not-supported",
-    ),
-    "by a proxy that resolves": (
-        "5",
-        by_name("nobody"),
-        {"rules": "via socks5h://192.0.2.1 bind *"},
-        7,
-        "command-not-supported",
-    ),
 }
 DETAILS = {
     "anybody": "it names no host, see --bind-any",
     "no such name": "nobody: unknown, see --bind-any",
-    "by a proxy": "bind: not through a proxy",
     "a client over no network": "no address to listen at is known: the client came over no "
     "network, see -b",
 }

@@ -125,18 +125,6 @@ REFUSED = {
         "command-not-supported",
         "",
     ),
-    "by a proxy": (
-        name("host"),
-        7,
-        "command-not-supported",
-        "via socks5h://192.0.2.1 *",
-    ),
-    "the name of an address, by a proxy": (
-        address(TEN, "f1"),
-        7,
-        "command-not-supported",
-        "via socks5h://192.0.2.1 *",
-    ),
 }
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from associated import associated, far_end
 from places import in_own_network, root_only
 from programs import (
     GREETING,
@@ -82,6 +83,36 @@ def test_who_the_client_is_in_a_root_directory(tmp_path: Path) -> None:
     with listener() as far, running(*options, "--send-proxy") as server:
         _, conn = server.joined(far)
         assert read_all(conn, 12) == bytes.fromhex("0d0a0d0a000d0a515549540a")
+
+
+@root_only()
+@pytest.mark.parametrize("scheme", ["", "socks5h", "socks4a"])
+def test_what_is_loaded_on_demand_in_a_root_directory(tmp_path: Path, scheme: str) -> None:
+    """There is nothing to load there: each command, and each way, is there already."""
+    (tmp_path / "empty").mkdir()
+    options = ["-u", "nobody", "-C", str(tmp_path / "empty"), "--resolve-commands"]
+    with running("--resolve-commands") as upstream, listener() as far, far_end() as outside:
+        if scheme:
+            options.append("--via={}://{}:{}".format(scheme, *upstream.address))
+        with running(*options) as server:
+            assert works(*server.joined(far))
+            with server.connect() as client:
+                client.sendall(GREETING + socks5("127.0.0.1", 21, command=2))
+                reply = read_all(client, 12)[2:]
+                assert reply[:4] == b"\5\0\0\1"
+                where = ("127.0.0.1", int.from_bytes(reply[-2:]))
+                assert scheme or socket.inet_ntoa(reply[4:8]) == where[0]
+                with socket.create_connection((socket.inet_ntoa(reply[4:8]), where[1])):
+                    assert read_all(client, 10)[:4] == b"\5\0\0\1"
+            with server.connect() as client:
+                client.sendall(GREETING + socks5("localhost", 0, command=0xF0))
+                assert read_all(client, 4)[2:] == b"\5\0"
+            if scheme != "socks4a":
+                with (
+                    server.connect() as client,
+                    associated(client.sendall, lambda n: read_all(client, n)) as association,
+                ):
+                    association.exchange(outside)
 
 
 @root_only()

@@ -76,6 +76,7 @@ import os
 import site
 from _socket import socket
 
+from muonsocks import net, socks
 from muonsocks.errors import UsageError
 from muonsocks.log import Log
 from muonsocks.net.identity import Identity
@@ -109,6 +110,7 @@ def main(arguments: list[str], log: Log) -> int:
     options.expect_no_arguments(given)
     site.main()  # the programs start without it: systemd's modules are to be found there
     log.use_journal_fields()
+    _load_all()
     service = Socks(given, log)
     plan = Plan(
         given.number("--workers", 1024) or len(os.sched_getaffinity(0)),
@@ -119,6 +121,17 @@ def main(arguments: list[str], log: Log) -> int:
     believes_all = service.front is not None and not service.front.sources
     entrances = listeners(given, service.is_limited, log, believes_all)
     return DONE if Supervisor(service, entrances, plan, notifier, log).run() else SYSTEM_FAILED
+
+
+def _load_all() -> None:
+    """Load what a program for one connection loads when it is asked for: whoever has given up
+    privileges, or has another root, may not get to it any more.
+    """
+    for room in (net, socks):
+        for file in os.listdir(room.__path__[0]):
+            name, extension = os.path.splitext(file)
+            if extension == ".py":
+                __import__(f"{room.__name__}.{name}")
 
 
 def _capacity(given: options.Options, front: Front | None) -> Capacity:
@@ -176,14 +189,8 @@ class Socks(Service):
     def settle(self, loop: Loop, retire: Callable[..., None]) -> None:
         """Give up privileges, and load before that what cannot be had afterwards."""
         access = self._policy.access
-        if self._policy.front is not None or self._policy.sends_proxy_header:
-            import muonsocks.socks.introduction
         if self._root is not None:
-            # The users may have hashes, if not now then when reread; and any command may come.
-            import hashlib  # noqa: F401
-
-            import muonsocks.socks.bind
-            import muonsocks.socks.resolve  # noqa: F401
+            import hashlib  # noqa: F401  # the users may have hashes, if not now then when reread
 
             def on_death(reason: str) -> None:
                 self._log.error(f"no names can be looked up any more: {reason}")
