@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bound import come, exchange, is_reset, told
 from nameserver import own_files
 from places import another_network, in_own_network, join_networks, root_only, sh
 from programs import (
@@ -21,7 +22,6 @@ from programs import (
     HANDSHAKE,
     INETD,
     REJECTED,
-    SECONDS,
     VERSIONS,
     Client,
     Version,
@@ -43,43 +43,11 @@ EACH_PROGRAM = pytest.mark.parametrize("command", PROGRAMS.values(), ids=PROGRAM
 EACH_VERSION = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 
 
-def told(client: Client | socket.socket, version: Version, host: str = HERE) -> tuple[str, int]:
-    """Read a reply that says where somebody is, or is waited for."""
-    length = len(version.success(host, 0))
-    reply = client.read(length) if isinstance(client, Client) else read_all(client, length)
-    start = length - 2 if version.name == "5" else 2
-    port = int.from_bytes(reply[start : start + 2], "big")
-    assert reply == version.success(host, port)
-    assert port
-    return host, port
-
-
-def come(where: tuple[str, int], source: str) -> socket.socket:
-    return socket.create_connection(where, SECONDS, (source, 0))
-
-
 def ask(client: Client, version: Version, host: str = HERE) -> tuple[str, int]:
     """Make a BIND; give where the peer is waited for."""
     client.send(version.greeting + version.request(host, 21, command=BIND))
     assert client.read(len(version.chosen)) == version.chosen
     return told(client, version, host)
-
-
-def exchange(client: Client, peer: socket.socket) -> None:
-    client.send(b"question")
-    assert read_all(peer, 8) == b"question"
-    peer.sendall(b"answer")
-    peer.shutdown(socket.SHUT_WR)
-    assert client.rest() == b"answer"
-    client.end()
-    assert read_all(peer) == b""
-
-
-def is_reset(sock: socket.socket) -> bool:
-    try:
-        return sock.recv(1) != b"" and False
-    except ConnectionResetError:
-        return True
 
 
 # One connection

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from muonsocks.net.relay import Joint
     from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
-    from muonsocks.socks.request import Reply
+    from muonsocks.socks.asking import Asking
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
@@ -59,26 +59,51 @@ async def _bind_beyond(
     session: Session, server: Answerer, expected: _Expected, early: bytes
 ) -> Joint | None:
     """Have a proxy listen, and tell the client what that says."""
-    from muonsocks.socks import chain, ways
+    from muonsocks.socks import ways
 
     way, destinations = expected.via, expected.places or [expected.destination]
     far, asking, reply = await session.attempt(
         server, lambda: ways.ask(session, way, Command.BIND, destinations), "bind-failed"
     )
-
-    async def second_reply() -> Reply:
-        with session.loop.deadline(session.policy.limits.bind):
-            return await chain.next_reply(far, asking)
-
     try:
-        await _say_bound(session, server, ways.bound_by_proxy(way, far, reply.bound))
-        reply = await session.attempt(server, second_reply, "bind-timeout")
-        far.name = str(reply.bound)
-        await session.grant(server, reply.bound)
+        bound = await session.attempt(
+            server,
+            lambda: _sayable(server, ways.bound_by_proxy(way, far, reply.bound)),
+            "bind-failed",
+        )
+        await _say_bound(session, server, bound)
+        peer = await session.attempt(
+            server, lambda: _await_second_reply(session, server, far, asking), "bind-timeout"
+        )
+        far.name = str(peer)
+        await session.grant(server, peer)
         return await session.relay(far, early)
     except BaseException:
         far.close()
         raise
+
+
+async def _await_second_reply(
+    session: Session, server: Answerer, far: Stream, asking: Asking
+) -> Endpoint:
+    """Wait for a proxy to say who has connected to it. OSError."""
+    from muonsocks.socks import chain
+
+    try:
+        with session.loop.deadline(session.policy.limits.bind) as deadline:
+            reply = await chain.next_reply(far, asking)
+    except OSError:
+        if not deadline.passed:
+            raise
+        raise TimeoutError(errno.ETIMEDOUT, "the proxy says of nobody that he came") from None
+    return await _sayable(server, reply.bound)
+
+
+async def _sayable(server: Answerer, bound: Endpoint) -> Endpoint:
+    """Give what a proxy has bound if the client can be told. OSError."""
+    if server.version != "5" and (bound.packed is None or len(bound.packed) != 4):
+        raise OSError(errno.EAFNOSUPPORT, f"SOCKS4 has no place for {bound.host}")
+    return bound
 
 
 async def _say_bound(session: Session, server: Answerer, bound: Endpoint) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import RefusedByRule
+from muonsocks.errors import NameNotResolved, RefusedByRule
 from muonsocks.socks.admission import LINGER, Finished
 from muonsocks.socks.lookup import in_time, places
 from muonsocks.socks.request import Command, Request
@@ -47,7 +47,10 @@ async def _address(session: Session, destination: Endpoint, ipv4_only: bool) -> 
     known = places(session, Command.RESOLVE, destination, ipv4_only)
     found, way = await in_time(session, destination.host, known)
     if not found:
-        return await _ask(session, way, Command.RESOLVE, destination)
+        answer = await _ask(session, way, Command.RESOLVE, destination)
+        if ipv4_only and (answer.packed is None or len(answer.packed) != 4):
+            raise NameNotResolved(f"SOCKS4 has no place for {answer.host}")
+        return answer
     return Endpoint.at(found[0].packed or b"", 0)
 
 

@@ -1,0 +1,39 @@
+"""A client of BIND and its peer: what is told, who comes, what they say to each other."""
+
+import socket
+
+from programs import SECONDS, Client, Version, read_all
+
+HERE = "127.0.0.1"
+
+
+def told(client: Client | socket.socket, version: Version, host: str = HERE) -> tuple[str, int]:
+    """Read a reply that says where somebody is, or is waited for."""
+    length = len(version.success(host, 0))
+    reply = client.read(length) if isinstance(client, Client) else read_all(client, length)
+    start = length - 2 if version.name == "5" else 2
+    port = int.from_bytes(reply[start : start + 2], "big")
+    assert reply == version.success(host, port)
+    assert port
+    return host, port
+
+
+def come(where: tuple[str, int], source: str) -> socket.socket:
+    return socket.create_connection(where, SECONDS, (source, 0))
+
+
+def exchange(client: Client, peer: socket.socket) -> None:
+    client.send(b"question")
+    assert read_all(peer, 8) == b"question"
+    peer.sendall(b"answer")
+    peer.shutdown(socket.SHUT_WR)
+    assert client.rest() == b"answer"
+    client.end()
+    assert read_all(peer) == b""
+
+
+def is_reset(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) != b"" and False
+    except ConnectionResetError:
+        return True
