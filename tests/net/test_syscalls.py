@@ -238,7 +238,7 @@ STORIES = {
     "dial-failed": GREETING + b"\0\1",
     "refused-by-rule": PASSWORD + b"\5\1\0\3\6denied\0\1",
     "name-not-found": PASSWORD + b"\5\1\0\3\5a..no\0\1",
-    "command-not-supported": PASSWORD + b"\5\2\0\1\x7f\0\0\1\0\1",
+    "command-not-supported": PASSWORD + b"\5\x09\0\1\x7f\0\0\1\0\1",
     "protocol-error": b"GET / HTTP/1.0",
     "no-acceptable-method": b"\5\1\0",
     "authentication-failed": b"\5\1\2" + b"\1\4user\5wrong",

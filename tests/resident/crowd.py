@@ -39,7 +39,7 @@ HOPELESS: dict[str, bytes] = {
     "only a password": PASSWORD_GREETING,
     "half a request": GREETING + b"\5\1\0\1\1",
     "address type": GREETING + b"\5\1\0\2",
-    "bind": GREETING + socks5("1.2.3.4", 80, command=2),
+    "bind": GREETING + socks5("0.0.0.0", 0, command=2),
     "SOCKS4 command": socks4("1.2.3.4", 80, command=3),
     "SOCKS4 user id": b"\4\1\0\x50\1\2\3\4" + b"u" * 300,
     "no such name": socks4a("no-such-name.invalid", 80),

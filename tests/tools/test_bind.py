@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound import come, exchange, is_reset, told
+from bound import come, exchange, is_turned_away, told
 from nameserver import own_files
 from places import another_network, in_own_network, join_networks, root_only, sh
 from programs import (
@@ -59,8 +59,7 @@ def ask(client: Client, version: Version, host: str = HERE) -> tuple[str, int]:
 def test_a_connection(over: str, command: list[str], version: Version) -> None:
     with serving(*command, "-v", over=over) as program:
         where = ask(program.client, version)
-        with come(where, ELSEWHERE) as stranger:
-            assert is_reset(stranger)
+        assert is_turned_away(where, ELSEWHERE)
         with come(where, HERE) as peer:
             assert told(program.client, version) == peer.getsockname()
             exchange(program.client, peer)
@@ -249,8 +248,7 @@ def test_many_at_once() -> None:
             for client, _ in waiting:
                 stack.enter_context(client)
             for client, where in waiting[:100]:
-                with come(where, ELSEWHERE) as stranger:
-                    assert is_reset(stranger)
+                assert is_turned_away(where, ELSEWHERE)
                 peer = stack.enter_context(come(where, HERE))
                 told(client, VERSIONS["5"])
                 client.sendall(b"x")
@@ -363,8 +361,7 @@ def test_from_another_network(tmp_path: Path) -> None:
                     assert program.client.read(len(version.chosen)) == version.chosen
                     where = told(program.client, version, ours)
                     if other:
-                        with there(come, where, other) as stranger:
-                            assert is_reset(stranger)
+                        assert there(is_turned_away, where, other)
                     with there(come, where, host) as peer:
                         told(program.client, version, host)
                         exchange(program.client, peer)

@@ -5,8 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bound import HERE, come, exchange, is_reset, told
-from programs import GREETING, HANDSHAKE, INETD, RELAY, SECONDS, VERSIONS, Version, serving, socks5
+from bound import HERE, come, exchange, is_turned_away, told
+from programs import (
+    GREETING,
+    HANDSHAKE,
+    INETD,
+    RELAY,
+    SECONDS,
+    VERSIONS,
+    Version,
+    read_all,
+    serving,
+    socks5,
+)
 from real_server import ADDRESS, Server, running
 from upstream import END, Upstream
 
@@ -35,8 +46,7 @@ def test_a_peer(upstreams: list[Server], program: list[str], scheme: str, versio
         client.send(version.greeting + version.request(HERE, 21, command=BIND) + b"early")
         assert client.read(len(version.chosen)) == version.chosen
         where = told(client, version)
-        with come(where, "127.0.0.9") as stranger:
-            assert is_reset(stranger)
+        assert is_turned_away(where, "127.0.0.9")
         with come(where, HERE) as peer:
             assert told(client, version) == peer.getsockname()
             assert peer.recv(5) == b"early"
@@ -169,9 +179,9 @@ def test_rules_lead_some_that_way(upstreams: list[Server], tmp_path: Path) -> No
 def test_the_resident_server(upstreams: list[Server]) -> None:
     with running(*via(upstreams[0])) as server, server.connect() as client:
         client.sendall(GREETING + socks5(ADDRESS, 21, command=BIND))
-        reply = client.recv(12, socket.MSG_WAITALL)
+        reply = read_all(client, 12)
         where = (socket.inet_ntoa(reply[6:10]), int.from_bytes(reply[10:]))
         with socket.create_connection(where, SECONDS, (ADDRESS, 0)) as peer:
-            assert client.recv(10, socket.MSG_WAITALL)[:2] == b"\5\0"
+            assert read_all(client, 10)[:2] == b"\5\0"
             peer.sendall(b"hello")
-            assert client.recv(5, socket.MSG_WAITALL) == b"hello"
+            assert read_all(client, 5) == b"hello"
