@@ -146,7 +146,10 @@ ENABLE_RELAY = [
 ]
 WITH_RELAY = [shown("README.md", "--relay="), shown("socks-relay.1", "--relay=")]
 JOURNAL = shown("muonsocks.7", "journalctl")
-WITH_RULES = shown("README.md", "cat > /etc/muonsocks/rules")
+WITH_RULES = shown("README.md", "deny 10.0.0.0/8  ")
+THROUGH_A_PROXY = shown("README.md", "-p 1081")
+WITH_WAYS = shown("README.md", "127.0.0.1:9050")
+FORWARDER_THROUGH_A_PROXY = shown("README.md", ":8082")
 MUXES = [shown("README.md", "mux.sock"), shown("virtio-mux.1", "mux.sock")]
 MUX_CURLS = [shown("README.md", "curl --socks5-hostname 127.0.0.1:1080 http://www.")]
 MUX_CURLS.append(shown("virtio-mux.1", "curl"))
@@ -506,6 +509,33 @@ def test_haproxy_is_configured(machine: Machine) -> None:
     assert restart == "systemctl restart haproxy"
     paste(machine, appended)
     machine.run("haproxy -c -f /etc/haproxy/haproxy.cfg")
+
+
+def test_through_a_proxy(machine: Machine) -> None:
+    with (
+        serving(machine, RESIDENT, "1080"),
+        serving(machine, THROUGH_A_PROXY, "1081"),
+        serving(machine, FORWARDER_THROUGH_A_PROXY, "8082"),
+    ):
+        last = "--socks5-hostname 127.0.0.1:1081"
+        assert fetch(machine, "http://www.example.com/", last) == WWW
+        assert "(4)" in fetch(machine, "http://nowhere.example.com/", last)
+        assert fetch(machine, "http://127.0.0.1:8082/", "") == WWW
+        log = "cat /run/example-1081.log"
+        await_log(machine, 'connected .* via="socks5h://127.0.0.1:1080"', log)
+
+
+def test_through_some_proxies(machine: Machine) -> None:
+    with serving(machine, WITH_WAYS, "1080"):
+        assert fetch(machine, "http://192.0.2.80/") == WWW
+        for host, why in (
+            ("a.onion", "127.0.0.1:9050: Connection refused"),
+            ("10.9.1.1", "192.0.2.9:1080: Connection refused"),
+            ("www.example.com", "proxy.example.com:3128: proxy.example.com: "),
+        ):
+            assert "(1)" in fetch(machine, f"http://{host}/")
+            await_log(machine, f'target={host}:80 .* end=via-failed detail=".*//{why}')
+        assert "(2)" in fetch(machine, "http://203.0.113.1:22/")
 
 
 def test_resident_under_s6(machine: Machine) -> None:
