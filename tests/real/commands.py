@@ -1,0 +1,110 @@
+"""Each command, once, and the headers of proxies: whether it works, for any way to get served.
+
+    commands.binds(connect, VERSIONS["4"], "192.0.2.1")
+
+`connect` gives a new connection to the proxy. All of it is in the network of the calling thread.
+"""
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+from associated import ASSOCIATE, Associated, associated, far_end
+from bound import come, exchange, told
+from programs import (
+    GREETING,
+    Client,
+    Version,
+    accept,
+    failure,
+    listener,
+    read_all,
+    socks5,
+)
+
+BIND, RESOLVE, RESOLVE_PTR = 2, 0xF0, 0xF1
+CLIENT = "203.0.113.7:4711"  # whom a proxy in front of ours says it has
+FRONT = b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 1080\r\n"
+SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
+
+Connect = Callable[[], socket.socket]
+
+
+@contextlib.contextmanager
+def _client(connect: Connect, front: bytes = b"") -> Iterator[Client]:
+    with connect() as sock:
+        sock.sendall(front)
+        yield Client(sock.fileno(), sock.fileno(), sock)
+
+
+@contextlib.contextmanager
+def bound(
+    connect: Connect, version: Version, host: str
+) -> Iterator[tuple[Client, tuple[str, int]]]:
+    """A client whose peer is to come from `host`, and where that is waited for."""
+    with _client(connect) as client:
+        client.send(version.greeting + version.request(host, 21, command=BIND))
+        assert client.read(len(version.chosen)) == version.chosen
+        yield client, told(client, version, host)
+
+
+def binds(connect: Connect, version: Version, host: str) -> None:
+    """BIND; the peer is at `host`."""
+    with bound(connect, version, host) as (client, where), come(where, host) as peer:
+        assert told(client, version, host) == peer.getsockname()[:2]
+        exchange(client, peer)
+
+
+@contextlib.contextmanager
+def association(connect: Connect) -> Iterator[Associated]:
+    """UDP ASSOCIATE, granted."""
+    with _client(connect) as client, associated(client.send, client.read) as made:
+        yield made
+
+
+def associates(connect: Connect, host: str, name: str = "") -> None:
+    """UDP ASSOCIATE, with somebody at `host`, who may be called by a name."""
+    with association(connect) as made, far_end(host) as far:
+        made.exchange(far)
+        if name:
+            made.send(name, far.getsockname()[1], b"by name")
+            assert far.recv(100) == b"by name"
+
+
+def associates_not(connect: Connect) -> None:
+    """UDP ASSOCIATE, where it cannot be known who the client is."""
+    with _client(connect) as client:
+        client.send(GREETING + socks5("0.0.0.0", 0, command=ASSOCIATE))
+        assert client.rest() == b"\5\0" + failure(7)
+
+
+def resolves(connect: Connect, name: str, host: str) -> None:
+    """RESOLVE, and RESOLVE_PTR back."""
+    with _client(connect) as client:
+        client.send(GREETING + socks5(name, 0, command=RESOLVE))
+        assert client.rest() == b"\5\0\5\0\0\1" + socket.inet_aton(host) + bytes(2)
+    with _client(connect) as client:
+        client.send(GREETING + socks5(host, 0, command=RESOLVE_PTR))
+        called = bytes([len(name)]) + name.encode()
+        assert client.rest() == b"\5\0\5\0\0\3" + called + bytes(2)
+
+
+def connects(connect: Connect, host: str, *, front: bytes = b"", is_told: bool = False) -> None:
+    """CONNECT, behind a header that says who the client is, or to one who is told so."""
+    with listener(host) as far, _client(connect, front) as client:
+        client.send(GREETING + socks5(*far.getsockname()[:2]))
+        assert client.read(6) == b"\5\0\5\0\0\1"
+        client.read(6)
+        with accept(far) as conn:
+            if is_told:
+                assert read_all(conn, 28) == _header(client, far)
+            exchange(client, conn)
+
+
+def _header(client: Client, far: socket.socket) -> bytes:
+    """Write version 2 of the PROXY protocol, for IPv4."""
+    assert client.socket
+    ends = (client.socket.getsockname(), far.getsockname())
+    hosts = b"".join(socket.inet_aton(host) for host, _ in ends)
+    return SIGNATURE + b"\x21\x11\0\x0c" + hosts + struct.pack("!HH", *(port for _, port in ends))
