@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -40,19 +41,20 @@ def _client(connect: Connect, front: bytes = b"") -> Iterator[Client]:
 
 @contextlib.contextmanager
 def bound(
-    connect: Connect, version: Version, host: str
-) -> Iterator[tuple[Client, tuple[str, int]]]:
-    """A client whose peer is to come from `host`, and where that is waited for."""
+    connect: Connect, version: Version, host: str, ours: str = ""
+) -> Iterator[tuple[Client, socket.socket]]:
+    """BIND, with a peer at `host` that has come; it is waited for at `ours`, if not at the same."""
     with _client(connect) as client:
         client.send(version.greeting + version.request(host, 21, command=BIND))
         assert client.read(len(version.chosen)) == version.chosen
-        yield client, told(client, version, host)
+        with come(told(client, version, ours or host), host) as peer:
+            assert told(client, version, host) == peer.getsockname()[:2]
+            yield client, peer
 
 
-def binds(connect: Connect, version: Version, host: str) -> None:
-    """BIND; the peer is at `host`."""
-    with bound(connect, version, host) as (client, where), come(where, host) as peer:
-        assert told(client, version, host) == peer.getsockname()[:2]
+def binds(connect: Connect, version: Version, host: str, ours: str = "") -> None:
+    """BIND, from the beginning to the end."""
+    with bound(connect, version, host, ours) as (client, peer):
         exchange(client, peer)
 
 
@@ -70,6 +72,16 @@ def associates(connect: Connect, host: str, name: str = "") -> None:
         if name:
             made.send(name, far.getsockname()[1], b"by name")
             assert far.recv(100) == b"by name"
+
+
+def sends(made: Associated, host: str, *others: str) -> bool:
+    """Send to these, and then to `host`: whether there is nobody else who gets it."""
+    with contextlib.ExitStack() as stack:
+        far, *fars = [stack.enter_context(far_end(one)) for one in (host, *others)]
+        for one in (*fars, far):
+            made.send(*one.getsockname()[:2], b"data")
+        assert far.recv(100) == b"data"
+        return not select.select(fars, [], [], 0)[0]
 
 
 def associates_not(connect: Connect) -> None:
