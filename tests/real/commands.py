@@ -84,11 +84,11 @@ def sends(made: Associated, host: str, *others: str) -> bool:
         return not select.select(fars, [], [], 0)[0]
 
 
-def associates_not(connect: Connect) -> None:
-    """UDP ASSOCIATE, where it cannot be known who the client is."""
+def refuses_to_associate(connect: Connect, code: int) -> None:
+    """UDP ASSOCIATE, as it is answered where it cannot be (7) or is not to be (2)."""
     with _client(connect) as client:
         client.send(GREETING + socks5("0.0.0.0", 0, command=ASSOCIATE))
-        assert client.rest() == b"\5\0" + failure(7)
+        assert client.rest() == b"\5\0" + failure(code)
 
 
 def resolves(connect: Connect, name: str, host: str) -> None:
