@@ -11,7 +11,6 @@ import commands
 import pytest
 from associated import far_end
 from booted import BESIDE, WEB, WEB_6, file, serving, start
-from bound import exchange
 from nameserver import nameserver, resolv_conf
 from nspawn import Machine
 from programs import SECONDS, VERSIONS
@@ -122,7 +121,7 @@ def test_behind_a_proxy(machine: Machine, unit: str) -> None:
 
 def test_who_is_connected_to_is_told_of_the_client(machine: Machine) -> None:
     with options(machine, "--send-proxy"):
-        machine.inside(lambda: commands.connects(connect, WEB, is_told=True))
+        machine.inside(lambda: commands.connects(connect, WEB, told_of="the client"))
 
 
 # What the sandbox could have in the way
@@ -203,7 +202,7 @@ def test_a_process_stays_for_an_association(machine: Machine) -> None:
         with commands.association(connect) as made:
             with commands.bound(connect, VERSIONS["5"], WEB) as (client, peer):
                 until("one of two is left", lambda: len(instances(machine)) == 1)
-                exchange(client, peer)
+                commands.exchange(client, peer)
             assert commands.sends(made, WEB)
             assert len(instances(machine)) == 1
         until("none is left", lambda: not instances(machine))
