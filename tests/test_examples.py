@@ -504,11 +504,28 @@ def test_haproxy_in_front_of_three(machine: Machine) -> None:
 
 @needs("haproxy")
 def test_haproxy_is_configured(machine: Machine) -> None:
-    """What is appended makes sense beside what Debian has there."""
+    """By Debian's unit; what is appended makes sense beside what Debian has there.
+
+    Here it is on one machine with who is behind it, so that it needs an address of its own.
+    """
     appended, restart = CONFIGURE_HAPROXY.splitlines()
     assert restart == "systemctl restart haproxy"
+    configuration = "/etc/haproxy/haproxy.cfg"
     paste(machine, appended)
-    machine.run("haproxy -c -f /etc/haproxy/haproxy.cfg")
+    own = "s/bind :/bind 192.0.2.1:/; s/default-server send-proxy-v2/& source 192.0.2.1/"
+    machine.run(f"sed -i '{own}' {configuration}")
+    assert machine.run(f"haproxy -c -f {configuration}").stderr == ""
+    machine.put("/etc/muonsocks/users", "alice:secret\n", mode=0o600)
+    with serving(machine, BEHIND_A_PROXY[0], "192.0.2.11:1080"):
+        paste(machine, restart)
+        try:
+            log = "cat /run/example-192.0.2.11:1080.log"
+            options = "--interface 192.0.2.5 --socks5-hostname 192.0.2.1:1080"
+            options += " --proxy-user alice:secret"
+            assert fetch(machine, "http://www.example.com/", options) == WWW
+            await_log(machine, "closed client=192.0.2.5:.* user=alice .* end=closed", log)
+        finally:
+            machine.run("systemctl stop haproxy")
 
 
 def test_through_a_proxy(machine: Machine) -> None:

@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from ends import descriptors
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
+_Result = TypeVar("_Result")
 _CHILD_LIMIT = 60  # s
 
 
@@ -83,6 +84,19 @@ def in_own_network(function: Callable[[], object]) -> None:
         function()
 
     in_thread(run)
+
+
+def in_network_of(pid: int, function: Callable[[], _Result]) -> _Result:
+    """Call a function in a thread that is in the network of a process, and give what it gives."""
+
+    def enter() -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        with open(f"/proc/{pid}/ns/net") as namespace:
+            assert library.setns(namespace.fileno(), _CLONE_NEWNET) == 0, ctypes.get_errno()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(enter).result()
+        return thread.submit(function).result()
 
 
 @contextmanager

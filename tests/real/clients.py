@@ -8,7 +8,6 @@ proxy needs no --allow-local, and torsocks, which keeps loopback targets away fr
 """
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import shutil
@@ -20,6 +19,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from places import in_network_of
+
 ROOT = Path(__file__).resolve().parents[2]
 SOCKS_INETD, MUONSOCKS = str(ROOT / "bin" / "socks-inetd"), str(ROOT / "bin" / "muonsocks")
 TARGET, TARGET6 = "192.0.2.1", "2001:db8::1"
@@ -27,7 +28,6 @@ NAME = "target.example"  # /etc/hosts of the network has it
 SECONDS = 60
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-_CLONE_NEWNET = 0x40000000
 
 # What is mounted is so for the processes in this network only; sshd needs /run/sshd and a root
 # whose account is not locked.
@@ -141,32 +141,18 @@ class Network:
         """Make a TCP socket in this network: connected to an address, or listening there; or one
         that takes datagrams there.
         """
-        made: list[socket.socket | OSError] = []
 
-        def make() -> None:  # in a thread of its own, which alone moves there
-            libc = ctypes.CDLL(None, use_errno=True)
-            with open(f"/proc/{self.holder}/ns/net") as namespace:
-                assert libc.setns(namespace.fileno(), _CLONE_NEWNET) == 0, ctypes.get_errno()
+        def make() -> socket.socket:
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-            try:
-                if datagrams:
-                    sock = socket.socket(family, socket.SOCK_DGRAM)
-                    sock.bind(address)
-                    made.append(sock)
-                elif connect:
-                    made.append(socket.create_connection(address, SECONDS))
-                else:
-                    made.append(socket.create_server(address, family=family, backlog=64))
-            except OSError as error:
-                made.append(error)
+            if datagrams:
+                sock = socket.socket(family, socket.SOCK_DGRAM)
+                sock.bind(address)
+                return sock
+            if connect:
+                return socket.create_connection(address, SECONDS)
+            return socket.create_server(address, family=family, backlog=64)
 
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        [result] = made
-        if isinstance(result, OSError):
-            raise result
-        return result
+        return in_network_of(self.holder, make)
 
     def proxy(
         self, stack: contextlib.ExitStack, server: str, at: tuple[str, int], options: list[str]

@@ -141,7 +141,8 @@ def _socat_pipes(program: list[str], port: int, work: Path) -> list[str]:
 
 def _socat_exec(program: list[str], port: int, options: str, patience: int) -> list[str]:
     listen = f"TCP-LISTEN:{port},bind={ADDRESS},reuseaddr,fork,backlog=100"
-    return ["socat", "-t", str(patience), listen, f"EXEC:{shlex.join(program)}{options}"]
+    command = re.sub("[:,]", r"\\\g<0>", shlex.join(program))  # else they are socat's own
+    return ["socat", "-t", str(patience), listen, f"EXEC:{command}{options}"]
 
 
 def _sample(name: str, program: str, port: int) -> str:

@@ -21,13 +21,18 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
+
+from places import in_network_of
 
 CGROUPS = Path("/sys/fs/cgroup")
 BOOT_SECONDS = 60  # takes 0.5 to 3; more when every core is busy with other tests
 END_SECONDS = 10
 _numbers = itertools.count()
+_Result = TypeVar("_Result")
 
 # Enter a control group of our own (nspawn must not be in the root one; version 1's cpuset takes no
 # process before it is set up), see `/` where it can be a container's root, and become nspawn.
@@ -115,6 +120,10 @@ class Machine:
         )
         self._cleanup.callback(_await_end, process)
         return process
+
+    def inside(self, function: Callable[[], _Result]) -> _Result:
+        """Call a function of ours in a thread that has the machine's network, and no more of it."""
+        return in_network_of(self._leader, function)
 
     def put(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file in the machine, with the directories it needs."""

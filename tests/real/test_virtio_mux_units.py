@@ -276,6 +276,58 @@ def test_options_from_the_default_file(machine: Machine) -> None:
         assert fetches(curl(machine, "http://127.0.0.1/page"))
 
 
+@pytest.mark.parametrize("scheme", ["socks4a", "socks5", "socks5h"])
+def test_through_a_proxy(machine: Machine, scheme: str) -> None:
+    """One for everything, and one that rules name for something."""
+    url = f"{scheme}://127.0.0.1:1082"
+    with upstream(machine, 1082):
+        with host_options(machine, f"--via={url}"), virtual(machine):
+            assert goes_through(machine, url)
+        await_instances(machine, 0)
+        rules = file(machine, RULES, f"via {url} web.example\n")
+        with rules, host_options(machine, f"--rules={RULES}"), virtual(machine):
+            assert goes_through(machine, url)
+            since = now(machine)
+            assert fetches(curl(machine))
+            assert " via=" not in journal_line(machine, since, f"^connected .*target={WEB}:80 ")
+
+
+@contextlib.contextmanager
+def upstream(machine: Machine, port: int) -> Iterator[None]:
+    """A proxy to go through."""
+    unit, since = "upstream.service", now(machine)
+    program = f"/usr/local/bin/muonsocks --workers=1 -i 127.0.0.1 -p {port}"
+    machine.run(f"systemd-run --quiet --collect --unit={unit} {program}")
+    try:
+        journal_line(machine, since, "^listening on ", unit)
+        yield
+    finally:
+        machine.run(f"systemctl stop {unit}")
+
+
+def goes_through(machine: Machine, url: str) -> bool:
+    since = now(machine)
+    done = fetches(curl(machine, "http://web.example/page"))
+    way = re.escape(f'via="{url}"')
+    journal_line(machine, since, f"^connected .*target=web.example:80 .*{way}$")
+    return done
+
+
+def test_commands_that_it_does_not_have(machine: Machine) -> None:
+    """For its clients are beyond the port: neither they nor their peers could get here."""
+    with virtual(machine):
+        for command in (b"\5\2", b"\5\3"):
+            request = b"\5\1\0" + command + b"\0\1\0\0\0\0\0\0"
+            script = (
+                "import socket\n"
+                "with socket.create_connection(('127.0.0.1', 1080)) as client:\n"
+                f"    client.sendall({request!r})\n"
+                "    print(client.recv(4, socket.MSG_WAITALL))\n"
+            )
+            said = machine.run(shlex.join(["/usr/bin/python3", "-c", script])).stdout
+            assert said == f"{bytes([5, 0, 5, 7])!r}\n"
+
+
 def test_bind_address(machine: Machine) -> None:
     with host_options(machine, f"-b {BESIDE}"), virtual(machine), held(machine):
         assert machine.run(f"ss -Hetn src {BESIDE} dst {WEB} dport = :80").stdout
