@@ -56,9 +56,9 @@ def test_reply_code_of_others() -> None:
 
 def test_how_failures_are_logged() -> None:
     assert end_of(NameNotResolved("no such name"), "dial-failed") == "name-not-found"
-    assert end_of(ProxyFailed("proxy: reason")) == "via-failed"
+    assert end_of(ProxyFailed("proxy: reason"), "dial-failed") == "via-failed"
     for error in (OSError(), DialError(5, "reason", []), RequestFailed(4, "reason")):
-        assert end_of(error) == "dial-failed"
+        assert end_of(error, "what has failed") == "what has failed"
 
 
 def test_every_reply_code_has_a_name() -> None:
