@@ -176,6 +176,19 @@ def test_rules_lead_some_that_way(upstreams: list[Server], tmp_path: Path) -> No
             assert served.status == 0
 
 
+def test_a_rule_leads_all_that_way(tmp_path: Path) -> None:
+    """And so whoever comes to who has named nobody."""
+    with running("--bind-any") as upstream:
+        rules = tmp_path / "rules"
+        rules.write_text("via socks5://{}:{} bind\n".format(*upstream.address))
+        with serving(INETD, LOCAL, "--bind-any", f"--rules={rules}", over="tcp") as served:
+            served.client.send(GREETING + socks5("0.0.0.0", 0, command=BIND))
+            assert served.client.read(4)[2:] == b"\5\0"
+            assert upstream.count("bound client=") == 1
+            served.client.close()
+            assert served.status == 0
+
+
 def test_the_resident_server(upstreams: list[Server]) -> None:
     with running(*via(upstreams[0])) as server, server.connect() as client:
         client.sendall(GREETING + socks5(ADDRESS, 21, command=BIND))
