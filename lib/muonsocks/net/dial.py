@@ -106,8 +106,6 @@ class Dialler:
 
         Raises RefusedByRule if it lets none pass, NameNotResolved, or DialError.
         """
-        failures: list[tuple[str, int]] = []
-        candidates: list[Endpoint] = []
         if destination.packed is not None:
             self.expect_family(destination)
             if not permit(destination.packed):
@@ -118,35 +116,32 @@ class Dialler:
                 raise _dial_error([(destination.host, error.errno or 0)]) from None
             if isinstance(attempt, Stream):
                 return attempt
-            return await self._race(loop, [], failures, attempt)
+            return await self._race(loop, [], [], attempt)
         try:
             with loop.deadline(self.dial_timeout) as deadline:
                 candidates = self._suited(destination, await self.look_up(loop, destination))
                 permitted = [one for one in candidates if one.packed and permit(one.packed)]
                 if not permitted:
                     raise RefusedByRule(f"no address of {destination} is permitted")
-                return await self._race(loop, interleaved(permitted), failures)
+                return await self.dial_any(loop, destination, permitted)
         except TimeoutError:
             if not deadline.passed:
                 raise
-            if not candidates:
-                raise NameNotResolved(f"{destination.host}: no answer in time") from None
-            raise _dial_error(failures) from None
+            raise NameNotResolved(f"{destination.host}: no answer in time") from None
 
     async def dial_any(
         self, loop: Loop, destination: Endpoint, candidates: list[Endpoint]
     ) -> Stream:
-        """Connect to the first that answers of these addresses of a name, which has been looked
-        up. NameNotResolved if none of them is of the right family, or DialError.
+        """Connect to the first that answers of these addresses of a name, which has been looked up.
+
+        NameNotResolved if none of them is of the right family, or DialError. It may take what the
+        caller leaves it of the time for both, and then that is a DialError, too.
         """
         failures: list[tuple[str, int]] = []
         suited = self._suited(destination, candidates)
         try:
-            with loop.deadline(self.dial_timeout) as deadline:
-                return await self._race(loop, interleaved(suited), failures)
+            return await self._race(loop, interleaved(suited), failures)
         except TimeoutError:
-            if not deadline.passed:
-                raise
             raise _dial_error(failures) from None
 
     async def look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:

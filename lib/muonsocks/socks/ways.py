@@ -31,9 +31,9 @@ async def reach(session: Session, destination: Endpoint) -> Stream:
             raise NameNotResolved(f"{destination.host}: no answer in time") from None
         if way:
             return await _through(session, way, found or [destination])
-        if destination.packed is not None:
-            return await session.introduced(dialler.dial(session.loop, destination))
-        return await session.introduced(dialler.dial_any(session.loop, destination, found))
+        if destination.packed is None:
+            return await session.introduced(dialler.dial_any(session.loop, destination, found))
+    return await session.introduced(dialler.dial(session.loop, destination))
 
 
 async def through(session: Session, way: Chain, destination: Endpoint) -> Stream:
