@@ -102,7 +102,8 @@ class DatagramWay:
             self._let_go()
             raise
         for stream in tuple(self._streams):
-            Ending(stream, lambda _: self._let_go())
+            if stream in self._streams:  # the end of another one may have been its own
+                Ending(stream, lambda _: self._let_go())
 
     def _connect(self, relays: list[Endpoint]) -> None:
         first, *others = relays
@@ -151,7 +152,7 @@ class DatagramWay:
         if self._port is not None:
             outer = self._outer + head
             return self._port.send([memoryview(outer + piece) for piece in pieces], None)
-        if self._loop.now < self._not_before:
+        if self._task is None and self._loop.now < self._not_before:
             return 0
         count = 0
         for piece in pieces:
