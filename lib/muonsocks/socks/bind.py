@@ -12,7 +12,7 @@ from muonsocks.address import Endpoint
 from muonsocks.errors import NameNotResolved, RefusedByRule
 from muonsocks.log import DEBUG, INFO, Form
 from muonsocks.net.door import Door
-from muonsocks.socks.lookup import in_time, places
+from muonsocks.socks.lookup import places
 from muonsocks.socks.request import Command, Request
 from muonsocks.socks.session import FACTS
 
@@ -159,8 +159,7 @@ async def _expect(session: Session, destination: Endpoint, ipv4_only: bool) -> _
     nobody = "it names no host"
     if packed is None or any(packed):
         try:
-            known = places(session, Command.BIND, destination, ipv4_only)
-            found, via = await in_time(session, destination.host, known)
+            found, via = await places(session, Command.BIND, destination, ipv4_only)
             return _Expected(session, destination, found, via)
         except NameNotResolved as error:
             nobody = error.strerror or str(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved
 from muonsocks.net.stream import Stream
 from muonsocks.socks import chain
 from muonsocks.socks.lookup import places
@@ -25,10 +24,7 @@ async def reach(session: Session, destination: Endpoint) -> Stream:
     """
     dialler = session.policy.dialler
     with session.loop.deadline(dialler.dial_timeout):
-        try:
-            found, way = await places(session, Command.CONNECT, destination)
-        except TimeoutError:
-            raise NameNotResolved(f"{destination.host}: no answer in time") from None
+        found, way = await places(session, Command.CONNECT, destination)
         if way:
             return await _through(session, way, found or [destination])
         if destination.packed is None:
@@ -45,10 +41,7 @@ async def through(session: Session, way: Chain, destination: Endpoint) -> Stream
     with session.loop.deadline(dialler.dial_timeout):
         found = [destination]
         if destination.packed is None and not way[-1].resolves:
-            try:
-                found = await dialler.look_up(session.loop, destination)
-            except TimeoutError:
-                raise NameNotResolved(f"{destination.host}: no answer in time") from None
+            found = await dialler.look_up(session.loop, destination)
         return await _through(session, way, found)
 
 
