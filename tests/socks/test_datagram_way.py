@@ -1,5 +1,6 @@
 """A chain as a way for datagrams, step by step; tests/tools has the real programs."""
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ import pytest
 from ends import PATIENCE, no_garbage, tcp_pair
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import ProxyFailed
+from muonsocks.errors import SHORTAGES, ProxyFailed
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.socks import datagram_way
@@ -19,7 +20,7 @@ from muonsocks.socks.proxy_address import ProxyAddress
 from muonsocks.socks.request import Command, Reply, ReplyCode, Request
 
 TWO = (ProxyAddress.parse("socks5://one"), ProxyAddress.parse("socks5://two"))
-RELAYS = (Endpoint("127.0.0.1", 9), Endpoint("192.0.2.2", 9))
+SECOND = Endpoint("192.0.2.2", 9)  # its relay
 HEAD = encode_header(Endpoint("192.0.2.3", 53))
 
 
@@ -38,6 +39,7 @@ class Stage:
         self.relay = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.relay.bind(("127.0.0.1", 0))
         self.relay.settimeout(PATIENCE)
+        self.first = Endpoint(*self.relay.getsockname())
         self.lost: list[tuple[int, int, str]] = []
         self.faults: list[BaseException] = []
         self.way = DatagramWay(
@@ -58,9 +60,7 @@ class Stage:
         self.proxies.append(theirs)
         if self.have_gone:
             theirs.close()
-        bound = RELAYS[len(chain) - 1]
-        if len(chain) == 1:
-            bound = Endpoint(bound.host, self.relay.getsockname()[1])
+        bound = self.first if len(chain) == 1 else SECOND
         asking = Asking(chain[-1], Request(Command.ASSOCIATE, bound))
         return Stream(self.loop, ours), asking, Reply(ReplyCode.SUCCEEDED, bound)
 
@@ -103,7 +103,7 @@ def test_what_has_waited_goes_first_and_with_all_headers(loop: Loop) -> None:
         rest(loop)
         assert stage.send(b"three") == 1
         for data in (b"one", b"two", b"three"):
-            assert stage.relay.recv(99) == encode_header(RELAYS[1]) + HEAD + data
+            assert stage.relay.recv(99) == encode_header(SECOND) + HEAD + data
 
 
 def test_proxies_that_go_at_once(loop: Loop) -> None:
@@ -113,6 +113,17 @@ def test_proxies_that_go_at_once(loop: Loop) -> None:
         loop.run(stage.way.open())
         assert not loop.handlers
         assert len(stage.proxies) == 2
+
+
+@pytest.mark.parametrize("host", ["name", "192.0.2.1"])
+def test_a_relay_that_is_nowhere_for_us(loop: Loop, host: str) -> None:
+    """That is the proxy's fault: this host has run out of nothing."""
+    with staged(loop) as stage:
+        stage.first = Endpoint(host, 9)
+        with pytest.raises(ProxyFailed) as told:
+            loop.run(stage.way.open())
+        assert (told.value.strerror or "").startswith("socks5://one:1080: ")
+        assert told.value.errno not in (*SHORTAGES, errno.EADDRNOTAVAIL)
 
 
 def test_what_waits_has_a_bound(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
+from muonsocks.errors import ProxyFailed
 from muonsocks.net.datagrams import VIEW, Port, bound_beside
 from muonsocks.net.dial import sockaddr_of
 from muonsocks.net.ending import Ending
@@ -89,7 +90,7 @@ class DatagramWay:
         self._not_before = 0.0  # they are asked again
 
     async def open(self) -> None:
-        """Ask all proxies. OSError if one of them fails or refuses."""
+        """Ask all proxies. OSError, as `ask` raises it, if one of them fails or refuses."""
         relays: list[Endpoint] = []
         try:
             for length in range(1, len(self._chain) + 1):
@@ -109,14 +110,14 @@ class DatagramWay:
         first, *others = relays
         stream = self._streams[0]
         if first.packed is None or not any(first.packed) or not stream.is_tcp:
-            reason = f"{self._chain[0]}: it does not say where datagrams are to go"
-            raise OSError(errno.EADDRNOTAVAIL, reason)
+            raise ProxyFailed(f"{self._chain[0]}: it does not say where datagrams are to go")
         sock = bound_beside(stream.socket)
         try:
             sock.connect(sockaddr_of(first))
-        except OSError:
+        except OSError as error:
             sock.close()
-            raise
+            reason = f"{self._chain[0]}: no way to {first}: {error.strerror}"
+            raise ProxyFailed(reason, error.errno or 0) from None
         self._port = Port(self._loop, sock, self._on_datagram)
         self._outer = b"".join(map(encode_header, others))
 
