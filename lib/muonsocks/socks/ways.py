@@ -1,4 +1,7 @@
-"""Which way a session goes to its destination, where there is another one than the direct one."""
+"""Which way a session goes to its destination, where there is another one than the direct one.
+
+The rules say which (lookup.py); chain.py goes there, and asks each proxy by asking.py.
+"""
 
 from __future__ import annotations
 
