@@ -80,6 +80,7 @@ FAILED = {
     "it refuses": (replies(b"\5\2\0\1" + bytes(6)), [2], "bind-failed"),
     "it hangs up": (replies(END), [1], "via-failed"),
     "nobody comes to it": (replies(BOUND, b"\5\6\0\1" + bytes(6)), [0, 6], "bind-timeout"),
+    "it lets nobody in": (replies(BOUND, b"\5\2\0\1" + bytes(6)), [0, 2], "bind-failed"),
     "it hangs up later": (replies(BOUND, END), [0, 1], "via-failed"),
     "it says nothing more": (replies(BOUND), [0, 6], "bind-timeout"),
     "it speaks something else": (replies(BOUND, b"HTTP/1.1 200"), [0, 1], "via-failed"),
