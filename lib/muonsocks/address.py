@@ -83,7 +83,7 @@ class Endpoint:
 
     @classmethod
     def of_socket(cls, name: tuple[Any, ...]) -> Endpoint:
-        """Make an endpoint of what getsockname(2) and the like give for a TCP socket."""
+        """Make an endpoint of what getsockname(2) and the like give for TCP and UDP."""
         host, port = name[:2]
         if ":" in host:
             self = cls(host.partition("%")[0], port)

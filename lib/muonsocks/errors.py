@@ -92,6 +92,13 @@ class ProxyFailed(DialError):
         super().__init__(number, reason, failures)
 
 
+class NobodyCame(OSError):
+    """A peer that was waited for has not connected in time."""
+
+    def __init__(self, reason: str | None) -> None:
+        super().__init__(errno.ETIMEDOUT, reason)
+
+
 class NotAdmitted(Exception):
     """A proxy does not let us in: it wants a password, or another one."""
 

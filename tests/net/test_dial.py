@@ -117,8 +117,11 @@ class Call:
         destination: Endpoint,
         permit: Callable[[bytes], bool] | None = None,
         among: list[Endpoint] | None = None,
+        patience: float = PATIENCE,
     ) -> None:
-        """With `among`, the name has been looked up, and that is what was found."""
+        """With `among`, the name has been looked up, and that is what was found. `patience` is the
+        caller's, in seconds.
+        """
         self.address = ""
         self.bound = ""
         self.error: Exception | None = None
@@ -127,7 +130,7 @@ class Call:
         async def main() -> None:
             start = loop.now
             try:
-                with loop.deadline(PATIENCE):
+                with loop.deadline(patience):
                     arguments = (permit,) if permit else ()
                     if among is not None:
                         stream = await dialler.dial_any(loop, destination, among)
@@ -748,10 +751,10 @@ def test_addresses_that_have_been_looked_up(network: Network) -> None:
     Call(Dialler(bind_address=bytes(15) + b"\1"), name, among=found[1:]).failed(NameNotResolved)
 
 
-def test_dial_timeout_of_addresses_that_have_been_looked_up(network: Network) -> None:
+def test_the_time_for_addresses_that_have_been_looked_up(network: Network) -> None:
     network.black_hole("127.0.0.2")
     found = [Endpoint("127.0.0.2", network.port)]
-    call = Call(Dialler(dial_timeout=0.2), Endpoint("name", network.port), among=found)
+    call = Call(Dialler(), Endpoint("name", network.port), among=found, patience=0.2)
     assert call.failed(DialError, errno.ETIMEDOUT) == [("127.0.0.2", errno.ETIMEDOUT)]
 
 

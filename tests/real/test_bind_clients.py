@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import clients
 import pytest
-from clients import TARGET, Network
+from clients import TARGET, TARGET6, Network
 
 PROXY = ("127.0.0.1", 1080)
 
@@ -74,15 +74,17 @@ LIBRARIES = {
 }
 
 
-@pytest.mark.parametrize("version", ["5", "4"])
+@pytest.mark.parametrize(
+    ("version", "host"), [("5", TARGET), ("5", TARGET6), ("4", TARGET)], ids=["5", "IPv6", "4"]
+)
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_library(net: Network, library: str, version: str) -> None:
+def test_library(net: Network, library: str, version: str, host: str) -> None:
     command, probe, dashes = LIBRARIES[library]
     need(command[0])
     environ = ["env", "NODE_PATH=/usr/share/nodejs"]
     if subprocess.run([*environ, *probe], capture_output=True).returncode:
         pytest.skip(f"no {library} here: tests/run installs it")
-    arguments = [version, PROXY[0], str(PROXY[1]), TARGET]
+    arguments = [version, PROXY[0], str(PROXY[1]), host]
     with subprocess.Popen(
         net.command([*environ, *command, dashes, *arguments]),
         stdin=subprocess.DEVNULL,
@@ -92,8 +94,8 @@ def test_library(net: Network, library: str, version: str) -> None:
         try:
             assert client.stdout and client.stderr
             line = client.stdout.readline().split()
-            assert line and line[0].decode() == TARGET, client.stderr.read()
-            with net.socket((TARGET, int(line[1])), connect=True) as peer:
+            assert line and line[0].decode() == host, client.stderr.read()
+            with net.socket((host, int(line[1])), connect=True) as peer:
                 peer.sendall(b"hello\n")
                 assert peer.recv(100) == b"HELLO\n"
             assert client.stdout.read() == b"hello\n"

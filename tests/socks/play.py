@@ -133,9 +133,12 @@ class Play:
         self.log = Lines(level)
         self.over = Mailbox()
         policy = Policy(
-            access or Access(), rules or Rules(), self.dialler, limits or Limits(SECONDS)
+            access or Access(),
+            rules or Rules(),
+            self.dialler,
+            limits or Limits(SECONDS),
+            commands=commands,
         )
-        policy.commands = commands or policy.commands
         self.listening = ("", 0)
         peer = peer or Peer.at("192.0.2.9", 999)
         self.session = Session(served, peer, policy, self.log)

@@ -297,5 +297,5 @@ def test_no_answer_in_time(f: Fixture) -> None:
     f.find("host")
     f.loop.run(f.loop.sleep(0.3))
     assert f.them.dropped == 1
-    assert f.reported == [("host:53", "the time limit has passed")]
+    assert f.reported == [("host:53", "host: no answer in time")]
     assert destinations._MOST_LOOK_UPS - len(f.them._look_ups) == 16

@@ -6,7 +6,7 @@ from copy import copy
 import pytest
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import DialError, NameNotResolved, ProxyFailed, RequestFailed
+from muonsocks.errors import DialError, NameNotResolved, NobodyCame, ProxyFailed, RequestFailed
 from muonsocks.socks.request import (
     REPLY_NAMES,
     UNSPECIFIED,
@@ -57,8 +57,9 @@ def test_reply_code_of_others() -> None:
 def test_how_failures_are_logged() -> None:
     assert end_of(NameNotResolved("no such name"), "dial-failed") == "name-not-found"
     assert end_of(ProxyFailed("proxy: reason"), "dial-failed") == "via-failed"
+    assert end_of(NobodyCame("nobody has connected"), "bind-failed") == "bind-timeout"
     for error in (OSError(), DialError(5, "reason", []), RequestFailed(4, "reason")):
-        assert end_of(error, "dial-failed") == "dial-failed"
+        assert end_of(error, "what has failed") == "what has failed"
 
 
 def test_every_reply_code_has_a_name() -> None:

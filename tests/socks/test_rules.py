@@ -303,6 +303,26 @@ def shown(verdict: Verdict | None) -> str | None:
     return verdict.refusal or " ".join(map(str, verdict.via)).replace(":1080", "")
 
 
+@pytest.mark.parametrize(
+    ("rules", "way", "way_of_all"),
+    [
+        ("", DEFAULT, DEFAULT),
+        ("via socks5://p1 associate", "socks5://p1", "socks5://p1"),
+        ("via socks5://p1 connect", DEFAULT, DEFAULT),
+        ("via socks5://p1 * 53", DEFAULT, ""),
+        ("deny 10.0.0.0/8; via socks5://p1 *", "socks5://p1", "socks5://p1"),
+        ("via socks5h://p2 a.test; via socks5://p1 *", "socks5://p1", ""),
+        ("via socks5://p1 a.test; deny *", DEFAULT, ""),
+        ("via direct associate", "", ""),
+    ],
+)
+def test_the_way_where_destinations_are_to_come(rules: str, way: str, way_of_all: str) -> None:
+    default = (ProxyAddress.parse(DEFAULT),)
+    made = Rules(parse_rules(rules.replace(";", "\n"), "file"), via=default)
+    assert shown(made.of_command(ASSOCIATE)) == way
+    assert shown(Verdict(via=made.way_of_all(ASSOCIATE))) == way_of_all
+
+
 @pytest.mark.parametrize(("rules", "has_default", "host", "by_name", "by_address"), WAYS)
 def test_ways(
     rules: str, has_default: bool, host: str, by_name: str | None, by_address: str | None

@@ -115,9 +115,10 @@ def refusal(program: Program) -> int:
         ([3, b"\5\0", 10, b"\5\7\0\1" + bytes(6)], 7, "associate-failed"),
         ([3, b"\5\0", 10, b"\5\2\0\1" + bytes(6)], 2, "associate-failed"),
         ([3, b"\5\xff"], 1, "via-failed"),
-        ([3, b"\5\0", 10, b"\5\0\0\3\1x\0\7"], 1, "associate-failed"),
+        ([3, b"\5\0", 10, b"\5\0\0\3\1x\0\7"], 1, "via-failed"),
+        ([3, b"\5\0", 10, b"\5\0\0\1\300\0\2\1\0\7"], 1, "via-failed"),
     ],
-    ids=["not supported", "not allowed", "no method", "a name for its relay"],
+    ids=["not supported", "not allowed", "no method", "a name for its relay", "no way there"],
 )
 def test_a_proxy_that_has_none(script: list[int | bytes | str], code: int, end: str) -> None:
     """The client is told at once, as all that it could send would go there."""

@@ -80,6 +80,7 @@ FAILED = {
     "it refuses": (replies(b"\5\2\0\1" + bytes(6)), [2], "bind-failed"),
     "it hangs up": (replies(END), [1], "via-failed"),
     "nobody comes to it": (replies(BOUND, b"\5\6\0\1" + bytes(6)), [0, 6], "bind-timeout"),
+    "it lets nobody in": (replies(BOUND, b"\5\2\0\1" + bytes(6)), [0, 2], "bind-failed"),
     "it hangs up later": (replies(BOUND, END), [0, 1], "via-failed"),
     "it says nothing more": (replies(BOUND), [0, 6], "bind-timeout"),
     "it speaks something else": (replies(BOUND, b"HTTP/1.1 200"), [0, 1], "via-failed"),
@@ -171,7 +172,22 @@ def test_rules_lead_some_that_way(upstreams: list[Server], tmp_path: Path) -> No
         with serving(INETD, LOCAL, f"--rules={rules}", over="tcp") as served:
             served.client.send(GREETING + socks5(host, 21, command=BIND))
             assert served.client.read(4)[2:] == b"\5\0"
-            assert upstreams[0].count("bound client=") == before + more
+            if more:
+                upstreams[0].await_log("bound client=", before + more)
+            served.client.close()
+            assert served.status == 0
+        assert upstreams[0].count("bound client=") == before + more
+
+
+def test_a_rule_leads_all_that_way(tmp_path: Path) -> None:
+    """And so whoever comes to who has named nobody."""
+    with running("--bind-any") as upstream:
+        rules = tmp_path / "rules"
+        rules.write_text("via socks5://{}:{} bind\n".format(*upstream.address))
+        with serving(INETD, LOCAL, "--bind-any", f"--rules={rules}", over="tcp") as served:
+            served.client.send(GREETING + socks5("0.0.0.0", 0, command=BIND))
+            assert served.client.read(4)[2:] == b"\5\0"
+            upstream.await_log("bound client=")
             served.client.close()
             assert served.status == 0
 

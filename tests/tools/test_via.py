@@ -224,6 +224,27 @@ def test_rules_say_which_way(upstreams: list[Server], tmp_path: Path) -> None:
             assert "cr@t" not in program.log
 
 
+@pytest.mark.parametrize("target", ["127.0.0.1", "localhost"])
+def test_nobody_answers_where_rules_lead_directly(target: str, tmp_path: Path) -> None:
+    """That is told as without such rules: what has been tried, and that it took too long."""
+    rules = tmp_path / "rules"
+    rules.write_text("via socks5://192.0.2.1 192.0.2.0/24\n")
+    with socket.socket() as far, contextlib.ExitStack() as others:
+        far.bind(("127.0.0.1", 0))
+        far.listen(0)
+        for _ in range(3):  # its queue is full then
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(far.getsockname())
+        options = ["-v", "-4", f"--rules={rules}", "--dial-timeout=0.3"]
+        with serving(*LOCAL, *options) as program:
+            assert ask(program, target, far.getsockname()[1]) == failure(6)
+            program.client.end()
+            assert program.status == 0
+    assert 'tried=127.0.0.1 error="Connection timed out"' in program.log
+    assert 'end=dial-failed detail="Connection timed out"' in program.log
+
+
 # At a unix socket
 
 

@@ -30,7 +30,9 @@ from muonsocks.net.task import Mailbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destination is known
 _STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
@@ -106,8 +108,6 @@ class Dialler:
 
         Raises RefusedByRule if it lets none pass, NameNotResolved, or DialError.
         """
-        failures: list[tuple[str, int]] = []
-        candidates: list[Endpoint] = []
         if destination.packed is not None:
             self.expect_family(destination)
             if not permit(destination.packed):
@@ -118,48 +118,40 @@ class Dialler:
                 raise _dial_error([(destination.host, error.errno or 0)]) from None
             if isinstance(attempt, Stream):
                 return attempt
-            return await self._race(loop, [], failures, attempt)
-        try:
-            with loop.deadline(self.dial_timeout) as deadline:
-                candidates = self._suited(destination, await self.look_up(loop, destination))
-                permitted = [one for one in candidates if one.packed and permit(one.packed)]
-                if not permitted:
-                    raise RefusedByRule(f"no address of {destination} is permitted")
-                return await self._race(loop, interleaved(permitted), failures)
-        except TimeoutError:
-            if not deadline.passed:
-                raise
-            if not candidates:
-                raise NameNotResolved(f"{destination.host}: no answer in time") from None
-            raise _dial_error(failures) from None
+            return await self._race(loop, [], [], attempt)
+        with loop.deadline(self.dial_timeout):
+            candidates = self._suited(destination, await self.look_up(loop, destination))
+            permitted = [one for one in candidates if one.packed and permit(one.packed)]
+            if not permitted:
+                raise RefusedByRule(f"no address of {destination} is permitted")
+            return await self.dial_any(loop, destination, permitted)
 
     async def dial_any(
         self, loop: Loop, destination: Endpoint, candidates: list[Endpoint]
     ) -> Stream:
-        """Connect to the first that answers of these addresses of a name, which has been looked
-        up. NameNotResolved if none of them is of the right family, or DialError.
+        """Connect to the first that answers of these addresses of a name, which has been looked up.
+
+        NameNotResolved if none of them is of the right family, or DialError. It may take what the
+        caller leaves it of the time for both, and then that is a DialError, too.
         """
         failures: list[tuple[str, int]] = []
         suited = self._suited(destination, candidates)
         try:
-            with loop.deadline(self.dial_timeout) as deadline:
-                return await self._race(loop, interleaved(suited), failures)
+            return await self._race(loop, interleaved(suited), failures)
         except TimeoutError:
-            if not deadline.passed:
-                raise
             raise _dial_error(failures) from None
 
     async def look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:
         """Give the addresses of a name that are of the family wanted, in the order to try them;
-        from here or, through a proxy, from elsewhere. That has no time limit. NameNotResolved.
+        from here or, through a proxy, from elsewhere. NameNotResolved, also if it takes too long.
         """
+        host, port = destination.host, destination.port
         if self.lookup is not None:
-            found = await self.lookup(destination.host)
+            found = await self._in_time(loop, host, self.lookup(host))
         else:
             from muonsocks.net.names import addresses_of
 
-            found = await loop.in_thread(addresses_of, destination.host)
-        port = destination.port
+            found = await self._in_time(loop, host, loop.in_thread(addresses_of, host))
         candidates = [Endpoint.at(one, port, scope) for one, scope in found if self._wants(one)]
         if not candidates:
             raise _no_address(destination)
@@ -175,12 +167,20 @@ class Dialler:
         return candidates
 
     async def look_up_name(self, loop: Loop, address: bytes) -> str:
-        """Give the name of a packed address. NameNotResolved if it has none."""
+        """Give the name of a packed address. NameNotResolved if it has none, or takes too long."""
+        host = format_address(address)
         if self.name_lookup is not None:
-            return await self.name_lookup(address)
+            return await self._in_time(loop, host, self.name_lookup(address))
         from muonsocks.net.names import name_of_address
 
-        return await loop.in_thread(name_of_address, address)
+        return await self._in_time(loop, host, loop.in_thread(name_of_address, address))
+
+    async def _in_time(self, loop: Loop, host: str, look_up: Awaitable[T]) -> T:
+        try:
+            with loop.deadline(self.dial_timeout):
+                return await look_up
+        except TimeoutError:  # of this limit, or of one for that and more
+            raise NameNotResolved(f"{host}: no answer in time") from None
 
     def expect_family(self, address: Endpoint) -> None:
         """Hold that an address is of a family that this goes out by. DialError."""

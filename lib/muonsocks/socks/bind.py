@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved, RefusedByRule
+from muonsocks.errors import NameNotResolved, NobodyCame, RefusedByRule, RequestFailed
 from muonsocks.log import DEBUG, INFO, Form
 from muonsocks.net.door import Door
-from muonsocks.socks.lookup import in_time, places
-from muonsocks.socks.request import Command, Request
+from muonsocks.socks.lookup import places
+from muonsocks.socks.request import Command, ReplyCode, Request
 from muonsocks.socks.session import FACTS
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ async def bind(
     try:
         await _say_bound(session, server, door.endpoint)
         far, peer = await session.attempt(
-            server, lambda: _await_peer(session, door, expected), "bind-timeout"
+            server, lambda: _await_peer(session, door, expected), "bind-failed"
         )
     finally:
         door.close()
@@ -73,7 +73,7 @@ async def _bind_beyond(
         )
         await _say_bound(session, server, bound)
         peer = await session.attempt(
-            server, lambda: _await_second_reply(session, server, far, asking), "bind-timeout"
+            server, lambda: _await_second_reply(session, server, far, asking), "bind-failed"
         )
         far.name = str(peer)
         await session.grant(server, peer)
@@ -86,16 +86,18 @@ async def _bind_beyond(
 async def _await_second_reply(
     session: Session, server: Answerer, far: Stream, asking: Asking
 ) -> Endpoint:
-    """Wait for a proxy to say who has connected to it. OSError."""
+    """Wait for a proxy to say who has connected to it. NobodyCame, or another OSError."""
     from muonsocks.socks import chain
 
     try:
         with session.loop.deadline(session.policy.limits.bind) as deadline:
             reply = await chain.next_reply(far, asking)
-    except OSError:
+    except OSError as error:
+        if isinstance(error, RequestFailed) and error.code == ReplyCode.TTL_EXPIRED:
+            raise NobodyCame(error.strerror) from None
         if not deadline.passed:
             raise
-        raise TimeoutError(errno.ETIMEDOUT, "the proxy says of nobody that he came") from None
+        raise NobodyCame("the proxy says of nobody that he came") from None
     return await _sayable(server, reply.bound)
 
 
@@ -159,8 +161,7 @@ async def _expect(session: Session, destination: Endpoint, ipv4_only: bool) -> _
     nobody = "it names no host"
     if packed is None or any(packed):
         try:
-            known = places(session, Command.BIND, destination, ipv4_only)
-            found, via = await in_time(session, destination.host, known)
+            found, via = await places(session, Command.BIND, destination, ipv4_only)
             return _Expected(session, destination, found, via)
         except NameNotResolved as error:
             nobody = error.strerror or str(error)
@@ -209,7 +210,7 @@ def _source_for(session: Session, candidates: list[Endpoint]) -> Endpoint:
 
 
 async def _await_peer(session: Session, door: Door, expected: _Expected) -> tuple[Stream, Endpoint]:
-    """Wait for the peer. TimeoutError says who has come instead."""
+    """Wait for the peer. NobodyCame says who has come instead."""
     try:
         with session.loop.deadline(session.policy.limits.bind) as deadline:
             return await door.open(expected.lets_in)
@@ -218,4 +219,4 @@ async def _await_peer(session: Session, door: Door, expected: _Expected) -> tupl
             raise
         others = door.turned_away
         who = f"{others} others have" if others else "nobody has"
-        raise TimeoutError(errno.ETIMEDOUT, f"{who} connected") from None
+        raise NobodyCame(f"{who} connected") from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
+from muonsocks.errors import ProxyFailed
 from muonsocks.net.datagrams import VIEW, Port, bound_beside
 from muonsocks.net.dial import sockaddr_of
 from muonsocks.net.ending import Ending
@@ -89,7 +90,7 @@ class DatagramWay:
         self._not_before = 0.0  # they are asked again
 
     async def open(self) -> None:
-        """Ask all proxies. OSError if one of them fails or refuses."""
+        """Ask all proxies. OSError, as `ask` raises it, if one of them fails or refuses."""
         relays: list[Endpoint] = []
         try:
             for length in range(1, len(self._chain) + 1):
@@ -102,20 +103,21 @@ class DatagramWay:
             self._let_go()
             raise
         for stream in tuple(self._streams):
-            Ending(stream, lambda _: self._let_go())
+            if stream in self._streams:  # the end of another one may have been its own
+                Ending(stream, lambda _: self._let_go())
 
     def _connect(self, relays: list[Endpoint]) -> None:
         first, *others = relays
         stream = self._streams[0]
         if first.packed is None or not any(first.packed) or not stream.is_tcp:
-            reason = f"{self._chain[0]}: it does not say where datagrams are to go"
-            raise OSError(errno.EADDRNOTAVAIL, reason)
+            raise ProxyFailed(f"{self._chain[0]}: it does not say where datagrams are to go")
         sock = bound_beside(stream.socket)
         try:
             sock.connect(sockaddr_of(first))
-        except OSError:
+        except OSError as error:
             sock.close()
-            raise
+            reason = f"{self._chain[0]}: no way to {first}: {error.strerror}"
+            raise ProxyFailed(reason, error.errno or 0) from None
         self._port = Port(self._loop, sock, self._on_datagram)
         self._outer = b"".join(map(encode_header, others))
 
@@ -151,7 +153,7 @@ class DatagramWay:
         if self._port is not None:
             outer = self._outer + head
             return self._port.send([memoryview(outer + piece) for piece in pieces], None)
-        if self._loop.now < self._not_before:
+        if self._task is None and self._loop.now < self._not_before:
             return 0
         count = 0
         for piece in pieces:

@@ -161,7 +161,7 @@ class Destinations:
         elif len(self._look_ups) < _MOST_LOOK_UPS:
             self._look_ups[mapping] = None
             task = self._loop.spawn(
-                self._look_up(mapping.endpoint),
+                self._policy.dialler.look_up(self._loop, mapping.endpoint),
                 lambda error: self._not_found(mapping, error),
                 lambda found: self._found(mapping, found),
             )
@@ -169,11 +169,6 @@ class Destinations:
                 self._look_ups[mapping] = task
                 return mapping.there is not None
         return True
-
-    async def _look_up(self, name: Endpoint) -> list[Endpoint]:
-        dialler = self._policy.dialler
-        with self._loop.deadline(dialler.dial_timeout):
-            return await dialler.look_up(self._loop, name)
 
     def _found(self, mapping: Mapping, candidates: list[Endpoint]) -> None:
         if self._is_over:

@@ -1,4 +1,4 @@
-"""Names looked up for a session, under its rules and within its time limit."""
+"""Where a session's destination is, and which way it goes there, under its rules."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ from muonsocks.errors import NameNotResolved, RefusedByRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from typing import TypeVar
-
     from muonsocks.address import Endpoint
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
-
-    T = TypeVar("T")
-
-
-async def in_time(session: Session, host: str, look_up: Awaitable[T]) -> T:
-    """Wait for a look-up. NameNotResolved if it takes too long."""
-    try:
-        with session.loop.deadline(session.policy.dialler.dial_timeout) as deadline:
-            return await look_up
-    except TimeoutError:
-        if not deadline.passed:
-            raise
-        raise NameNotResolved(f"{host}: no answer in time") from None
 
 
 async def places(
@@ -34,8 +18,7 @@ async def places(
     order, and the proxies to go through, which are those of the first. There is no address where a
     proxy looks the name up.
 
-    Raises RefusedByRule, and NameNotResolved if there is no address of the right family. A look-up
-    takes as long as it takes.
+    Raises RefusedByRule, and NameNotResolved, also if there is no address of the right family.
     """
     policy = session.policy
     rules, dialler = policy.rules, policy.dialler

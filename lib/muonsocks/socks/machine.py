@@ -1,4 +1,5 @@
-"""What the protocol machines of socks4.py and socks5.py share: the way they are driven.
+"""What the protocol machines share (socks4.py, socks5.py, http_connect.py, proxy_header.py): the
+way they are driven.
 
 A machine never reads or writes. Its driver gives it bytes with `receive`, asks for what they mean
 with `next_event` until that is None, and puts `send(event)` on the wire itself. `wants` is the

@@ -136,11 +136,11 @@ class Policy:
         """`resident` is the unix socket of a relay that connections are handed over to, if any.
         What is connected to is told by a header who the client is if that `sends_proxy_header`.
         """
-        self.resident = resident
-        self.commands = commands or Commands()
-        self.front = front
-        self.sends_proxy_header = sends_proxy_header
         self.access = access
         self.rules = rules
         self.dialler = dialler
         self.limits = limits
+        self.resident = resident
+        self.commands = commands or Commands()
+        self.front = front
+        self.sends_proxy_header = sends_proxy_header

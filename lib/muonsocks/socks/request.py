@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved, ProxyFailed, RequestFailed
+from muonsocks.errors import NameNotResolved, NobodyCame, ProxyFailed, RequestFailed
 
 
 class Command:
@@ -102,6 +102,8 @@ def end_of(error: OSError, otherwise: str) -> str:
     """Give the word by which the log says why a request has failed."""
     if isinstance(error, ProxyFailed):
         return "via-failed"
+    if isinstance(error, NobodyCame):
+        return "bind-timeout"
     return "name-not-found" if isinstance(error, NameNotResolved) else otherwise
 
 

@@ -9,7 +9,7 @@ import errno
 from muonsocks.address import Endpoint
 from muonsocks.errors import NameNotResolved, RefusedByRule
 from muonsocks.socks.admission import LINGER, Finished
-from muonsocks.socks.lookup import in_time, places
+from muonsocks.socks.lookup import places
 from muonsocks.socks.request import Command, Request
 
 TYPE_CHECKING = False
@@ -44,8 +44,7 @@ async def resolve(session: Session, server: Answerer, request: Request) -> NoRet
 
 async def _address(session: Session, destination: Endpoint, ipv4_only: bool) -> Endpoint:
     """Give the first address that may be told; or what a proxy says where one looks names up."""
-    known = places(session, Command.RESOLVE, destination, ipv4_only)
-    found, way = await in_time(session, destination.host, known)
+    found, way = await places(session, Command.RESOLVE, destination, ipv4_only)
     if not found:
         answer = await _ask(session, way, Command.RESOLVE, destination)
         if ipv4_only and (answer.packed is None or len(answer.packed) != 4):
@@ -74,5 +73,4 @@ async def _name(session: Session, destination: Endpoint) -> Endpoint:
         raise RefusedByRule(verdict.refusal)
     if verdict.resolves:
         return await _ask(session, verdict.via, Command.RESOLVE_PTR, destination)
-    look_up = policy.dialler.look_up_name(session.loop, packed)
-    return Endpoint(await in_time(session, destination.host, look_up), 0)
+    return Endpoint(await policy.dialler.look_up_name(session.loop, packed), 0)

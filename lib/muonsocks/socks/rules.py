@@ -226,13 +226,18 @@ class Rules:
         return self._allowed if self._allowed.resolves else None
 
     def of_command(self, command: int) -> Verdict:
-        """Judge a command whose destinations are not known yet: it is refused if all would be."""
+        """Judge a command whose destinations are not known: it is refused if all would be, and else
+        goes the way of those that no rule on some of them is about.
+        """
+        some_may = False
         for rule in self._rules:
             if not rule.commands or command in rule.commands:
-                if rule.allow:
-                    break
-                if rule.name == "*" and not rule.ports:
-                    return _denied(rule)
+                if rule.name != "*" or rule.ports:
+                    some_may = some_may or rule.allow
+                elif rule.allow:
+                    return self._allowed_by(rule)
+                else:
+                    return self._allowed if some_may else _denied(rule)
         return self._allowed
 
     def way_of_all(self, command: int) -> Chain:

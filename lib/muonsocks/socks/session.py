@@ -1,7 +1,12 @@
-"""One connection, first byte to last: negotiate, check, dial, reply, relay.
+"""One connection, first byte to last: negotiate, carry out what is asked for, reply, relay.
 
 The same coroutines serve one connection on standard input and output and thousands in a server;
 the two halves, `negotiate` (admission.py) and `fulfil`, are also programs of their own.
+
+    CONNECT     here: dial under the rules. Through proxies: ways.py, which asks chain.py
+    BIND        bind.py
+    ASSOCIATE   associate.py, of which association.py is what goes on while the client stays
+    RESOLVE     and RESOLVE_PTR: resolve.py
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Which way a session goes to its destination, where there is another one than the direct one."""
+"""Which way a session goes to its destination, where there is another one than the direct one.
+
+The rules say which (lookup.py); chain.py goes there, and asks each proxy by asking.py.
+"""
 
 from __future__ import annotations
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import NameNotResolved
 from muonsocks.net.stream import Stream
 from muonsocks.socks import chain
 from muonsocks.socks.lookup import places
@@ -25,15 +27,12 @@ async def reach(session: Session, destination: Endpoint) -> Stream:
     """
     dialler = session.policy.dialler
     with session.loop.deadline(dialler.dial_timeout):
-        try:
-            found, way = await places(session, Command.CONNECT, destination)
-        except TimeoutError:
-            raise NameNotResolved(f"{destination.host}: no answer in time") from None
+        found, way = await places(session, Command.CONNECT, destination)
         if way:
             return await _through(session, way, found or [destination])
-        if destination.packed is not None:
-            return await session.introduced(dialler.dial(session.loop, destination))
-        return await session.introduced(dialler.dial_any(session.loop, destination, found))
+        if destination.packed is None:
+            return await session.introduced(dialler.dial_any(session.loop, destination, found))
+    return await session.introduced(dialler.dial(session.loop, destination))
 
 
 async def through(session: Session, way: Chain, destination: Endpoint) -> Stream:
@@ -45,10 +44,7 @@ async def through(session: Session, way: Chain, destination: Endpoint) -> Stream
     with session.loop.deadline(dialler.dial_timeout):
         found = [destination]
         if destination.packed is None and not way[-1].resolves:
-            try:
-                found = await dialler.look_up(session.loop, destination)
-            except TimeoutError:
-                raise NameNotResolved(f"{destination.host}: no answer in time") from None
+            found = await dialler.look_up(session.loop, destination)
         return await _through(session, way, found)
 
 

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 _LARGEST_FILE = 4 << 20  # bytes of a rules or users file
 
 
-def policy(options: Options, access: Access) -> Policy:
+def policy(options: Options, access: Access, resident: str = "") -> Policy:
     """Make the policy of a session from all other options that the tool has."""
-    made = Policy(access, rules(options), dialler(options), limits(options))
-    made.commands = commands(options)
-    made.front = front(options)
-    made.sends_proxy_header = options.flag("--send-proxy")
-    return made
+    return Policy(
+        access,
+        rules(options),
+        dialler(options),
+        limits(options),
+        resident,
+        commands(options),
+        front(options),
+        options.flag("--send-proxy"),
+    )
 
 
 def access(options: Options, owner: tuple[int, int] | None = None) -> Access:

@@ -57,8 +57,8 @@ def main(arguments: list[str], log: Log) -> int:
     program = given.arguments
     if not program:
         raise UsageError("no PROG is given", "say what is to be run, socks-relay for instance")
-    policy = Policy(options.access(given), Rules(), Dialler(), options.limits(given))
-    policy.front = options.front(given)
+    access, front = options.access(given), options.front(given)
+    policy = Policy(access, Rules(), Dialler(), options.limits(given), front=front)
     stdio = Stdio()
     result: list[tuple[Server, Request]] = []
     peer = peer_of(stdio.socket, os.environ)

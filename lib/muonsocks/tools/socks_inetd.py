@@ -70,8 +70,7 @@ def main(arguments: list[str], log: Log) -> int:
     if given is None:
         return DONE
     options.expect_no_arguments(given)
-    policy = options.policy(given, options.access(given))
-    policy.resident = options.resident(given)
+    policy = options.policy(given, options.access(given), options.resident(given))
     stdio = Stdio()
     try:
         peer = peer_of(stdio.socket, os.environ)

@@ -121,8 +121,7 @@ class _Errand:
 
     def __init__(self, given: options.Options, server: Server | None) -> None:
         self._server = server
-        self.policy = options.policy(given, Access())
-        self.policy.resident = options.resident(given)
+        self.policy = options.policy(given, Access(), options.resident(given))
         self._refusal = _refusal(given.text("--refuse"))
         self._path, self._elsewhere = _destination(given.arguments)
         if self._path and self.policy.rules.usual_way:
