@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 
-from muonsocks.address import Endpoint
+from muonsocks.address import Endpoint, is_own_side
 from muonsocks.net.datagrams import VIEW, Port, bound_beside
 from muonsocks.net.dial import sockaddr_of
 from muonsocks.net.ending import Ending
@@ -102,13 +102,21 @@ class DatagramWay:
             self._let_go()
             raise
         for stream in tuple(self._streams):
-            Ending(stream, lambda _: self._let_go())
+            if self._streams:  # or one has ended meanwhile, and with it all
+                Ending(stream, lambda _: self._let_go())
 
     def _connect(self, relays: list[Endpoint]) -> None:
         first, *others = relays
         stream = self._streams[0]
         if first.packed is None or not any(first.packed) or not stream.is_tcp:
             reason = f"{self._chain[0]}: it does not say where datagrams are to go"
+            raise OSError(errno.EADDRNOTAVAIL, reason)
+        proxy = Endpoint.of_socket(stream.socket.getpeername())
+        # Nor may it have us send to this host's own side, unless it is there itself.
+        if len(first.packed) != len(proxy.packed or b"") or (
+            is_own_side(first.packed) and first.packed != proxy.packed
+        ):
+            reason = f"{self._chain[0]}: datagrams cannot go to {first.host}"
             raise OSError(errno.EADDRNOTAVAIL, reason)
         sock = bound_beside(stream.socket)
         try:
