@@ -242,6 +242,29 @@ def test_anybody_but_this_host_s_own_side() -> None:
     )
 
 
+def test_a_name_that_leads_nowhere_lets_nobody_in() -> None:
+    """Though it may be allowed: that is not about whoever comes."""
+
+    def bind_there(made: Play) -> None:
+        made.dialler.bind_address = bytes((127, 0, 0, 1))
+
+    done = play(
+        f"""
+        {ANYBODY["5, a name"]}
+        listens 5 {HERE}
+        stranger {HERE}
+        << 05 06 00 01 00000000 0000
+        >> end
+        log reply=6 end=bind-timeout
+        """,
+        Limits(SECONDS, bind=0.5),
+        rules="allow nobody\ndeny *",
+        bind_any=True,
+        prepare=bind_there,
+    )
+    assert ' detail="denied by rules:2"' in done.log.lines[1]
+
+
 # What is refused
 
 REFUSED = {

@@ -36,9 +36,22 @@ def test_a_long_password_is_one_line() -> None:
     assert len(asked.split(b"\r\n")) == 5
 
 
-@pytest.mark.parametrize(
-    "name", ["a:1", "a/b", "a?b", "a#b", "u@a", "[a]", "a b", "a\r\nX: y", "m\u00fcnchen", "-a"]
-)
+MISREAD = [
+    "a:1",
+    "a/b",
+    "a?b",
+    "a#b",
+    "u@a",
+    "[a]",
+    "%61",
+    "a b",
+    "a\r\nX: y",
+    "m\u00fcnchen",
+    "-a",
+]
+
+
+@pytest.mark.parametrize("name", MISREAD)
 def test_names_that_would_be_something_else(name: str) -> None:
     client = Client()
     with pytest.raises(LocalProtocolError):

@@ -8,7 +8,7 @@ from play import ANYONE, Play, stream_pair
 from programs import GREETING, read_all, socks5
 
 from muonsocks.address import Endpoint, parse_networks
-from muonsocks.log import INFO
+from muonsocks.log import DEBUG, INFO
 from muonsocks.net.dial import Dialler
 from muonsocks.net.inherit import Peer
 from muonsocks.net.stream import Stream
@@ -115,6 +115,17 @@ def test_who_has_authenticated_is_the_client(tmp_path: object) -> None:
     perform(other + "log end=no-acceptable-method", REQUIRED, access=access)
     assert access.auth_once is not None
     assert not access.auth_once.knows(b"\xc0\0\2\x09"), "that is who is in front of us"
+    access.auth_once.close()
+
+
+@pytest.mark.parametrize("nobody", [LOCAL, header(b"PROXY UNKNOWN\r\n")])
+def test_who_has_authenticated_is_not_all_who_are_unknown(tmp_path: object, nobody: str) -> None:
+    access = Access(USERS, (), AuthOnce.at(str(tmp_path), 60))
+    shown = f"{nobody}>> 05 01 02 01 05 'alice' 06 'secret'\n<< 05 02 01 00\n>> end\n"
+    perform(shown + "log end=client-left user=alice", REQUIRED, access=access)
+    another = f"{nobody}>> 05 01 00\n<< 05 ff\n>> end\n"
+    perform(another + "log end=no-acceptable-method", REQUIRED, access=access, level=DEBUG)
+    assert access.auth_once is not None
     access.auth_once.close()
 
 

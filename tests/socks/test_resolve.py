@@ -128,6 +128,26 @@ REFUSED = {
 }
 
 
+def with_port(asking: str) -> str:
+    return f"{asking.removesuffix(' 0000')} 0050"
+
+
+BY_PORT = {
+    "a name": with_port(name("host")),
+    "an address": with_port(address(TEN)),
+    "an address's name": with_port(address(TEN, "f1")),
+}
+
+
+@pytest.mark.parametrize("what", BY_PORT)
+def test_rules_are_asked_for_no_port_but_0(what: str) -> None:
+    """Whatever port the client writes there."""
+    rules = "deny * 0-79,81-65535"
+    refusal = "<< 05 02 00 01 00000000 0000\n<< end\n>> end\nlog reply=2 end=refused-by-rule"
+    done = play(f"{BY_PORT[what]}\n{refusal}", rules)
+    assert done.session.refused_by_rule
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused(what: str) -> None:
     asking, code, end, rules = REFUSED[what]

@@ -261,6 +261,29 @@ def test_a_command_whose_destinations_are_to_come(rules: str, denied: bool) -> N
     assert bool(made.of_command(ASSOCIATE).refusal) is denied
 
 
+@pytest.mark.parametrize(
+    ("rules", "way"),
+    [
+        ("", "socks5://usual:1080"),
+        ("deny 192.0.2.1", "socks5://usual:1080"),
+        ("allow 192.0.2.1", "socks5://usual:1080"),
+        ("via socks5://one bind", "socks5://one:1080"),
+        ("via socks5://one 192.0.2.1;deny *", "socks5://one:1080"),
+        ("via socks5://one 192.0.2.1", ""),
+        ("via socks5://one * 80", ""),
+        ("via socks5://one connect", "socks5://usual:1080"),
+        ("via direct *", ""),
+        ("allow 192.0.2.1;via direct *", ""),
+        ("deny *", ""),
+    ],
+)
+def test_the_way_of_a_command_whatever_its_destinations(rules: str, way: str) -> None:
+    usual = ProxyAddress.parse("socks5://usual")
+    lines = rules.replace(";", "\n")
+    made = Rules(parse_rules(lines, "file"), via=(usual,))
+    assert ",".join(map(str, made.way_of_all(BIND))) == way
+
+
 # Ways
 
 ELSEWHERE = "via socks5://p1 "  # where names are looked up here
@@ -312,7 +335,7 @@ def shown(verdict: Verdict | None) -> str | None:
         ("via socks5://p1 * 53", DEFAULT, ""),
         ("deny 10.0.0.0/8; via socks5://p1 *", "socks5://p1", "socks5://p1"),
         ("via socks5h://p2 a.test; via socks5://p1 *", "socks5://p1", ""),
-        ("via socks5://p1 a.test; deny *", DEFAULT, ""),
+        ("via socks5://p1 a.test; deny *", DEFAULT, "socks5://p1"),
         ("via direct associate", "", ""),
     ],
 )

@@ -117,8 +117,20 @@ def refusal(program: Program) -> int:
         ([3, b"\5\xff"], 1, "via-failed"),
         ([3, b"\5\0", 10, b"\5\0\0\3\1x\0\7"], 1, "via-failed"),
         ([3, b"\5\0", 10, b"\5\0\0\1\300\0\2\1\0\7"], 1, "via-failed"),
+        ([3, b"\5\0", 10, b"\5\0\0\4" + bytes(15) + b"\1\0\7"], 1, "via-failed"),
+        ([3, b"\5\0", 10, b"\5\0\0\1\x7f\0\0\2\0\7"], 1, "via-failed"),
+        ([3, b"\5\0", 10, b"\5\0\0\1\xe0\0\0\1\0\7"], 1, "via-failed"),
     ],
-    ids=["not supported", "not allowed", "no method", "a name for its relay", "no way there"],
+    ids=[
+        "not supported",
+        "not allowed",
+        "no method",
+        "a name for its relay",
+        "no way there",
+        "a relay of another family",
+        "a relay that is here, where it is not",
+        "a relay that is many",
+    ],
 )
 def test_a_proxy_that_has_none(script: list[int | bytes | str], code: int, end: str) -> None:
     """The client is told at once, as all that it could send would go there."""

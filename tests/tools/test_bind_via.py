@@ -75,6 +75,7 @@ def replies(reply: bytes, *more: bytes | str) -> list[int | bytes | str]:
 
 
 BOUND = b"\5\0\0\1\x7f\0\0\1\x12\x34"
+STRANGER = b"\5\0\0\1\xc6\x33\x64\x09\x12\x34"  # 198.51.100.9
 FAILED = {
     "the proxy has no BIND": (replies(b"\5\7\0\1" + bytes(6)), [7], "bind-failed"),
     "it refuses": (replies(b"\5\2\0\1" + bytes(6)), [2], "bind-failed"),
@@ -83,6 +84,7 @@ FAILED = {
     "it lets nobody in": (replies(BOUND, b"\5\2\0\1" + bytes(6)), [0, 2], "bind-failed"),
     "it hangs up later": (replies(BOUND, END), [0, 1], "via-failed"),
     "it says nothing more": (replies(BOUND), [0, 6], "bind-timeout"),
+    "somebody else comes to it": (replies(BOUND, STRANGER), [0, 2], "refused-by-rule"),
     "it speaks something else": (replies(BOUND, b"HTTP/1.1 200"), [0, 1], "via-failed"),
 }
 
@@ -98,7 +100,7 @@ def test_failures(what: str) -> None:
             for code in codes:
                 assert served.client.read(10)[1] == code
             served.client.close()
-            assert served.status == 0
+            assert served.status == (end == "refused-by-rule")
     assert served.end == end
 
 
@@ -190,6 +192,38 @@ def test_a_rule_leads_all_that_way(tmp_path: Path) -> None:
             upstream.await_log("bound client=")
             served.client.close()
             assert served.status == 0
+
+
+@pytest.mark.parametrize("comes", ["198.51.100.9", "198.51.100.10"])
+def test_rules_lead_anybody_that_way(tmp_path: Path, comes: str) -> None:
+    """Nobody is named, and none the less nobody comes directly; rules hold for who comes there."""
+    rules = tmp_path / "rules"
+    second = b"\5\0\0\1" + socket.inet_aton(comes) + b"\x12\x34"
+    with Upstream(replies(BOUND, second, END)) as upstream:
+        rules.write_text(f"deny bind 198.51.100.10\nvia {upstream.url('socks5')} bind\n")
+        with serving(INETD, LOCAL, "--bind-any", f"--rules={rules}", over="tcp") as served:
+            served.client.send(GREETING + socks5("0.0.0.0", 0, command=BIND))
+            assert served.client.read(12) == b"\5\0" + BOUND
+            is_denied = comes.endswith("10")
+            assert served.client.read(10)[1] == (2 if is_denied else 0)
+            served.client.close()
+            assert served.status == is_denied
+    assert f'via="{upstream.url("socks5")}"' in served.log
+
+
+def test_anybody_who_is_to_come_another_way(tmp_path: Path) -> None:
+    """Where the way depends on who it is, nobody comes here that is to come through a proxy."""
+    rules = tmp_path / "rules"
+    rules.write_text("via socks5://127.0.0.1:9 bind 127.0.0.2\n")
+    with serving(INETD, LOCAL, "--bind-any", f"--rules={rules}", over="tcp") as served:
+        served.client.send(GREETING + socks5("0.0.0.0", 0, command=BIND))
+        assert served.client.read(2) == b"\5\0"
+        where = told(served.client, VERSIONS["5"])
+        assert is_turned_away(where, "127.0.0.2")
+        with come(where, HERE) as peer:
+            assert told(served.client, VERSIONS["5"]) == peer.getsockname()
+            exchange(served.client, peer)
+        assert served.status == 0
 
 
 def test_the_resident_server(upstreams: list[Server]) -> None:

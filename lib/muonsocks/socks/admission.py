@@ -189,12 +189,13 @@ class Admission:
         return users.accept(credentials)
 
     async def _remember(self) -> None:
-        """Let the client's address in without a password from now on, if that is wanted.
+        """Let the client's address in without a password from now on, if that is wanted, and it is
+        the client's: others of whom a proxy in front of us says nothing have the same.
 
         It is no fault of the client if that cannot be.
         """
         known, address = self.policy.access.auth_once, self.peer.address
-        if known is None or address is None:
+        if known is None or address is None or self.for_nobody:
             return
         limit = self.loop.deadline(_REMEMBERING)
         try:

@@ -73,7 +73,9 @@ async def _bind_beyond(
         )
         await _say_bound(session, server, bound)
         peer = await session.attempt(
-            server, lambda: _await_second_reply(session, server, far, asking), "bind-failed"
+            server,
+            lambda: _await_second_reply(session, server, far, asking, expected),
+            "bind-failed",
         )
         far.name = str(peer)
         await session.grant(server, peer)
@@ -84,9 +86,9 @@ async def _bind_beyond(
 
 
 async def _await_second_reply(
-    session: Session, server: Answerer, far: Stream, asking: Asking
+    session: Session, server: Answerer, far: Stream, asking: Asking, expected: _Expected
 ) -> Endpoint:
-    """Wait for a proxy to say who has connected to it. NobodyCame, or another OSError."""
+    """Wait for a proxy to say who has connected to it. NobodyCame, RefusedByRule or OSError."""
     from muonsocks.socks import chain
 
     try:
@@ -98,6 +100,7 @@ async def _await_second_reply(
         if not deadline.passed:
             raise
         raise NobodyCame("the proxy says of nobody that he came") from None
+    expected.expect(reply.bound)
     return await _sayable(server, reply.bound)
 
 
@@ -132,6 +135,15 @@ class _Expected:
         self.places = places
         self.via = via
 
+    def expect(self, peer: Endpoint) -> None:
+        """Hold that whom a proxy has let in may be the peer, as far as that can be told: not if the
+        proxy looks its name up, or does not say who it is. RefusedByRule.
+        """
+        is_known = peer.packed is not None and any(peer.packed)
+        is_sought_there = not self.places and self.destination.packed is None
+        if is_known and not is_sought_there and (objection := self._objection(peer)):
+            raise RefusedByRule(f"{peer}: {objection}")
+
     def lets_in(self, peer: Endpoint) -> bool:
         """Say whether this is the peer, or may be; and log it if not."""
         objection = self._objection(peer)
@@ -143,16 +155,19 @@ class _Expected:
 
     def _objection(self, peer: Endpoint) -> str:
         """Say what there is against a peer. Rules on ports are about the destination's, and rules
-        on names about its name, as ever.
+        on names about its name, as ever; but a name that leads nowhere lets nobody in.
         """
         assert peer.packed is not None
         if self.places:
             return "" if peer.packed in self._addresses else "it is not who is expected"
-        destination = self.destination
-        if destination.packed is not None:
-            destination = Endpoint.at(peer.packed, destination.port)
         rules = self._session.policy.rules
-        return rules.of_address(Command.BIND, destination, peer.packed).refusal
+        by_itself = Endpoint.at(peer.packed, self.destination.port)
+        verdict = rules.of_address(Command.BIND, by_itself, peer.packed)
+        refusal = verdict.refusal
+        if not refusal and self.destination.packed is None:
+            refusal = rules.of_address(Command.BIND, self.destination, peer.packed).refusal
+        is_elsewhere = verdict.via != self.via
+        return refusal or ("it is to come another way" if is_elsewhere else "")
 
 
 async def _expect(session: Session, destination: Endpoint, ipv4_only: bool) -> _Expected:
@@ -170,7 +185,7 @@ async def _expect(session: Session, destination: Endpoint, ipv4_only: bool) -> _
         raise RefusedByRule(verdict.refusal)
     if not policy.commands.bind_any:
         raise RefusedByRule(f"{nobody}, see --bind-any")
-    return _Expected(session, destination, [], verdict.via)
+    return _Expected(session, destination, [], policy.rules.way_of_all(Command.BIND))
 
 
 async def _door(session: Session, expected: _Expected, ipv4_only: bool) -> Door:

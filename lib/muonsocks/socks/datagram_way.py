@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 
-from muonsocks.address import Endpoint
+from muonsocks.address import Endpoint, is_own_side
 from muonsocks.errors import ProxyFailed
 from muonsocks.net.datagrams import VIEW, Port, bound_beside
 from muonsocks.net.dial import sockaddr_of
@@ -111,6 +111,12 @@ class DatagramWay:
         stream = self._streams[0]
         if first.packed is None or not any(first.packed) or not stream.is_tcp:
             raise ProxyFailed(f"{self._chain[0]}: it does not say where datagrams are to go")
+        proxy = Endpoint.of_socket(stream.socket.getpeername())
+        # Nor may it have us send to this host's own side, unless it is there itself.
+        if len(first.packed) != len(proxy.packed or b"") or (
+            is_own_side(first.packed) and first.packed != proxy.packed
+        ):
+            raise ProxyFailed(f"{self._chain[0]}: datagrams cannot go to {first.host}")
         sock = bound_beside(stream.socket)
         try:
             sock.connect(sockaddr_of(first))

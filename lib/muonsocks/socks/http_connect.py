@@ -105,7 +105,7 @@ class Client(Machine):
 
 def _authority(destination: Endpoint) -> bytes:
     """Write HOST:PORT. LocalProtocolError if that could be read as something else."""
-    if destination.packed is None and any(byte in b":/?#[]@" for byte in name_bytes(destination)):
+    if destination.packed is None and any(byte in b":/?#[]@%" for byte in name_bytes(destination)):
         raise LocalProtocolError(f"HTTP has no way to say {destination.host}")
     return str(destination).encode()
 

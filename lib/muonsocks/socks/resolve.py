@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 async def resolve(session: Session, server: Answerer, request: Request) -> NoReturn:
     """Look up what a session's client asks for, and tell it. Raises Finished."""
-    command, destination = request.command, request.destination
+    command = request.command
+    # There is no port in what is asked, though a client may write one: rules that are about some
+    # ports only are not to be chosen among by that.
+    destination = Endpoint(request.destination.host, 0)
     is_socks4 = server.version != "5"
     if not session.policy.commands.resolve:
         await session.refuse_command(server, command, "only with --resolve-commands")

@@ -244,13 +244,16 @@ class Rules:
         """Give the proxies that a command goes through, whatever its destinations; none if that
         depends on them, or there is no such way.
         """
+        ways: set[Chain] = set()
         for rule in self._rules:
             if not rule.commands or command in rule.commands:
-                if rule.name == "*" and not rule.ports:
-                    return self._allowed_by(rule).via if rule.allow else ()
                 if rule.allow:
-                    return ()
-        return self.usual_way
+                    ways.add(self._allowed_by(rule).via)
+                if rule.name == "*" and not rule.ports:
+                    break
+        else:
+            ways.add(self.usual_way)
+        return ways.pop() if len(ways) == 1 else ()
 
     def _allowed_by(self, rule: Rule) -> Verdict:
         return self._allowed if rule.via is None else Verdict("", rule.via)
