@@ -191,6 +191,22 @@ def test_a_name_that_fails(f: Fixture, error: Exception) -> None:
     assert f.find("host") == ("192.0.2.1", 53)
 
 
+def test_a_name_that_fails_later_goes_where_it_went(f: Fixture) -> None:
+    f.find("host")
+    f.answer([FIRST])
+    f.wait(61)
+    for times in (2, 3):
+        assert f.find("host") == ("192.0.2.1", 53)
+        f.answer(NameNotResolved("no answer in time"))
+        assert f.find("host") == ("192.0.2.1", 53)
+        assert f.asked == ["host"] * times, "not again so soon"
+        f.wait(6)
+    f.find("host")
+    f.answer([SECOND])
+    assert f.find("host") == ("192.0.2.2", 53)
+    assert (f.them.dropped, f.reported) == (0, [])
+
+
 def test_a_fault_of_ours_is_no_name_s(f: Fixture) -> None:
     f.find("host")
     f.answer(ZeroDivisionError())

@@ -181,11 +181,13 @@ class Destinations:
         if self._is_over:
             return
         del self._look_ups[mapping]
-        if isinstance(error, OSError):
+        if not isinstance(error, OSError):
+            self._fail(error)
+        elif mapping.there is not None:
+            mapping.until = self._loop.now + _OF_A_FAILURE  # it goes on where it went
+        else:
             self._refuse(mapping, error.strerror or str(error), _OF_A_FAILURE)
             self._let_go(mapping)
-        else:
-            self._fail(error)
 
     def _hold(self, mapping: Mapping, data: memoryview) -> None:
         """Keep data until it is known where they go, if there is room for them."""
