@@ -566,6 +566,20 @@ def test_a_thousand_idle_associations() -> None:
         assert used < MOST_MEMORY
 
 
+@root_only()
+@pytest.mark.parametrize(
+    ("option", "code"), [("-m7", 2), ("-Bnothere0", 1)], ids=["no right", "no interface"]
+)
+def test_datagrams_that_could_not_leave(option: str, code: int) -> None:
+    """The client is told at once: each of them would be lost."""
+    without = ("setpriv", "--bounding-set=-net_admin,-net_raw")
+    with serving(*without, INETD, LOCAL, option, over="tcp") as program:
+        assert ask(program.client.send, program.client.read)[1] == code
+        program.client.close()
+        assert program.status == 0
+    assert program.end == "associate-failed"
+
+
 def test_no_descriptor_for_an_association() -> None:
     """Not even for its modules: that is the end, and it is said. (For it alone: test_associate.py
     in tests/socks.)

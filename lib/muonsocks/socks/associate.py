@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _socket import AF_INET, AF_INET6, SOCK_DGRAM
+
 from muonsocks.address import format_address
 from muonsocks.errors import RefusedByRule
 from muonsocks.log import DEBUG, INFO, Form
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from muonsocks.address import Endpoint
+    from muonsocks.net.dial import Dialler
     from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
     from muonsocks.socks.asking import Asking
@@ -45,6 +48,7 @@ async def associate(session: Session, server: Answerer, request: Request) -> Ass
         verdict = session.policy.rules.of_command(Command.ASSOCIATE)
         if verdict.refusal:
             raise RefusedByRule(verdict.refusal)
+        _expect_right(session.policy.dialler)
         reports = _Reports(session)
         made = Association(
             session.client, host, wanted.port, session.policy, reports.add, _asking(session)
@@ -69,6 +73,13 @@ async def associate(session: Session, server: Answerer, request: Request) -> Ass
         association.stop()
         raise
     return association
+
+
+def _expect_right(dialler: Dialler) -> None:
+    """Hold that datagrams may leave as they are to, or each of them would be lost. OSError."""
+    if dialler.mark or dialler.interface:
+        family = AF_INET6 if len(dialler.bind_address or b"") == 16 else AF_INET
+        dialler.open_socket(family, SOCK_DGRAM).close()
 
 
 def _asking(session: Session) -> Ask:
