@@ -1,5 +1,6 @@
 """Addresses, networks and own side, held against `ipaddress`, which the library does without."""
 
+import socket
 import string
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -412,3 +413,22 @@ def test_no_path_of_a_unix_socket(path: str) -> None:
         expect_unix_path(path)
     hint = "a path or @NAME of 107 bytes at most fits"
     assert str(raised.value) == f"{path[:60]!r} is no path of a socket; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "family", "sockaddr"),
+    [
+        (Endpoint("192.0.2.1", 80), socket.AF_INET, ("192.0.2.1", 80)),
+        (Endpoint("2001:db8::1", 80), socket.AF_INET6, ("2001:db8::1", 80, 0, 0)),
+        (Endpoint("::ffff:192.0.2.1", 80), socket.AF_INET, ("192.0.2.1", 80)),
+        (
+            Endpoint.at(bytes.fromhex("fe80") + bytes(14), 7, 3),
+            socket.AF_INET6,
+            ("fe80::", 7, 0, 3),
+        ),
+    ],
+)
+def test_what_connect_is_given(
+    endpoint: Endpoint, family: int, sockaddr: tuple[str | int, ...]
+) -> None:
+    assert (endpoint.family, endpoint.sockaddr) == (family, sockaddr)

@@ -96,6 +96,18 @@ class Endpoint:
         self.scope = 0
         return self
 
+    @property
+    def family(self) -> int:
+        """The address family, of one that is no name."""
+        return AF_INET6 if ":" in self.host else AF_INET
+
+    @property
+    def sockaddr(self) -> tuple[Any, ...]:
+        """What connect(2) and the like are given, of one that is no name."""
+        if ":" in self.host:
+            return self.host, self.port, 0, self.scope
+        return self.host, self.port
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

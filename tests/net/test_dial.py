@@ -20,7 +20,8 @@ from muonsocks.address import Endpoint, format_address, parse_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
 from muonsocks.net import dial as dial_module
 from muonsocks.net import names
-from muonsocks.net.dial import Dialler, dial_unix, interleaved, most_telling, sockaddr_of
+from muonsocks.net import race as race_module
+from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.loop import _INPUT_AND_ROOM, Loop
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Task
@@ -317,31 +318,6 @@ def refuse_all(patch: pytest.MonkeyPatch, number: int = errno.ECONNREFUSED) -> l
 # Order and time (RFC 8305)
 
 
-@pytest.mark.parametrize(
-    "found, order",
-    [
-        ("", ""),
-        ("a", "a"),
-        ("A", "A"),
-        ("abc", "abc"),
-        ("aAbBcC", "aAbBcC"),
-        ("abcABC", "aAbBcC"),
-        ("ABCabc", "AaBbCc"),
-        ("abcA", "aAbc"),
-        ("ABCa", "AaBC"),
-        ("aABC", "aABC"),
-    ],
-)
-def test_families_take_turns(found: str, order: str) -> None:
-    """Lower case is IPv4, upper case IPv6; within a family getaddrinfo's order stays."""
-
-    def candidate(letter: str) -> Endpoint:
-        return Endpoint.at(letter.encode() * (4 if letter.islower() else 16), 80)
-
-    got = interleaved([candidate(letter) for letter in found])
-    assert "".join(chr((one.packed or b" ")[0]) for one in got) == order
-
-
 def test_order_of_attempts(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts(monkeypatch, "2001:db8::1", "2001:db8::2", "192.0.2.1", "192.0.2.2", "192.0.2.3")
     tried = refuse_all(monkeypatch)
@@ -383,7 +359,7 @@ def test_attempts_at_once_have_a_bound(network: Network, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(dial_module, "socket", Counted)
-        patch.setattr(dial_module, "_STAGGER", 0.001)
+        patch.setattr(race_module, "_STAGGER", 0.001)
         call = Call(Dialler(connect_timeout=0.2), Endpoint("name", network.port))
     assert call.address == V4
     assert max(most) == 8
@@ -496,23 +472,6 @@ def test_an_outer_time_limit_passes(network: Network) -> None:
 
 
 # Failures
-
-
-@pytest.mark.parametrize(
-    "numbers, told",
-    [
-        ([errno.ENETUNREACH, errno.ECONNREFUSED, errno.EADDRNOTAVAIL], errno.ECONNREFUSED),
-        ([errno.EHOSTUNREACH, errno.ETIMEDOUT], errno.ETIMEDOUT),
-        ([errno.ENETUNREACH, errno.EHOSTUNREACH], errno.EHOSTUNREACH),
-        ([errno.EMFILE, errno.ENETUNREACH], errno.ENETUNREACH),
-        ([errno.ETIMEDOUT, errno.ECONNRESET], errno.ECONNRESET),
-        ([errno.EACCES, errno.EPERM], errno.EACCES),
-        ([errno.ENODEV], errno.ENODEV),
-        ([], errno.ENETUNREACH),
-    ],
-)
-def test_most_telling_failure(numbers: list[int], told: int) -> None:
-    assert most_telling(numbers) == told
 
 
 def test_most_telling_failure_of_a_race(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -694,7 +653,7 @@ def test_real_names(tmp_path: Path) -> None:
 
 def test_scope_of_a_link_local_address() -> None:
     address = Endpoint.at(parse_address("fe80::1") or b"", 80, 1)
-    assert sockaddr_of(address) == ("fe80::1", 80, 0, 1)
+    assert address.sockaddr == ("fe80::1", 80, 0, 1)
 
 
 @root_only()
@@ -876,7 +835,7 @@ def test_interrupted_race(network: Network, monkeypatch: pytest.MonkeyPatch) -> 
     """The descriptors of three attempts are closed, whatever it is that ends them."""
     holes = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
     hosts(monkeypatch, *holes)
-    monkeypatch.setattr(dial_module, "_STAGGER", 0.001)
+    monkeypatch.setattr(race_module, "_STAGGER", 0.001)
     for host in holes:
         network.black_hole(host)
     ended: list[type] = []
@@ -906,7 +865,7 @@ def test_losers_are_closed(network: Network, monkeypatch: pytest.MonkeyPatch) ->
     hosts(monkeypatch, "127.0.0.2", V4)
     network.black_hole("127.0.0.2")
     network.listener(V4)
-    monkeypatch.setattr(dial_module, "_STAGGER", 0.001)
+    monkeypatch.setattr(race_module, "_STAGGER", 0.001)
 
     async def main(loop: Loop) -> None:
         stream = await Dialler().dial(loop, Endpoint("name", network.port))
@@ -924,7 +883,7 @@ def test_two_winners_at_once(network: Network, monkeypatch: pytest.MonkeyPatch) 
     hosts(monkeypatch, "127.0.0.2", V4)
     for host in ("127.0.0.2", V4):
         network.listener(host)
-    monkeypatch.setattr(dial_module, "_STAGGER", 0)
+    monkeypatch.setattr(race_module, "_STAGGER", 0)
     loop = Loop()
     made: list[Any] = []
     asked: list[Any] = []
@@ -955,7 +914,7 @@ def test_two_winners_at_once(network: Network, monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_cycles(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """With gc off: successes, failures of all kinds and interrupts leave no garbage."""
-    monkeypatch.setattr(dial_module, "_STAGGER", 0.001)
+    monkeypatch.setattr(race_module, "_STAGGER", 0.001)
     network.listener(V4)
     network.refuses("127.0.0.2")
     network.black_hole("127.0.0.3")

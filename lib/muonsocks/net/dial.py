@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from _socket import (
-    AF_INET,
     AF_INET6,
     AF_UNIX,
     IPPROTO_IP,
@@ -23,32 +22,18 @@ from _socket import (
 
 from muonsocks.address import Endpoint, format_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
-from muonsocks.net.loop import WRITABLE, Loop, Timer
+from muonsocks.net.loop import Loop
+from muonsocks.net.race import Attempt, begin, dial_error, interleaved, race
 from muonsocks.net.stream import Stream, prepare_tcp, unix_address
-from muonsocks.net.task import Mailbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-    from typing import Any, TypeVar
+    from collections.abc import Awaitable, Callable
+    from typing import TypeVar
 
     T = TypeVar("T")
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): do not take a port before the destination is known
-_STAGGER = 0.25  # s between two attempts, RFC 8305 section 8: Connection Attempt Delay
-_AT_ONCE = 8  # attempts for one destination: no name server may have us open more sockets
-_STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
-_CONNECTED = (0, errno.EISCONN)
-
-# Of several failures, the one that says most about the destination is the one to report: first
-# what the destination itself said, then what the way there did, then what went wrong here.
-_TELLING = (
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.ETIMEDOUT,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
-)
 
 
 def permit_all(_: bytes) -> bool:
@@ -113,9 +98,9 @@ class Dialler:
             if not permit(destination.packed):
                 raise RefusedByRule(f"{destination} is not permitted")
             try:
-                attempt = self._start(loop, destination)
+                attempt = self._begin(loop, destination)
             except OSError as error:
-                raise _dial_error([(destination.host, error.errno or 0)]) from None
+                raise dial_error([(destination.host, error.errno or 0)]) from None
             if isinstance(attempt, Stream):
                 return attempt
             return await self._race(loop, [], [], attempt)
@@ -139,7 +124,7 @@ class Dialler:
         try:
             return await self._race(loop, interleaved(suited), failures)
         except TimeoutError:
-            raise _dial_error(failures) from None
+            raise dial_error(failures) from None
 
     async def look_up(self, loop: Loop, destination: Endpoint) -> list[Endpoint]:
         """Give the addresses of a name that are of the family wanted, in the order to try them;
@@ -198,82 +183,19 @@ class Dialler:
     def _wants(self, packed: bytes) -> bool:
         return self.family is None or (self.family == 4) == (len(packed) == 4)
 
-    async def _race(
+    def _race(
         self,
         loop: Loop,
         candidates: list[Endpoint],
         failures: list[tuple[str, int]],
-        *under_way: _Attempt,
-    ) -> Stream:
-        """Start an attempt every 250 ms, or when one has failed; the first to connect wins.
+        *under_way: Attempt,
+    ) -> Awaitable[Stream]:
+        return race(loop, lambda one: self._begin(loop, one), candidates, failures, *under_way)
 
-        Of more than `_AT_ONCE` the next one waits until another has failed.
-
-        `failures` gets the others; those that are cut short have timed out.
-        """
-        mailbox = Mailbox()
-        waiting = candidates[::-1]
-        racing = set(under_way)
-        for one in racing:
-            one.mailbox = mailbox
-        stagger: Timer | None = None
-        try:
-            while waiting or racing:
-                if waiting and stagger is None and len(racing) < _AT_ONCE:
-                    candidate = waiting.pop()
-                    try:
-                        attempt = self._start(loop, candidate)
-                    except OSError as error:
-                        failures.append((candidate.host, error.errno or 0))
-                        continue
-                    if isinstance(attempt, Stream):
-                        return attempt
-                    attempt.mailbox = mailbox
-                    racing.add(attempt)
-                    if waiting:
-                        stagger = loop.call_later(_STAGGER, lambda: mailbox.post(None))
-                happened: _Attempt | None = await mailbox.take()
-                if happened is None:
-                    if stagger is not None and stagger.callback is None:
-                        stagger = None  # else it is of an earlier one, which a failure overtook
-                    continue
-                if happened not in racing:
-                    continue
-                result = happened.result()
-                if result in _STILL_CONNECTING:
-                    continue
-                racing.discard(happened)
-                if not result:
-                    return happened.stream()
-                happened.close()
-                failures.append((happened.candidate.host, result))
-                if stagger is not None:
-                    stagger.cancel()
-                    stagger = None
-        finally:
-            if stagger is not None:
-                stagger.cancel()
-            for one in racing:
-                one.close()
-                failures.append((one.candidate.host, errno.ETIMEDOUT))
-        raise _dial_error(failures)
-
-    def _start(self, loop: Loop, candidate: Endpoint) -> Stream | _Attempt:
-        """Begin to connect; give a stream if that is done at once. OSError if it cannot be."""
-        sock = self.open_socket(family_of(candidate))
-        try:
-            sockaddr = sockaddr_of(candidate)
-            number = sock.connect_ex(sockaddr)
-            if number == errno.EINPROGRESS:
-                number = sock.connect_ex(sockaddr)  # on this host nothing takes time
-            if number in _CONNECTED:
-                return Stream(loop, sock, str(candidate))
-            if number not in _STILL_CONNECTING:
-                raise OSError(number, os.strerror(number))
-            return _Attempt(loop, self, candidate, sock)
-        except OSError:
-            sock.close()
-            raise
+    def _begin(self, loop: Loop, candidate: Endpoint) -> Stream | Attempt:
+        """Begin to connect, as `race.begin` does."""
+        patience = min(self.connect_timeout, self.dial_timeout)
+        return begin(loop, self.open_socket(candidate.family), candidate, patience)
 
     def open_socket(self, family: int, kind: int = SOCK_STREAM) -> socket:
         """Make a socket that is to go out, TCP or of another kind, from the right place. OSError
@@ -303,9 +225,9 @@ class Dialler:
         connect(2) if there is no way to it.
         """
         self.expect_family(destination)
-        sock = self.open_socket(family_of(destination), SOCK_DGRAM)
+        sock = self.open_socket(destination.family, SOCK_DGRAM)
         try:
-            sock.connect(sockaddr_of(destination))  # which sends nothing
+            sock.connect(destination.sockaddr)  # which sends nothing
             source = Endpoint.of_socket(sock.getsockname())
         finally:
             sock.close()
@@ -313,98 +235,8 @@ class Dialler:
         return source
 
 
-class _Attempt:
-    """One connection attempt under way; posts itself when something has happened to it."""
-
-    __slots__ = (
-        "_ready",
-        "_sock",
-        "_timed_out",
-        "_timer",
-        "candidate",
-        "loop",
-        "mailbox",
-    )
-
-    mailbox: Mailbox
-
-    def __init__(self, loop: Loop, dialler: Dialler, candidate: Endpoint, sock: socket) -> None:
-        self.loop = loop
-        self.candidate = candidate
-        self._sock = sock
-        self._ready = 0
-        self._timed_out = False
-        loop.register(sock.fileno(), self._on_event, room=True)
-        patience = min(dialler.connect_timeout, dialler.dial_timeout)
-        self._timer = loop.call_later(patience, self._on_timeout)
-
-    def _on_event(self, events: int) -> None:
-        self._ready |= events
-        self.mailbox.post(self)
-
-    def _on_timeout(self) -> None:
-        self._timed_out = True
-        self.mailbox.post(self)
-
-    def result(self) -> int:
-        """Give 0 when it is connected, the errno of its failure, or EALREADY."""
-        if self._timed_out:
-            return errno.ETIMEDOUT
-        if not self._ready & WRITABLE:
-            return errno.EALREADY
-        # To ask again tells what has become of it.
-        number = self._sock.connect_ex(sockaddr_of(self.candidate))
-        return 0 if number in _CONNECTED else number
-
-    def stream(self) -> Stream:
-        """Make a stream of a socket that is connected."""
-        self._timer.cancel()
-        return Stream(self.loop, self._sock, str(self.candidate), known=self._ready)
-
-    def close(self) -> None:
-        """Give up."""
-        self._timer.cancel()
-        self.loop.unregister(self._sock.fileno())
-        self._sock.close()
-
-
-def family_of(address: Endpoint) -> int:
-    """Give the address family of an endpoint that is no name."""
-    return AF_INET6 if ":" in address.host else AF_INET
-
-
-def sockaddr_of(address: Endpoint) -> tuple[Any, ...]:
-    """Write an endpoint that is no name as connect(2) is given it."""
-    if ":" in address.host:
-        return address.host, address.port, 0, address.scope
-    return address.host, address.port
-
-
-def interleaved(candidates: list[Endpoint]) -> list[Endpoint]:
-    """Take turns between the families, beginning with that of the first (RFC 8305 section 4)."""
-    if not candidates:
-        return []
-    first = family_of(candidates[0])
-    ours = [one for one in candidates if family_of(one) == first]
-    others = [one for one in candidates if family_of(one) != first]
-    shorter = min(len(ours), len(others))
-    woven = [one for pair in zip(ours, others, strict=False) for one in pair]
-    return woven + ours[shorter:] + others[shorter:]
-
-
-def _dial_error(failures: list[tuple[str, int]]) -> DialError:
-    number = most_telling([number for _, number in failures])
-    return DialError(number, os.strerror(number), failures)
-
-
 def _no_address(destination: Endpoint) -> NameNotResolved:
     return NameNotResolved(f"{destination.host} has no address of the right family")
-
-
-def most_telling(numbers: Iterable[int]) -> int:
-    """Choose the errno to report among those of all attempts."""
-    rank = {number: place for place, number in enumerate(_TELLING)}
-    return min(numbers, key=lambda number: rank.get(number, len(rank)), default=errno.ENETUNREACH)
 
 
 async def dial_unix(loop: Loop, path: str, timeout: float) -> Stream:

@@ -6,7 +6,7 @@ import errno
 from _socket import SO_LINGER, SOL_SOCKET
 
 from muonsocks.address import Endpoint
-from muonsocks.net.dial import Dialler, family_of, sockaddr_of
+from muonsocks.net.dial import Dialler
 from muonsocks.net.entrance import PASSING, Listener
 from muonsocks.net.inherit import Peer
 from muonsocks.net.listen import listen_with
@@ -33,9 +33,9 @@ class Door(Waitable):
         """
         super().__init__()
         dialler.expect_family(source)
-        sock = dialler.open_socket(family_of(source))
+        sock = dialler.open_socket(source.family)
         try:
-            sock.bind(sockaddr_of(source))
+            sock.bind(source.sockaddr)
             listen_with(sock, _BACKLOG)
             self.endpoint = Endpoint.of_socket(sock.getsockname())
         except OSError as error:

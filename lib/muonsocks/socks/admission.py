@@ -12,6 +12,7 @@ from muonsocks.socks.negotiation import (
     server_for,
 )
 from muonsocks.socks.request import (
+    COMMAND_NAMES,
     Credentials,
     CredentialsVerdict,
     Method,
@@ -24,8 +25,9 @@ from muonsocks.socks.request import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import NoReturn, Protocol
 
+    from muonsocks.address import Endpoint
     from muonsocks.log import Log
     from muonsocks.net.inherit import Peer
     from muonsocks.net.loop import Loop
@@ -222,6 +224,27 @@ class Admission:
             self.reply = code
             answer = server.send(Reply(code))
         await self._say_goodbye(answer)
+
+    async def refuse_command(
+        self, server: Answerer | None, command: int, why: str = ""
+    ) -> NoReturn:
+        """Say that this cannot be asked for, or not in this way. Raises Finished."""
+        await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
+        name = COMMAND_NAMES.get(command, f"command {command}")
+        raise Finished("command-not-supported", f"{name}{': ' if why else ''}{why}")
+
+    async def grant(self, server: Answerer, bound: Endpoint) -> None:
+        """Tell the client that it has what it asked for, and the address that is bound for it.
+        Finished if it does not read that.
+        """
+        self.reply = ReplyCode.SUCCEEDED
+        left = self.client.send_now(server.send(Reply(ReplyCode.SUCCEEDED, bound)))
+        if left:
+            try:
+                with self.loop.deadline(self.policy.limits.handshake):
+                    await self.client.send(left)
+            except TimeoutError:
+                raise Finished("client-lost", "the reply is not read") from None
 
     async def _say_goodbye(self, last_words: bytes) -> None:
         """Tell the client what it has earned, and see that it can read it."""

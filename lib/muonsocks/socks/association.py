@@ -16,7 +16,6 @@ from _socket import SOCK_DGRAM
 from muonsocks.address import Endpoint, format_address
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.datagrams import BATCH, VIEW, Port, bound_beside
-from muonsocks.net.dial import family_of, sockaddr_of
 from muonsocks.net.ending import Ending
 from muonsocks.net.relay import Ended, Joint, Watch
 from muonsocks.socks.datagram import encode_header, header_length
@@ -252,12 +251,12 @@ class Association(Joint):
             return self._way(via).send, (via, encode_header(endpoint))
         if endpoint.packed is None or not self._policy.dialler.has_family(endpoint.packed):
             raise OSError(errno.EAFNOSUPPORT, f"this way out has no place for {endpoint.host}")
-        family = family_of(endpoint)
+        family = endpoint.family
         port = self._outside.get(family)
         if port is None:
             sock = self._policy.dialler.open_socket(family, SOCK_DGRAM)
             port = self._outside[family] = Port(self._loop, sock, self._from_outside)
-        return port.send, sockaddr_of(endpoint)
+        return port.send, endpoint.sockaddr
 
     # Datagrams to the client
 

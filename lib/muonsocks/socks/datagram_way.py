@@ -15,7 +15,6 @@ import errno
 from muonsocks.address import Endpoint, is_own_side
 from muonsocks.errors import ProxyFailed
 from muonsocks.net.datagrams import VIEW, Port, bound_beside
-from muonsocks.net.dial import sockaddr_of
 from muonsocks.net.ending import Ending
 from muonsocks.socks.datagram import encode_header, header_length
 from muonsocks.socks.ways import bound_by_proxy
@@ -119,7 +118,7 @@ class DatagramWay:
             raise ProxyFailed(f"{self._chain[0]}: datagrams cannot go to {first.host}")
         sock = bound_beside(stream.socket)
         try:
-            sock.connect(sockaddr_of(first))
+            sock.connect(first.sockaddr)
         except OSError as error:
             sock.close()
             reason = f"{self._chain[0]}: no way to {first}: {error.strerror}"

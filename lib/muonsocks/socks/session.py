@@ -22,9 +22,7 @@ from muonsocks.net.stream import PeerGone, Stream
 from muonsocks.net.task import Pause
 from muonsocks.socks.admission import LINGER, Admission, Finished
 from muonsocks.socks.request import (
-    COMMAND_NAMES,
     Command,
-    Reply,
     ReplyCode,
     Request,
     end_of,
@@ -34,7 +32,7 @@ from muonsocks.socks.request import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from typing import NoReturn, TypeVar
+    from typing import TypeVar
 
     from muonsocks.address import Endpoint
     from muonsocks.net.inherit import Peer
@@ -169,14 +167,6 @@ class Session(Admission):
             return await associate(self, server, request)
         await self.refuse_command(server, command)
 
-    async def refuse_command(
-        self, server: Answerer | None, command: int, why: str = ""
-    ) -> NoReturn:
-        """Say that this cannot be asked for, or not in this way. Raises Finished."""
-        await self.refuse(server, ReplyCode.COMMAND_NOT_SUPPORTED)
-        name = COMMAND_NAMES.get(command, f"command {command}")
-        raise Finished("command-not-supported", f"{name}{': ' if why else ''}{why}")
-
     async def attempt(
         self,
         server: Answerer | None,
@@ -206,19 +196,6 @@ class Session(Admission):
             raise Finished(end_of(error, failure), error.strerror or str(error)) from None
         finally:
             self.client.unwatch()
-
-    async def grant(self, server: Answerer, bound: Endpoint) -> None:
-        """Tell the client that it has what it asked for, and the address that is bound for it.
-        Finished if it does not read that.
-        """
-        self.reply = ReplyCode.SUCCEEDED
-        left = self.client.send_now(server.send(Reply(ReplyCode.SUCCEEDED, bound)))
-        if left:
-            try:
-                with self.loop.deadline(self.policy.limits.handshake):
-                    await self.client.send(left)
-            except TimeoutError:
-                raise Finished("client-lost", "the reply is not read") from None
 
     def dial(self, destination: Endpoint) -> Awaitable[Stream]:
         """Dial a destination under the rules, which may refuse it at once."""
