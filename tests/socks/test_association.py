@@ -11,7 +11,7 @@ from ends import descriptors, no_garbage, nothing_left_behind, tcp_pair
 from muonsocks.net.dial import Dialler
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
-from muonsocks.socks import association, destinations
+from muonsocks.socks import association, datagram_destinations
 from muonsocks.socks.association import Association
 from muonsocks.socks.policy import Access, Commands, Limits, Policy
 from muonsocks.socks.rules import Rules
@@ -223,7 +223,7 @@ def test_idle_is_who_has_no_datagrams(make: Callable[..., Stage]) -> None:
 def test_what_is_old_is_forgotten_by_and_by(
     make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destinations, "LIFE", -1.0)
+    monkeypatch.setattr(datagram_destinations, "LIFE", -1.0)
     stage = make(idle=1.0)
     stage.ends.send("127.0.0.1", 9, b"x")
     stage.counted(datagrams_in=1)

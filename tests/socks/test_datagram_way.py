@@ -13,10 +13,10 @@ from muonsocks.errors import SHORTAGES, ProxyFailed
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.socks import datagram_way
-from muonsocks.socks.asking import Asking
 from muonsocks.socks.datagram import encode_header
 from muonsocks.socks.datagram_way import DatagramWay
 from muonsocks.socks.proxy_address import ProxyAddress
+from muonsocks.socks.proxy_request import ProxyRequest
 from muonsocks.socks.request import Command, Reply, ReplyCode, Request
 
 TWO = (ProxyAddress.parse("socks5://one"), ProxyAddress.parse("socks5://two"))
@@ -51,7 +51,7 @@ class Stage:
             self.faults.append,
         )
 
-    async def ask(self, chain: tuple[ProxyAddress, ...]) -> tuple[Stream, Asking, Reply]:
+    async def ask(self, chain: tuple[ProxyAddress, ...]) -> tuple[Stream, ProxyRequest, Reply]:
         await self.loop.sleep(0.001)
         if self.failure is not None:
             raise self.failure()
@@ -61,7 +61,7 @@ class Stage:
         if self.have_gone:
             theirs.close()
         bound = self.first if len(chain) == 1 else SECOND
-        asking = Asking(chain[-1], Request(Command.ASSOCIATE, bound))
+        asking = ProxyRequest(chain[-1], Request(Command.ASSOCIATE, bound))
         return Stream(self.loop, ours), asking, Reply(ReplyCode.SUCCEEDED, bound)
 
     def send(self, *datagrams: bytes) -> int:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from muonsocks.net.dial import Dialler
     from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
-    from muonsocks.socks.asking import Asking
     from muonsocks.socks.datagram_way import Ask
+    from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.request import Reply, Request
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
@@ -85,7 +85,7 @@ def _expect_right(dialler: Dialler) -> None:
 def _asking(session: Session) -> Ask:
     """Give what has the last proxy of a chain grant an association, for datagrams from anywhere."""
 
-    def ask(way: Chain) -> Awaitable[tuple[Stream, Asking, Reply]]:
+    def ask(way: Chain) -> Awaitable[tuple[Stream, ProxyRequest, Reply]]:
         from muonsocks.socks import ways
 
         return ways.ask(session, way, Command.ASSOCIATE, [UNSPECIFIED])

@@ -19,7 +19,7 @@ from muonsocks.net.datagrams import BATCH, VIEW, Port, bound_beside
 from muonsocks.net.ending import Ending
 from muonsocks.net.relay import Ended, Joint, Watch
 from muonsocks.socks.datagram import encode_header, header_length
-from muonsocks.socks.destinations import LIFE, Destination, Destinations
+from muonsocks.socks.datagram_destinations import LIFE, Destination, Destinations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from muonsocks.net.relay import Joint
     from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
-    from muonsocks.socks.asking import Asking
+    from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
@@ -86,14 +86,14 @@ async def _bind_beyond(
 
 
 async def _await_second_reply(
-    session: Session, server: Answerer, far: Stream, asking: Asking, expected: _Expected
+    session: Session, server: Answerer, far: Stream, asking: ProxyRequest, expected: _Expected
 ) -> Endpoint:
     """Wait for a proxy to say who has connected to it. NobodyCame, RefusedByRule or OSError."""
-    from muonsocks.socks import chain
+    from muonsocks.socks import proxy_chain
 
     try:
         with session.loop.deadline(session.policy.limits.bind) as deadline:
-            reply = await chain.next_reply(far, asking)
+            reply = await proxy_chain.next_reply(far, asking)
     except OSError as error:
         if isinstance(error, RequestFailed) and error.code == ReplyCode.TTL_EXPIRED:
             raise NobodyCame(error.strerror) from None

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from muonsocks.net.loop import Loop
     from muonsocks.net.stream import Stream
     from muonsocks.net.task import Task
-    from muonsocks.socks.asking import Asking
+    from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.request import Reply
     from muonsocks.socks.rules import Chain
 
-    Ask = Callable[[Chain], Awaitable[tuple[Stream, Asking, Reply]]]
+    Ask = Callable[[Chain], Awaitable[tuple[Stream, ProxyRequest, Reply]]]
 
 _MOST_HELD = 64  # datagrams that wait until the proxies are ready
 _MOST_BYTES_HELD = 256 << 10

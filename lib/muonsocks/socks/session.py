@@ -3,7 +3,7 @@
 The same coroutines serve one connection on standard input and output and thousands in a server;
 the two halves, `negotiate` (admission.py) and `fulfil`, are also programs of their own.
 
-    CONNECT     here: dial under the rules. Through proxies: ways.py, which asks chain.py
+    CONNECT     here: dial under the rules. Through proxies: ways.py, which asks proxy_chain.py
     BIND        bind.py
     ASSOCIATE   associate.py, of which association.py is what goes on while the client stays
     RESOLVE     and RESOLVE_PTR: resolve.py

@@ -1,13 +1,13 @@
 """Which way a session goes to its destination, where there is another one than the direct one.
 
-The rules say which (lookup.py); chain.py goes there, and asks each proxy by asking.py.
+The rules say which (lookup.py); proxy_chain.py goes there, and asks each by proxy_request.py.
 """
 
 from __future__ import annotations
 
 from muonsocks.address import Endpoint
 from muonsocks.net.stream import Stream
-from muonsocks.socks import chain
+from muonsocks.socks import proxy_chain
 from muonsocks.socks.lookup import places
 from muonsocks.socks.request import Command, Reply, Request
 
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from muonsocks.socks.asking import Asking
+    from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session
 
@@ -58,13 +58,15 @@ async def _through(session: Session, way: Chain, destinations: list[Endpoint]) -
 
 async def ask(
     session: Session, way: Chain, command: int, destinations: list[Endpoint]
-) -> tuple[Stream, Asking, Reply]:
+) -> tuple[Stream, ProxyRequest, Reply]:
     """Have the last proxy carry out a command for the first of some destinations that it does so
-    for, as `chain.ask` does it.
+    for, as `proxy_chain.ask` does it.
     """
     session.via = ("via", ",".join(map(str, way)))
     requests = [Request(command, one) for one in destinations]
-    return await chain.ask(session.loop, session.policy.dialler, way, requests, _greeting(session))
+    return await proxy_chain.ask(
+        session.loop, session.policy.dialler, way, requests, _greeting(session)
+    )
 
 
 def bound_by_proxy(way: Chain, stream: Stream, bound: Endpoint) -> Endpoint:

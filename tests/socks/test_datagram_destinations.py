@@ -12,9 +12,9 @@ from muonsocks.errors import NameNotResolved, RefusedByRule, RemoteProtocolError
 from muonsocks.net.dial import Dialler
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Mailbox
-from muonsocks.socks import destinations
+from muonsocks.socks import datagram_destinations
 from muonsocks.socks.datagram import encode_header
-from muonsocks.socks.destinations import LIFE, Destination, Destinations
+from muonsocks.socks.datagram_destinations import LIFE, Destination, Destinations
 from muonsocks.socks.policy import Access, Limits, Policy
 from muonsocks.socks.rules import Rules, parse_rules
 
@@ -314,4 +314,4 @@ def test_no_answer_in_time(f: Fixture) -> None:
     f.loop.run(f.loop.sleep(0.3))
     assert f.them.dropped == 1
     assert f.reported == [("host:53", "host: no answer in time")]
-    assert destinations._MOST_LOOK_UPS - len(f.them._look_ups) == 16
+    assert datagram_destinations._MOST_LOOK_UPS - len(f.them._look_ups) == 16

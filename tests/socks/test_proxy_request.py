@@ -9,8 +9,8 @@ from strategies import commands, endpoints, many
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import NotAdmitted, RemoteProtocolError, RequestFailed
-from muonsocks.socks.asking import Asking
 from muonsocks.socks.proxy_address import ProxyAddress
+from muonsocks.socks.proxy_request import ProxyRequest
 from muonsocks.socks.request import UNSPECIFIED, Command, Reply, ReplyCode, Request
 
 PLACES = {
@@ -22,8 +22,8 @@ CONNECT = {kind: Request(Command.CONNECT, place) for kind, place in PLACES.items
 BOUND = Endpoint("192.0.2.9", 4096)
 
 
-def asking(url: str, request: Request = CONNECT["4"]) -> Asking:
-    return Asking(ProxyAddress.parse(url), request)
+def asking(url: str, request: Request = CONNECT["4"]) -> ProxyRequest:
+    return ProxyRequest(ProxyAddress.parse(url), request)
 
 
 def as_bytes(text: str) -> bytes:
@@ -81,7 +81,7 @@ TALKS: dict[str, tuple[str, str, list[str]]] = {
 }
 
 
-def talk(one: Asking, turns: list[str], cut: int = 1 << 20) -> Reply | None:
+def talk(one: ProxyRequest, turns: list[str], cut: int = 1 << 20) -> Reply | None:
     """Hold it to its turns, what comes being cut into pieces."""
     reply = None
     for number, text in enumerate(turns):

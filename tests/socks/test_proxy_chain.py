@@ -18,7 +18,7 @@ from muonsocks.net.dial import Dialler
 from muonsocks.net.loop import Loop
 from muonsocks.net.stream import Stream
 from muonsocks.net.task import Mailbox
-from muonsocks.socks import chain, socks5
+from muonsocks.socks import proxy_chain, socks5
 from muonsocks.socks.proxy_address import ProxyAddress
 from muonsocks.socks.request import REPLY_NAMES, UNSPECIFIED, Command, Reply, Request
 
@@ -75,7 +75,7 @@ def ask_in(
 ) -> tuple[Reply, bytes]:
     async def story() -> tuple[Reply, bytes]:
         dialler = Dialler(dial_timeout=seconds, lookup=addresses)
-        stream, asking, reply = await chain.ask(loop, dialler, proxies, requests)
+        stream, asking, reply = await proxy_chain.ask(loop, dialler, proxies, requests)
         assert asking.trailing == b"", "something is swallowed"
         with loop.deadline(PATIENCE):
             carried = await stream.receive(1000)
@@ -315,7 +315,7 @@ def test_out_of_descriptors() -> None:
         loop = Loop()
         try:
             with descriptor_limit(0), pytest.raises(ProxyFailed) as caught:
-                loop.run(chain.ask(loop, Dialler(), (upstream.url("socks5"),), [V4]))
+                loop.run(proxy_chain.ask(loop, Dialler(), (upstream.url("socks5"),), [V4]))
         finally:
             loop.close()
     assert caught.value.errno == errno.EMFILE
@@ -333,7 +333,7 @@ def test_a_client_that_goes_meanwhile(hears: int) -> None:
 
     async def story() -> None:
         with Upstream(script) as upstream, loop.deadline(PATIENCE):
-            asked = chain.ask(loop, Dialler(), (upstream.url("socks5"),), [V4])
+            asked = proxy_chain.ask(loop, Dialler(), (upstream.url("socks5"),), [V4])
             task = loop.spawn(asked, over.post)
             while len(b"".join(upstream.heard)) < min(hears, 1):
                 await loop.sleep(0.001)
@@ -358,11 +358,11 @@ def test_the_first_word_is_ours() -> None:
     loop = Loop()
     with Upstream([7, *refusing(5)], [7, 3, b"\5\0", 10, GRANTED5 + CARRIED]) as upstream:
         way = (upstream.url("socks5"),)
-        stream, asking, reply = loop.run(chain.ask(loop, Dialler(), way, [V6, V4], greet))
+        stream, asking, reply = loop.run(proxy_chain.ask(loop, Dialler(), way, [V6, V4], greet))
         assert (reply.code, asking.request) == (0, V4)
         stream.close()
         with pytest.raises(ProxyFailed, match="Broken pipe"):
-            loop.run(chain.ask(loop, Dialler(), way, [V4], fail))
+            loop.run(proxy_chain.ask(loop, Dialler(), way, [V4], fail))
     assert not loop.handlers
     loop.close()
     assert upstream.heard[1] == b"PROXY\r\n\5\1\0" + ASKED5

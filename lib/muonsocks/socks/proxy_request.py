@@ -1,6 +1,6 @@
 """One request to one proxy, whichever protocol that speaks; no I/O, and no clock.
 
-    asking = Asking(proxy, request)
+    asking = ProxyRequest(proxy, request)
     while there is no reply:
         send asking.outgoing()
         asking.receive(up to asking.wants bytes, or b"" for the end of the connection)
@@ -47,7 +47,7 @@ CLOSED = "it has closed the connection without an answer"
 _WANTED, _REFUSED = "it wants a password", "it refuses the password"
 
 
-class Asking:
+class ProxyRequest:
     """What is said to a `proxy` to have it carry out a `request`, and what it says to that."""
 
     __slots__ = ("_client", "_login", "_out", "proxy", "request")

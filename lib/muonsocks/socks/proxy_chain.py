@@ -17,7 +17,7 @@ from muonsocks.errors import (
 )
 from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.stream import Stream
-from muonsocks.socks.asking import CLOSED, Asking
+from muonsocks.socks.proxy_request import CLOSED, ProxyRequest
 from muonsocks.socks.request import Command, Reply, ReplyCode, Request
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_address import ProxyAddress
     from muonsocks.socks.rules import Chain
 
-    Granted = tuple[Stream, Asking, Reply]
+    Granted = tuple[Stream, ProxyRequest, Reply]
 
 # Of several refusals, the one that says most about the destination is passed on.
 _TELLING = (
@@ -101,7 +101,7 @@ class _Way:
         raise RequestFailed(*min(refusals, key=_rank))
 
     async def _ask_once(self, place: int, request: Request) -> Granted:
-        asking = Asking(self._chain[place], request)
+        asking = ProxyRequest(self._chain[place], request)
         stream = await self._reach(place)
         try:
             reply = await next_reply(stream, asking)
@@ -155,7 +155,7 @@ class _Way:
         return await self._dialler.look_up(self._loop, endpoint)
 
 
-async def next_reply(stream: Stream, asking: Asking) -> Reply:
+async def next_reply(stream: Stream, asking: ProxyRequest) -> Reply:
     """Bring a proxy to its next reply, and not a byte further. ProxyFailed, or RequestFailed if it
     refuses.
     """
@@ -176,7 +176,7 @@ async def next_reply(stream: Stream, asking: Asking) -> Reply:
     return reply
 
 
-async def _read(stream: Stream, asking: Asking) -> bytes:
+async def _read(stream: Stream, asking: ProxyRequest) -> bytes:
     try:
         data = await stream.receive(asking.wants)
     except ConnectionError:
