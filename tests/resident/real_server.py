@@ -11,6 +11,7 @@ a traceback in the log, fails the test.
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ends import descriptors
-from programs import SECONDS, accept, environment, listener, read_all, socks4
+from programs import SECONDS, accept, environment, read_all, socks4
 
 ROOT = Path(__file__).resolve().parents[2]
 MUONSOCKS = str(ROOT / "bin" / "muonsocks")
@@ -36,10 +37,14 @@ ADDRESS = f"127.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() 
 
 
 def free_port(host: str = ADDRESS) -> int:
-    """A port that nobody listens on."""
-    with listener(host) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that no connection of a parallel test gets meanwhile: it
+    is not one of those that the kernel chooses from (ip_local_port_range).
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        port = random.randrange(10000, 32768)
+        with contextlib.suppress(OSError), socket.create_server((host, port), family=family):
+            return port
 
 
 def until(what: str, holds: Callable[[], Any], seconds: float = SECONDS) -> Any:
