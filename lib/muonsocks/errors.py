@@ -23,7 +23,7 @@ SHORTAGES = (
 )
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """The command line, a file or the environment asks for something that cannot be.
 
     Tools print it as one line, with the hint of what to do instead, and exit with 100.
@@ -90,6 +90,14 @@ class ProxyFailed(DialError):
         self, reason: str, number: int = 0, failures: Sequence[tuple[str, int]] = ()
     ) -> None:
         super().__init__(number, reason, failures)
+
+
+class ProxyNotReached(ProxyFailed):
+    """There is no connection to a proxy."""
+
+
+class NotAdmittedByProxy(ProxyFailed):
+    """A proxy wants a password, or another one."""
 
 
 class NobodyCame(OSError):

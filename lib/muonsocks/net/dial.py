@@ -28,8 +28,8 @@ from muonsocks.net.stream import Stream, prepare_tcp, unix_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from typing import TypeVar
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class Dialler:
 
     __slots__ = (
         "bind_address",
+        "bind_port",
         "connect_timeout",
         "dial_timeout",
         "family",
@@ -53,6 +54,7 @@ class Dialler:
         "lookup",
         "mark",
         "name_lookup",
+        "options",
     )
 
     def __init__(
@@ -65,8 +67,11 @@ class Dialler:
         dial_timeout: float = 30,
         lookup: Callable[[str], Awaitable[list[tuple[bytes, int]]]] | None = None,
         name_lookup: Callable[[bytes], Awaitable[str]] | None = None,
+        bind_port: int = 0,
+        options: Sequence[tuple[Any, ...]] = (),
     ) -> None:
         """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family.
+        `options` are what setsockopt(2) gets for each TCP socket.
 
         `lookup` gives what `names.addresses_of` does, `name_lookup` what `names.name_of_address`
         does; without them, those are called in a thread.
@@ -82,6 +87,8 @@ class Dialler:
         self.dial_timeout = dial_timeout
         self.lookup = lookup
         self.name_lookup = name_lookup
+        self.bind_port = bind_port
+        self.options = options
 
     async def dial(
         self,
@@ -208,13 +215,15 @@ class Dialler:
                 prepare_tcp(sock)
             elif family == AF_INET6:
                 sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+            for option in self.options if is_stream else ():
+                sock.setsockopt(*option)
             if self.mark:
                 sock.setsockopt(SOL_SOCKET, SO_MARK, self.mark)
             if self.interface:
                 sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, os.fsencode(self.interface))
             if self.bind_address is not None:
                 sock.setsockopt(IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((format_address(self.bind_address), 0))
+                sock.bind((format_address(self.bind_address), self.bind_port if is_stream else 0))
         except OSError:
             sock.close()
             raise

@@ -154,6 +154,10 @@ class Loop:
 
     # Descriptors
 
+    def fileno(self) -> int:
+        """Give the epoll's descriptor: it is readable while there is something to be dealt with."""
+        return self._epoll.fileno()
+
     def register(self, fd: int, handler: Callable[[int], None], room: bool = False) -> bool:
         """Call `handler` with the events of `fd` from now on: input, ends and errors; with `room`,
         that there is room for output too.

@@ -257,6 +257,12 @@ class Stream(Waitable):
         self.reader = self.writer = -1
         self.socket.close()
 
+    def detach(self) -> socket:
+        """Leave the socket, open and non-blocking, to whoever goes on with it without this loop."""
+        self.loop.unregister(self.reader)
+        self.reader = self.writer = -1
+        return self.socket
+
     def give_away(self) -> None:
         """Close it here and leave all as it is for another process, which has it too."""
         self.close()

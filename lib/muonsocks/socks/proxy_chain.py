@@ -11,7 +11,9 @@ from muonsocks.address import Endpoint
 from muonsocks.errors import (
     DialError,
     NotAdmitted,
+    NotAdmittedByProxy,
     ProxyFailed,
+    ProxyNotReached,
     RemoteProtocolError,
     RequestFailed,
 )
@@ -59,6 +61,17 @@ async def ask(
     """
     with loop.deadline(dialler.dial_timeout):
         return await _Way(loop, dialler, chain, greet).ask(len(chain) - 1, requests)
+
+
+async def destinations(
+    loop: Loop, dialler: Dialler, chain: Chain, destination: Endpoint
+) -> list[Endpoint]:
+    """Give what the last proxy may be told of a destination, in the order to try: its addresses, if
+    it is a name that is not for that proxy to look up. NameNotResolved.
+    """
+    if destination.packed is not None or chain[-1].resolves:
+        return [destination]
+    return await dialler.look_up(loop, destination)
 
 
 class _Silence(ProxyFailed):
@@ -122,7 +135,7 @@ class _Way:
         except ProxyFailed:
             raise
         except OSError as error:  # its name is not known, or the one before refuses
-            raise _failed(proxy, error) from None
+            raise _not_reached(proxy, error) from None
         self._found[place] = asking.request.destination
         return stream
 
@@ -134,7 +147,7 @@ class _Way:
             else:
                 stream = await self._dialler.dial(self._loop, proxy.endpoint)
         except OSError as error:
-            raise _failed(proxy, error) from None
+            raise _not_reached(proxy, error) from None
         if self._greet is not None:
             try:
                 await self._greet(stream)
@@ -150,9 +163,7 @@ class _Way:
         endpoint = self._chain[place].endpoint
         if place in self._found:
             return [self._found[place]]
-        if endpoint.packed is not None or self._chain[place - 1].resolves:
-            return [endpoint]
-        return await self._dialler.look_up(self._loop, endpoint)
+        return await destinations(self._loop, self._dialler, self._chain[:place], endpoint)
 
 
 async def next_reply(stream: Stream, asking: ProxyRequest) -> Reply:
@@ -167,8 +178,10 @@ async def next_reply(stream: Stream, asking: ProxyRequest) -> Reply:
             reply = asking.next_reply()
     except _Silence:
         raise
-    except (RemoteProtocolError, NotAdmitted) as error:
+    except RemoteProtocolError as error:
         raise ProxyFailed(f"{asking.proxy}: {error}") from None
+    except NotAdmitted as error:
+        raise NotAdmittedByProxy(f"{asking.proxy}: {error}") from None
     except OSError as error:
         raise _failed(asking.proxy, error) from None
     if reply.code != ReplyCode.SUCCEEDED:
@@ -189,8 +202,12 @@ async def _read(stream: Stream, asking: ProxyRequest) -> bytes:
 
 
 def _failed(proxy: ProxyAddress, error: OSError) -> ProxyFailed:
+    return ProxyFailed(f"{proxy}: {error.strerror or error}", error.errno or 0)
+
+
+def _not_reached(proxy: ProxyAddress, error: OSError) -> ProxyNotReached:
     failures = error.failures if isinstance(error, DialError) else ()
-    return ProxyFailed(f"{proxy}: {error.strerror or error}", error.errno or 0, failures)
+    return ProxyNotReached(f"{proxy}: {error.strerror or error}", error.errno or 0, failures)
 
 
 def _rank(refusal: tuple[int, str]) -> int:

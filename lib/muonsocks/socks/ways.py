@@ -42,9 +42,7 @@ async def through(session: Session, way: Chain, destination: Endpoint) -> Stream
     """
     dialler = session.policy.dialler
     with session.loop.deadline(dialler.dial_timeout):
-        found = [destination]
-        if destination.packed is None and not way[-1].resolves:
-            found = await dialler.look_up(session.loop, destination)
+        found = await proxy_chain.destinations(session.loop, dialler, way, destination)
         return await _through(session, way, found)
 
 

@@ -1,0 +1,142 @@
+"""Errands for asyncio: the house's loop is a guest of asyncio's, for as long as there are any."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from weakref import WeakKeyDictionary
+
+from muonsocks.client.errand import Errand, endpoint_of, way_to
+from muonsocks.net.loop import Loop
+from muonsocks.net.task import Waitable
+from muonsocks.socks.request import Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any, TypeVar
+
+    from muonsocks.client.proxies import Proxies
+
+    T = TypeVar("T")
+
+
+async def open_connection(
+    host: str,
+    port: int | str,
+    *,
+    proxy: Proxies = None,
+    timeout: float | None = None,
+    **more: Any,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect through `proxy`, as asyncio.open_connection does without, which gets all `more`, for
+    TLS say. What `proxy` is and what is raised is as for `create_connection`.
+
+    `timeout` is in seconds, and for all up to the connection.
+    """
+    if more.get("ssl") and "server_hostname" not in more:
+        more["server_hostname"] = host
+    sock = await open_socket(host, port, proxy=proxy, timeout=timeout)
+    try:
+        return await asyncio.open_connection(sock=sock, **more)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def open_socket(
+    host: str, port: int | str, *, proxy: Proxies = None, timeout: float | None = None
+) -> socket.socket:
+    """The same, but give the socket, for loop.create_connection() and the like."""
+    destination = endpoint_of(host, port)
+    errand = Errand(Command.CONNECT, destination, way_to(destination, proxy))
+    granted = await carry_out(lambda loop: errand.run(loop, timeout))
+    return socket.socket(fileno=granted.sock.detach())
+
+
+async def carry_out(start: Callable[[Loop], Coroutine[Waitable, None, T]]) -> T:
+    """Run a coroutine that `start` makes for the house's loop, in a task of asyncio's."""
+    host = asyncio.get_running_loop()
+    guest = _guests.get(host)
+    if guest is None:
+        guest = _guests[host] = _Guest(host)
+    return await guest.run(start)
+
+
+class _Guest:
+    """The house's loop, of which asyncio's sees one descriptor and one timer."""
+
+    __slots__ = ("_alarm", "_host", "_loop", "_tasks")
+
+    def __init__(self, host: asyncio.AbstractEventLoop) -> None:
+        self._host = host
+        self._loop = Loop()
+        self._tasks = 0
+        self._alarm: asyncio.TimerHandle | None = None
+        host.add_reader(self._loop.fileno(), self._turn)
+
+    async def run(self, start: Callable[[Loop], Coroutine[Waitable, None, T]]) -> T:
+        """Run one coroutine. A task that is cancelled interrupts it."""
+        future: asyncio.Future[T] = self._host.create_future()
+
+        def succeed(result: T) -> None:
+            if future.done():
+                _drop(result)
+            else:
+                future.set_result(result)
+
+        def fail(error: BaseException) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        self._tasks += 1
+        try:
+            task = self._loop.spawn(start(self._loop), fail, succeed)
+            self._set_alarm()
+            try:
+                return await future
+            except asyncio.CancelledError as error:
+                if not task.is_over:
+                    task.interrupt(error)
+                elif not future.cancelled() and future.exception() is None:
+                    _drop(future.result())
+                raise
+        finally:
+            self._tasks -= 1
+            if not self._tasks:
+                self._close()
+
+    def _turn(self) -> None:
+        """Deal with what there is, and come back when there is something again."""
+        self._loop.run(self._one_round())
+        if self._tasks:
+            self._set_alarm()
+
+    async def _one_round(self) -> None:
+        pause = Waitable()
+        self._loop.call_soon(pause.wake)
+        await pause
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        timers = self._loop.timers
+        if timers:
+            due, _, _ = timers[0]
+            self._alarm = self._host.call_at(due, self._turn)
+
+    def _close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        del _guests[self._host]
+        self._host.remove_reader(self._loop.fileno())
+        self._loop.close()
+
+
+_guests: WeakKeyDictionary[asyncio.AbstractEventLoop, _Guest] = WeakKeyDictionary()
+
+
+def _drop(result: Any) -> None:
+    """Close what nobody waits for any more."""
+    result.sock.close()

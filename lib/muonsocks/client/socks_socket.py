@@ -1,0 +1,279 @@
+"""SocksSocket, a socket.socket whose connections go through proxies, blocking or not.
+
+What is sent and received is the kernel's business: when a connection is up, its descriptor is the
+one to the proxy, and all methods are socket.socket's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from _socket import socket as c_socket
+
+from muonsocks.address import Endpoint
+from muonsocks.client.blocking import run
+from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
+from muonsocks.client.errors import in_progress, timed_out
+from muonsocks.client.parking import replace
+from muonsocks.client.proxies import chain_of
+from muonsocks.socks.request import Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from muonsocks.client.proxies import Proxies
+    from muonsocks.client.under_way import Journey
+    from muonsocks.socks.proxy_request import ProxyRequest
+    from muonsocks.socks.rules import Chain
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_MPTCP)
+
+
+class SocksSocket(socket.socket):
+    """A TCP socket that connects, listens and accepts through proxies, or a UDP socket that sends
+    and receives through one. Of any other kind it is a socket.socket.
+
+    A host may be a name: it is looked up by the proxy, or here, as the URL of the proxy says.
+    Errors are OSErrors, see `errors`; `failure` keeps the one that a connect_ex() or SO_ERROR has
+    only had the number of.
+    """
+
+    # Whether listen() is for connections to this host, and not to the proxy.
+    listens_here = False
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        proxy: Proxies = None,
+    ) -> None:
+        """`proxy` is as for `create_connection`."""
+        self.failure: OSError | None = None
+        self._proxies: Proxies = chain_of(proxy)
+        self._options: list[tuple[Any, ...]] = []
+        self._source: Endpoint | None = None
+        self._peer: Endpoint | None = None  # the destination, once it is connected to
+        self._bound: Endpoint | None = None  # what the last proxy has bound
+        self._asking: ProxyRequest | None = None  # while a peer is awaited there
+        self._journey: Journey | None = None
+        super().__init__(family, type, proto, fileno)
+        kind = c_socket.type.__get__(self)
+        self._is_for_proxies = (
+            self.family in _FAMILIES and kind in _KINDS and self.proto in _PROTOCOLS
+        )
+        if self._is_for_proxies and kind == socket.SOCK_DGRAM:
+            from muonsocks.client.datagrams import Datagrams
+
+            become(self, Datagrams)
+
+    # Connecting
+
+    def connect(self, address: Any) -> None:
+        """Connect to (host, port), as socket.connect does, but through proxies.
+
+        A socket that does not block raises BlockingIOError (EINPROGRESS), and there is room for
+        output when it is connected, or has failed: SO_ERROR, or the same call again, tells.
+        """
+        if not self._is_for_proxies:
+            super().connect(address)
+            return
+        if self._peer is not None or self._asking is not None:
+            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+        destination = endpoint_of(*address[:2])
+        chain = way_to(destination, self._proxies)
+        if not chain:
+            super().connect(address)
+            return
+
+        def arrive(granted: Granted) -> None:
+            self._bound = granted.bound
+            self._peer = destination
+
+        self._set_out(Command.CONNECT, destination, chain, arrive)
+
+    def connect_ex(self, address: Any) -> int:
+        """Connect, but give the errno of what goes wrong, or 0."""
+        try:
+            self.connect(address)
+        except OSError as error:
+            self.failure = error
+            return number_of(error)
+        return 0
+
+    def bind(self, address: Any) -> None:
+        """Have the connection to the first proxy come from this address of ours."""
+        super().bind(address)
+        if self._is_for_proxies:
+            self._source = Endpoint.of_socket(super().getsockname())
+
+    # Waiting for a connection
+
+    def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("0.0.0.0", 0)) -> None:
+        """Have the last proxy listen for one connection from the host of `peer`: BIND.
+
+        Then getsockname() says where, which is for the peer to be told, and accept() waits for it.
+        Without a peer anybody may come, if the proxy lets that be. For the rest it is as connect().
+        """
+        chain: Chain = ()
+        if self._is_for_proxies and not self.listens_here:
+            expected = endpoint_of(*peer)
+            chain = way_to(expected, self._proxies)
+        if not chain:
+            super().listen(backlog)
+            return
+        if self._asking is not None or self._peer is not None:
+            raise OSError(errno.EINVAL, "it has brought its connection: make another socket")
+
+        def arrive(granted: Granted) -> None:
+            self._bound, self._asking = granted.bound, granted.asking
+
+        self._set_out(Command.BIND, expected, chain, arrive)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Wait for the one connection, and give its socket and the peer's address.
+
+        There is input while it can be had. This socket is of no use afterwards.
+        """
+        if self._asking is None:
+            return super().accept()
+        timeout = self.gettimeout()
+        asking = self._asking
+        borrowed = c_socket(fileno=self.fileno())
+        os.set_blocking(self.fileno(), False)
+        try:
+            peer = run(lambda loop: second_reply(loop, borrowed, asking, timeout))
+        except TimeoutError as error:
+            if timeout == 0:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+            raise timed_out() from error
+        finally:
+            borrowed.detach()
+            os.set_blocking(self.fileno(), timeout is None)
+        sock = self._made(os.dup(self.fileno()))
+        sock._peer, sock._bound = peer, self._bound
+        self._asking = None
+        self._peer = peer  # which makes it of no use
+        self._become_fresh()
+        if socket.getdefaulttimeout() is None and timeout:
+            sock.setblocking(True)  # as socket.accept has it
+        return sock, self._name(peer)
+
+    def _made(self, fd: int) -> SocksSocket:
+        os.set_inheritable(fd, False)
+        return type(self)(self.family, self.type, self.proto, fileno=fd, proxy=self._proxies)
+
+    # Where it is
+
+    def getpeername(self) -> Any:
+        """Give the destination as it was said to connect(), or who has connected to the proxy."""
+        if self._peer is None or self._asking is not None:
+            return super().getpeername()
+        return self._name(self._peer)
+
+    def getsockname(self) -> Any:
+        """Give the address that the last proxy has bound, if it says so; else that of ours."""
+        bound = self._bound
+        if bound is None or (not bound.port and not any(bound.packed or b"")):
+            return super().getsockname()
+        return self._name(bound)
+
+    def _name(self, endpoint: Endpoint) -> tuple[Any, ...]:
+        if self.family == socket.AF_INET6:
+            return (endpoint.host, endpoint.port, 0, endpoint.scope)
+        return (endpoint.host, endpoint.port)
+
+    # Options
+
+    def setsockopt(self, *option: Any) -> None:
+        """Set an option, of this socket and of the one to the proxy."""
+        super().setsockopt(*option)
+        if self._is_for_proxies and option[0] in (socket.SOL_SOCKET, socket.IPPROTO_TCP):
+            self._options.append(option)
+
+    # The end
+
+    def detach(self) -> int:
+        """Give the descriptor away, as it is."""
+        self._drop()
+        return super().detach()
+
+    def _real_close(self, _ss: Any = c_socket) -> None:
+        self._drop()
+        super()._real_close(_ss)  # type: ignore[misc]
+
+    def _drop(self) -> None:
+        journey, self._journey = self._journey, None
+        if journey is not None:
+            journey.drop()
+
+    # On the way
+
+    def _set_out(
+        self,
+        command: int,
+        destination: Endpoint,
+        chain: Chain,
+        arrive: Callable[[Granted], None],
+    ) -> None:
+        """Carry out an errand, whose socket becomes this one's; `arrive` is told of it then."""
+        errand = Errand(command, destination, chain, self._source, self._options)
+        timeout = self.gettimeout()
+        if self._source is not None:
+            self._become_fresh()  # or its port would not be free for the errand
+        if timeout != 0:
+            granted = run(lambda loop: errand.run(loop, timeout))
+            self._take_over(granted.sock, False)
+            arrive(granted)
+            return
+        from muonsocks.client.under_way import Journey, UnderWay
+
+        self._journey = Journey(self.fileno(), errand.run, arrive)
+        become(self, UnderWay)
+        raise in_progress()
+
+    def _take_over(self, sock: c_socket, is_watched: bool) -> None:
+        """Have another socket in this one's place, with this one's mode."""
+        replace(self.fileno(), sock, is_watched)
+        os.set_blocking(self.fileno(), self.gettimeout() is None)
+
+    def _become_fresh(self, is_watched: bool = False) -> None:
+        """Be a socket that has done nothing yet."""
+        self._take_over(c_socket(self.family, socket.SOCK_STREAM, 0), is_watched)
+
+
+def become(sock: SocksSocket, part: type) -> None:
+    """Have the methods of a part go before those of a socket's class, up to `be_again`.
+
+    No method is any slower for what it could be but is not.
+    """
+    kind = type(sock)
+    made = _made.get((part, kind))
+    if made is None:
+        made = _made[part, kind] = type(
+            kind.__name__, (part, kind), {"__module__": kind.__module__}
+        )
+    sock.__class__ = made  # type: ignore[assignment]
+
+
+def be_again(sock: SocksSocket) -> None:
+    """Undo the last `become`."""
+    sock.__class__ = type(sock).__bases__[1]
+
+
+_made: dict[tuple[type, type], type] = {}
+
+
+def number_of(error: OSError) -> int:
+    """Give the errno of an error, as connect_ex() and SO_ERROR have it."""
+    number = error.errno or errno.EIO
+    if isinstance(error, TimeoutError):
+        return error.errno or errno.EAGAIN
+    return number if number > 0 else errno.EHOSTUNREACH  # of getaddrinfo(3), which has its own
