@@ -260,7 +260,7 @@ def become(sock: SocksSocket, part: type) -> None:
         made = _made[part, kind] = type(
             kind.__name__, (part, kind), {"__module__": kind.__module__}
         )
-    sock.__class__ = made  # type: ignore[assignment]
+    sock.__class__ = made
 
 
 def be_again(sock: SocksSocket) -> None:
