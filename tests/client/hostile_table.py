@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Print what a program is told by each kind of client when a proxy does what it should not, and in
 how long: tests/client/hostile_table.py [SECONDS]
 
