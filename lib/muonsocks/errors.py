@@ -55,10 +55,12 @@ class RefusedByRule(Exception):
 
 
 class NameNotResolved(OSError):
-    """The name has no address that could be tried. `strerror` says why."""
+    """The name has no address that could be tried. `strerror` says why; `errno` is ETIMEDOUT if
+    that took too long.
+    """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(None, reason)
+    def __init__(self, reason: str, number: int | None = None) -> None:
+        super().__init__(number, reason)
 
 
 class RequestFailed(OSError):
@@ -67,6 +69,10 @@ class RequestFailed(OSError):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(None, reason)
         self.code = code
+
+
+class RequestImpossible(RequestFailed):
+    """The protocol of who is to be asked has no way to say the request: nobody has been asked."""
 
 
 class DialError(OSError):

@@ -4,21 +4,31 @@
         stream = loop.run(connect through upstream.url("socks5"))
 
 Each connection has a script, the last one all further ones: a number of bytes to be heard, bytes to
-be said, or one of the words below. In the end it waits for us to go.
+be said, seconds to pass, or one of the words below. In the end it waits for us to go.
 """
 
 import contextlib
+import itertools
 import socket
 import struct
 import threading
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from muonsocks.socks.proxy_address import ProxyAddress
 
-END, RESET, BYTE_BY_BYTE = "end", "reset", "byte by byte"  # the last one: what it says next
+END, RESET, DEAF = "end", "reset", "deaf"  # the last one: it hears nothing any more
+BYTE_BY_BYTE = "byte by byte"  # what it says next
 SECONDS = 20
 
-Script = list[int | bytes | str]
+Script = Iterable[int | float | bytes | str]
+
+
+class Endless(list[int | float | bytes | str]):
+    """A script that begins again when it is over, until we go."""
+
+    def __iter__(self) -> Iterator[int | float | bytes | str]:
+        return itertools.cycle(list(super().__iter__()))
 
 
 class Upstream:
@@ -32,6 +42,7 @@ class Upstream:
         self.place = f"unix:{path}" if path else f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.heard: list[bytes] = []
         self._connections: list[socket.socket] = []
+        self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
 
     def url(self, scheme: str, login: str = "") -> ProxyAddress:
@@ -44,6 +55,7 @@ class Upstream:
     def __exit__(
         self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
     ) -> None:
+        self._is_over.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for one in self._connections:
@@ -77,6 +89,11 @@ class Upstream:
             elif isinstance(step, bytes):
                 for piece in [bytes((byte,)) for byte in step] if by_byte else [step]:
                     one.sendall(piece)
+            elif isinstance(step, float):
+                self._is_over.wait(step)
+            elif step == DEAF:
+                self._is_over.wait(SECONDS)
+                return
             elif step == BYTE_BY_BYTE:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 by_byte = True

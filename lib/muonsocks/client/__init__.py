@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from muonsocks.client.errors import DestinationUnreachable as DestinationUnreachable
     from muonsocks.client.errors import LoginRefused as LoginRefused
     from muonsocks.client.errors import NameNotFound as NameNotFound
+    from muonsocks.client.errors import NameTimedOut as NameTimedOut
     from muonsocks.client.errors import ProxyError as ProxyError
     from muonsocks.client.errors import ProxyMisbehaved as ProxyMisbehaved
     from muonsocks.client.errors import ProxyTimedOut as ProxyTimedOut
@@ -36,6 +37,7 @@ _HOMES = {
     "DestinationUnreachable": "muonsocks.client.errors",
     "LoginRefused": "muonsocks.client.errors",
     "NameNotFound": "muonsocks.client.errors",
+    "NameTimedOut": "muonsocks.client.errors",
     "ProxyAddress": "muonsocks.socks.proxy_address",
     "ProxyError": "muonsocks.client.errors",
     "ProxyMisbehaved": "muonsocks.client.errors",

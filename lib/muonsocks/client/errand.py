@@ -6,11 +6,12 @@ one of its own for a thread that does not, `in_asyncio` inside of asyncio's.
 from __future__ import annotations
 
 import errno
+from _socket import if_nametoindex
 
 from muonsocks.address import Endpoint
 from muonsocks.client.errors import told
 from muonsocks.client.proxies import chain_of, from_environment
-from muonsocks.errors import LocalProtocolError, UsageError
+from muonsocks.errors import LocalProtocolError, ProxyFailed, UsageError
 from muonsocks.net.dial import Dialler
 from muonsocks.socks.machine import name_bytes
 from muonsocks.socks.request import Command, Request
@@ -81,11 +82,12 @@ class Errand:
 
         This is for the loop of another one: whoever interrupts it has nothing to tidy up.
         """
+        deadline = loop.deadline(_FOREVER if timeout is None else timeout)
         try:
-            with loop.deadline(_FOREVER if timeout is None else timeout):
+            with deadline:
                 return await self._run(loop)
         except OSError as error:
-            raise told(error) from None
+            raise told(error, deadline.passed) from None
 
     async def _run(self, loop: Loop) -> Granted:
         if not self.chain:
@@ -102,7 +104,11 @@ class Errand:
         stream, asking, reply = await proxy_chain.ask(loop, self.dialler, chain, requests)
         bound = reply.bound
         if command in (Command.BIND, Command.ASSOCIATE):
-            bound = bound_by_proxy(chain, stream, bound)
+            try:
+                bound = bound_by_proxy(chain, stream, bound)
+            except OSError as error:  # it has gone already
+                stream.close()
+                raise ProxyFailed(f"{chain[-1]}: {error.strerror}", errno.ECONNRESET) from None
         return Granted(stream.detach(), bound, asking if command == Command.BIND else None)
 
 
@@ -139,16 +145,31 @@ def endpoint_of(host: str | bytes | None, port: int | str) -> Endpoint:
     number = int(port)
     if not 0 <= number <= 65535:
         raise OverflowError("port must be 0-65535.")
-    address, percent, _ = name.partition("%")
-    endpoint = Endpoint(address if percent and ":" in address else name, number)
+    address, percent, zone = name.partition("%")
+    if percent and ":" in address:
+        endpoint = Endpoint(address, number)
+        if endpoint.packed is not None:
+            endpoint.scope = _scope(zone)
+            return endpoint
+    endpoint = Endpoint(name, number)
     if endpoint.packed is None:
-        if not name.isascii():
-            endpoint = Endpoint(name.encode("idna").decode("ascii"), number)
         try:
+            if not name.isascii():
+                endpoint = Endpoint(name.encode("idna").decode("ascii"), number)
             name_bytes(endpoint)
-        except LocalProtocolError:
+        except (LocalProtocolError, UnicodeError):
             raise UsageError(f"{name[:60]!r} cannot be the name of a host") from None
     return endpoint
+
+
+def _scope(zone: str) -> int:
+    """Give the number of an interface (RFC 4007 section 11.2). UsageError."""
+    if zone.isascii() and zone.isdecimal() and len(zone) < 10:
+        return int(zone)
+    try:
+        return if_nametoindex(zone)
+    except (OSError, ValueError):
+        raise UsageError(f"{zone[:60]!r} is no interface") from None
 
 
 def way_to(destination: Endpoint, proxies: Proxies) -> Chain:

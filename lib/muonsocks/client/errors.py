@@ -10,9 +10,14 @@
         DestinationRefused          that it refuses the connection; a ConnectionRefusedError
         DestinationTimedOut         that it does not answer; a TimeoutError
       NameNotFound                a name that is looked up here has no address; a socket.gaierror
+        NameTimedOut                time was up before that was known; a TimeoutError
 
 Each has the `side` at fault, "proxy", "destination" or "here", and the reply `code` (RFC 1928
 section 6) if a proxy has given one. `errno` is what a connection without a proxy would have had.
+
+SOCKS4 has three refusals: 91 is code 1, of which nobody knows the side, 92 and 93, which are about
+the user, are code 2. Of HTTP's statuses 403 and 451 are code 2, 404 and 502 code 4, 504 code 6, and
+all others code 1; 401 and 407 are a LoginRefused.
 """
 
 from __future__ import annotations
@@ -22,12 +27,14 @@ import os
 from _socket import EAI_NONAME, gaierror
 
 from muonsocks.errors import (
+    SHORTAGES,
     DialError,
     NameNotResolved,
     NotAdmittedByProxy,
     ProxyFailed,
     ProxyNotReached,
     RequestFailed,
+    RequestImpossible,
 )
 from muonsocks.socks.request import ReplyCode
 
@@ -43,7 +50,9 @@ class ProxyError(OSError):
 
 
 class ProxyUnreachable(ProxyError):
-    """There is no connection to a proxy; `errno` says why."""
+    """There is no connection to a proxy; `errno` says why. Where we have run out of something, or
+    cannot come from the address that we should, the `side` is "here".
+    """
 
 
 class ProxyMisbehaved(ProxyError):
@@ -55,7 +64,9 @@ class LoginRefused(ProxyError):
 
 
 class RequestRefused(ProxyError):
-    """A proxy will not or cannot do what it is asked for, for reasons of its own."""
+    """A proxy will not or cannot do what it is asked for, for reasons of its own. Where its
+    protocol has no way to ask, the `side` is "here", and there is no `code`.
+    """
 
 
 class ProxyTimedOut(ProxyError, TimeoutError):
@@ -82,6 +93,13 @@ class NameNotFound(ProxyError, gaierror):
     side = "here"
 
 
+class NameTimedOut(NameNotFound, TimeoutError):
+    """Time was up before a name had been looked up here (ETIMEDOUT)."""
+
+
+# What a call of ours fails with that has nothing to do with who is at the other end.
+_OURS = (*SHORTAGES, errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+
 # RFC 1928 does not say what connect(2) would; this is the other half of request.reply_code.
 _BY_CODE: dict[int, tuple[type[ProxyError], int]] = {
     ReplyCode.NOT_ALLOWED: (RequestRefused, errno.EACCES),
@@ -91,29 +109,45 @@ _BY_CODE: dict[int, tuple[type[ProxyError], int]] = {
     ReplyCode.TTL_EXPIRED: (DestinationTimedOut, errno.ETIMEDOUT),
     ReplyCode.COMMAND_NOT_SUPPORTED: (RequestRefused, errno.EOPNOTSUPP),
     ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED: (RequestRefused, errno.EAFNOSUPPORT),
-    ReplyCode.IDENTITY_REFUSED: (RequestRefused, errno.EACCES),
 }
 
 
-def told(error: OSError) -> OSError:
-    """Make what a program is told of an error from the rooms below."""
-    reason = error.strerror or str(error)
+def told(error: OSError, is_late: bool = False) -> OSError:
+    """Make what a program is told of an error from the rooms below; `is_late` if time was up."""
+    reason, number = error.strerror or str(error), error.errno or 0
     if isinstance(error, RequestFailed):
         kind, number = _BY_CODE.get(error.code, (RequestRefused, errno.ECONNABORTED))
+        if isinstance(error, RequestImpossible):
+            return _here(kind(number, reason))
         return kind(number, reason, error.code)
     if isinstance(error, NameNotResolved):
-        return NameNotFound(EAI_NONAME, reason)
-    if isinstance(error, ProxyFailed):
-        number = error.errno or 0
         if number == errno.ETIMEDOUT:
-            return ProxyTimedOut(number, reason)
-        if isinstance(error, NotAdmittedByProxy):
-            return LoginRefused(errno.EACCES, reason)
-        if isinstance(error, ProxyNotReached):
-            return ProxyUnreachable(number or errno.EHOSTUNREACH, reason)
-        return ProxyMisbehaved(number or errno.EPROTO, reason)
+            return NameTimedOut(number, reason)
+        return NameNotFound(EAI_NONAME, reason)
     if isinstance(error, DialError):
-        return OSError(error.errno, reason)  # without proxies: of the class that has this number
+        if is_late and number != errno.ETIMEDOUT:  # of one address; others have not answered
+            number, reason = errno.ETIMEDOUT, f"{reason}, and then the time limit has passed"
+        if isinstance(error, ProxyFailed):
+            return _of_proxy(error, number, reason)
+        return OSError(number, reason)  # without proxies: of the class that has this number
+    return error
+
+
+def _of_proxy(error: ProxyFailed, number: int, reason: str) -> ProxyError:
+    if number == errno.ETIMEDOUT:
+        return ProxyTimedOut(number, reason)
+    if isinstance(error, NotAdmittedByProxy):
+        return LoginRefused(errno.EACCES, reason)
+    if isinstance(error, ProxyNotReached):
+        kind = ProxyUnreachable(number or errno.EHOSTUNREACH, reason)
+        return _here(kind) if number in _OURS else kind
+    if number == errno.EPIPE:
+        number = errno.ECONNRESET  # it has hung up, and we have found that when we spoke
+    return ProxyMisbehaved(number or errno.EPROTO, reason)
+
+
+def _here(error: ProxyError) -> ProxyError:
+    error.side = "here"
     return error
 
 

@@ -5,7 +5,15 @@
     no_proxy, NO_PROXY          where nothing goes through them: names, which stand for all below
                                 them, addresses and networks, or * for everywhere
 
-The first that is there counts. Elsewhere URLs are separated by commas or blanks, too.
+The first that is there counts, and what is empty is not there. Elsewhere URLs are separated by
+commas or blanks, too.
+
+This is what curl has, with these differences. Several URLs are one way. What is not a URL of a
+kind of proxy that there is here is an error, so that nothing goes another way than it should; what
+has no scheme at all is HTTP's, as in curl. Among exceptions * counts in any place, and may stand in
+front of a name, as other programs have it; an IPv6 address or network may have brackets; a network
+of 0 bits is all addresses, and host bits in a network do no harm. An exception with a port is about
+nothing, as in curl.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ import os
 
 from muonsocks.address import Endpoint, Network, parse_address
 from muonsocks.errors import UsageError
-from muonsocks.socks.proxy_address import ProxyAddress
+from muonsocks.socks.proxy_address import SCHEMES, ProxyAddress
 from muonsocks.socks.rules import expect_chain
 
 TYPE_CHECKING = False
@@ -28,8 +36,14 @@ if TYPE_CHECKING:
 
 DIRECT: Chain = ()  # through no proxies, whatever the environment says
 _VARIABLES = ("all_proxy", "ALL_PROXY", "SOCKS5_SERVER", "SOCKS_SERVER", "SOCKS4_SERVER")
-# What these servers are, which have no scheme: they are told names, as a URL would say it.
-_SCHEME = {"SOCKS5_SERVER": "socks5h", "SOCKS_SERVER": "socks5h", "SOCKS4_SERVER": "socks4a"}
+# What these are without a scheme. The servers are told names.
+_SCHEME = {
+    "all_proxy": "http",
+    "ALL_PROXY": "http",
+    "SOCKS5_SERVER": "socks5h",
+    "SOCKS_SERVER": "socks5h",
+    "SOCKS4_SERVER": "socks4a",
+}
 
 
 def chain_of(proxies: Proxies) -> Chain | None:
@@ -39,12 +53,26 @@ def chain_of(proxies: Proxies) -> Chain | None:
     if isinstance(proxies, ProxyAddress):
         return (proxies,)
     if isinstance(proxies, str):
-        proxies = proxies.replace(",", " ").split()
+        proxies = _urls(proxies)
         if proxies == ["direct"]:
             return DIRECT
     chain = [one if isinstance(one, ProxyAddress) else ProxyAddress.parse(one) for one in proxies]
     expect_chain(chain)
     return tuple(chain)
+
+
+def _urls(text: str) -> list[str]:
+    """Separate URLs. A comma that none follows is one in a password, or in a path."""
+    urls: list[str] = []
+    for word in text.split():
+        found: list[str] = []
+        for piece in word.strip(",").split(","):
+            if not found or piece.partition("://")[0].lower() in SCHEMES:
+                found.append(piece)
+            else:
+                found[-1] += f",{piece}"
+        urls += [one.rstrip(",") for one in found if one]
+    return urls
 
 
 def from_environment(destination: Endpoint, environ: Mapping[str, str] | None = None) -> Chain:
@@ -58,9 +86,8 @@ def from_environment(destination: Endpoint, environ: Mapping[str, str] | None = 
         exceptions = environ.get("no_proxy") or environ.get("NO_PROXY", "")
         if _is_excepted(destination, exceptions):
             return DIRECT
-        scheme = _SCHEME.get(name)
-        if scheme and "://" not in text:
-            text = f"{scheme}://{text}"
+        if "://" not in text and text != "direct":
+            text = f"{_SCHEME[name]}://{text}"
         try:
             return chain_of(text) or DIRECT
         except UsageError as error:
@@ -83,14 +110,15 @@ def _is_about(word: str, destination: Endpoint) -> bool:
         name = destination.host.lower().rstrip(".")
         suffix = word.lower().removeprefix("*").strip(".")
         return bool(suffix) and (name == suffix or name.endswith(f".{suffix}"))
-    network = _network(word.strip("[]"))
+    network = _network(word)
     return network is not None and packed in network
 
 
 def _network(word: str) -> Network | None:
     """Read an address or a network, which may have host bits set; None if it is neither."""
     address, slash, length = word.partition("/")
-    packed = parse_address(address)
+    has_brackets = address.startswith("[") and address.endswith("]")
+    packed = parse_address(address[1:-1] if has_brackets else address)
     if packed is None:
         return None
     width = 8 * len(packed)

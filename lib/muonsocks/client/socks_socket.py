@@ -14,7 +14,7 @@ from _socket import socket as c_socket
 from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
-from muonsocks.client.errors import in_progress, timed_out
+from muonsocks.client.errors import ProxyError, in_progress, timed_out
 from muonsocks.client.parking import replace
 from muonsocks.client.proxies import chain_of
 from muonsocks.socks.request import Command
@@ -150,6 +150,8 @@ class SocksSocket(socket.socket):
         os.set_blocking(self.fileno(), False)
         try:
             peer = run(lambda loop: second_reply(loop, borrowed, asking, timeout))
+        except ProxyError:
+            raise  # one of them is a TimeoutError, too: the proxy waits no longer
         except TimeoutError as error:
             if timeout == 0:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None

@@ -172,7 +172,7 @@ class Dialler:
             with loop.deadline(self.dial_timeout):
                 return await look_up
         except TimeoutError:  # of this limit, or of one for that and more
-            raise NameNotResolved(f"{host}: no answer in time") from None
+            raise NameNotResolved(f"{host}: no answer in time", errno.ETIMEDOUT) from None
 
     def expect_family(self, address: Endpoint) -> None:
         """Hold that an address is of a family that this goes out by. DialError."""

@@ -147,10 +147,11 @@ class Loop:
         self.now = monotonic()
 
     def close(self) -> None:
-        """Close what the loop itself has opened."""
+        """Close what the loop itself has opened, and forget the timers, which refer to it."""
         if self._threads is not None:
             self._threads.close()
         self._epoll.close()
+        self.timers.clear()
 
     # Descriptors
 

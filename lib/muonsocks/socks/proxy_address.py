@@ -8,6 +8,10 @@
 
 User and password are percent-encoded, and may be missing; so may the port, which is 1080 then. A
 unix socket is localhost with a path, socks5h://localhost/run/proxy, or socks5h://unix:/run/proxy.
+
+Where curl would go on with what cannot be meant, these are errors: a % that no two digits follow,
+a password where the protocol has none, a path behind a host, no scheme. socks:// is one of them,
+which curl takes for SOCKS4 and desktops, which set it, for SOCKS5.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from muonsocks.address import Endpoint, expect_unix_path, is_name
 from muonsocks.errors import UsageError
 
 DEFAULT_PORT = 1080
-_SCHEMES = ("socks4", "socks4a", "socks5", "socks5h", "http")
+SCHEMES = ("socks4", "socks4a", "socks5", "socks5h", "http")
 _RESOLVING = ("socks4a", "socks5h", "http")
 _WITHOUT_PASSWORD = ("socks4", "socks4a")
 _LONGEST = 255  # bytes of a user, and of a password (RFC 1929)
@@ -51,9 +55,10 @@ class ProxyAddress:
         """Read a URL. UsageError, which quotes no password."""
         scheme, slashes, rest = url.partition("://")
         scheme = scheme.lower()
-        if not slashes or scheme not in _SCHEMES:
-            shown = f"{scheme[:20]!r}" if slashes else "what has no scheme"
-            raise UsageError(f"{shown} is no kind of proxy", f"write {', '.join(_SCHEMES)}")
+        if not slashes or scheme not in SCHEMES:
+            is_scheme = slashes and scheme.isalnum()  # and no login in the wrong place
+            shown = f"{scheme[:20]!r}" if is_scheme else "what has no scheme"
+            raise UsageError(f"{shown} is no kind of proxy", f"write {', '.join(SCHEMES)}")
         if rest.startswith("unix:"):
             login, at, place = "", "", rest
         elif "@unix:" in rest:
@@ -67,7 +72,7 @@ class ProxyAddress:
         elif place.startswith("localhost/") and place != "localhost/":
             path = place.removeprefix("localhost")
         else:
-            return cls(scheme, _endpoint(place.removesuffix("/")), user, password)
+            return cls(scheme, _endpoint(place.removesuffix("/"), bool(at)), user, password)
         path = _decoded(path, "path").decode("utf-8", "surrogateescape")
         expect_unix_path(path)
         return cls(scheme, Endpoint("localhost", DEFAULT_PORT), user, password, path)
@@ -92,7 +97,9 @@ def _login(scheme: str, login: str) -> tuple[bytes, bytes]:
     return user, password
 
 
-def _endpoint(place: str) -> Endpoint:
+def _endpoint(place: str, has_login: bool) -> Endpoint:
+    # Without a login, a HOST:PORT that is none may be a USER:PASSWORD: that is not repeated.
+    shown = f"{place[:60]!r}" if has_login or ":" not in place else "that"
     host, port = place, ""
     if place.startswith("["):
         host, bracket, after = place[1:].partition("]")
@@ -100,14 +107,15 @@ def _endpoint(place: str) -> Endpoint:
         host, port = (host, after[1:]) if is_sound else ("", "")
     elif ":" in place:
         host, _, port = place.rpartition(":")
-    if not host.isascii() or not is_name(host.encode()) or "/" in host or "[" in host:
-        raise UsageError(f"{place[:60]!r} is not where a proxy can be", _HINT)
+    is_host = host.isascii() and is_name(host.encode())
+    if not is_host or any(one in host for one in "/[,"):
+        raise UsageError(f"{shown} is not where a proxy can be", _HINT)
     if port and (not (port.isascii() and port.isdecimal()) or len(port) > 5):
-        raise UsageError(f"{port[:20]!r} is not the port of a proxy", _HINT)
+        raise UsageError(f"{shown} has not the port of a proxy", _HINT)
     number = int(port or DEFAULT_PORT)
     endpoint = Endpoint(host, number)
     if not 0 < number < 65536 or (endpoint.packed is None and ":" in host):
-        raise UsageError(f"{place[:60]!r} is not where a proxy can be", _HINT)
+        raise UsageError(f"{shown} is not where a proxy can be", _HINT)
     return endpoint
 
 

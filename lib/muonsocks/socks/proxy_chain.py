@@ -7,6 +7,8 @@ are tried in turn. Nothing is read that is behind a proxy's reply.
 
 from __future__ import annotations
 
+import errno
+
 from muonsocks.address import Endpoint
 from muonsocks.errors import (
     DialError,
@@ -16,6 +18,7 @@ from muonsocks.errors import (
     ProxyNotReached,
     RemoteProtocolError,
     RequestFailed,
+    RequestImpossible,
 )
 from muonsocks.net.dial import Dialler, dial_unix
 from muonsocks.net.stream import Stream
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from muonsocks.socks.rules import Chain
 
     Granted = tuple[Stream, ProxyRequest, Reply]
+    Refusal = tuple[type[RequestFailed], int, str]
 
 # Of several refusals, the one that says most about the destination is passed on.
 _TELLING = (
@@ -57,7 +61,8 @@ async def ask(
 
     `greet` says something on the connection to the first proxy before all else. ProxyFailed if
     that, or any proxy, fails, or time is up: all of it may take `dial_timeout`. RequestFailed if
-    the last proxy refuses all, with the reply code that says most.
+    the last proxy refuses all, with the reply code that says most; RequestImpossible if it could be
+    asked for none.
     """
     with loop.deadline(dialler.dial_timeout):
         return await _Way(loop, dialler, chain, greet).ask(len(chain) - 1, requests)
@@ -100,18 +105,19 @@ class _Way:
 
     async def ask(self, place: int, requests: Sequence[Request]) -> Granted:
         """Ask the proxy at a place in the chain, on a new connection each time that it refuses."""
-        refusals: list[tuple[int, str]] = []
+        refusals: list[Refusal] = []
         silence = ""
         for request in requests:
             try:
                 return await self._ask_once(place, request)
             except RequestFailed as error:
-                refusals.append((error.code, error.strerror or ""))
+                refusals.append((type(error), error.code, error.strerror or ""))
             except _Silence as error:
                 silence = error.strerror or ""
-        if silence and not refusals:
-            raise ProxyFailed(silence)
-        raise RequestFailed(*min(refusals, key=_rank))
+        if silence and all(kind is RequestImpossible for kind, _, _ in refusals):
+            raise ProxyFailed(silence, errno.ECONNRESET)
+        kind, code, reason = min(refusals, key=_rank)
+        raise kind(code, reason)
 
     async def _ask_once(self, place: int, request: Request) -> Granted:
         asking = ProxyRequest(self._chain[place], request)
@@ -176,7 +182,7 @@ async def next_reply(stream: Stream, asking: ProxyRequest) -> Reply:
             await stream.send(asking.outgoing())
             asking.receive(await _read(stream, asking))
             reply = asking.next_reply()
-    except _Silence:
+    except ProxyFailed:
         raise
     except RemoteProtocolError as error:
         raise ProxyFailed(f"{asking.proxy}: {error}") from None
@@ -196,8 +202,9 @@ async def _read(stream: Stream, asking: ProxyRequest) -> bytes:
         if not asking.has_asked:
             raise
         data = b""
-    if not data and asking.has_asked:
-        raise _Silence(f"{asking.proxy}: {CLOSED}")
+    if not data:
+        kind = _Silence if asking.has_asked else ProxyFailed
+        raise kind(f"{asking.proxy}: {CLOSED}", errno.ECONNRESET)
     return data
 
 
@@ -210,6 +217,8 @@ def _not_reached(proxy: ProxyAddress, error: OSError) -> ProxyNotReached:
     return ProxyNotReached(f"{proxy}: {error.strerror or error}", error.errno or 0, failures)
 
 
-def _rank(refusal: tuple[int, str]) -> int:
-    code, _ = refusal
+def _rank(refusal: Refusal) -> int:
+    kind, code, _ = refusal
+    if kind is RequestImpossible:
+        return len(_TELLING) + 1  # which says nothing of the destination
     return _TELLING.index(code) if code in _TELLING else len(_TELLING)

@@ -16,7 +16,7 @@ from muonsocks.errors import (
     LocalProtocolError,
     NotAdmitted,
     RemoteProtocolError,
-    RequestFailed,
+    RequestImpossible,
 )
 from muonsocks.socks.machine import Machine, name_bytes
 from muonsocks.socks.proxy_address import ProxyAddress
@@ -55,7 +55,7 @@ class ProxyRequest:
     def __init__(self, proxy: ProxyAddress, request: Request) -> None:
         """Begin. A name is only for a proxy that `resolves`.
 
-        RequestFailed if the proxy's protocol has no way to say this.
+        RequestImpossible if the proxy's protocol has no way to say this.
         """
         self.proxy = proxy
         self.request = request
@@ -64,13 +64,13 @@ class ProxyRequest:
         name = COMMAND_NAMES.get(request.command, f"command {request.command}")
         if request.command not in _COMMANDS.get(proxy.scheme, (request.command,)):
             reason = f"{proxy.scheme} has no way to ask for {name}"
-            raise RequestFailed(ReplyCode.COMMAND_NOT_SUPPORTED, reason)
+            raise RequestImpossible(ReplyCode.COMMAND_NOT_SUPPORTED, reason)
         self._client: Machine
         try:
             self._out = self._begin()
         except LocalProtocolError:
             reason = f"{proxy.scheme} has no way to say {request.destination}"
-            raise RequestFailed(ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED, reason) from None
+            raise RequestImpossible(ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED, reason) from None
 
     def _begin(self) -> bytes:
         proxy, request = self.proxy, self.request
