@@ -5,42 +5,43 @@ the connections that it lasts as long as.
 from __future__ import annotations
 
 import errno
+import os
 from _socket import (
-    AF_INET6,
-    IPPROTO_IP,
-    IPPROTO_IPV6,
+    MSG_CONFIRM,
+    MSG_DONTROUTE,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_PEEK,
+    MSG_TRUNC,
+    MSG_WAITALL,
     SHUT_RDWR,
-    SOCK_DGRAM,
-    SOCK_NONBLOCK,
+    SO_RCVBUF,
     SOL_SOCKET,
     socket,
 )
 from _thread import allocate_lock
-from os import dup
-from select import POLLIN
+from select import POLLIN, POLLOUT, POLLRDHUP, poll
+from time import monotonic
 
-from muonsocks.address import Endpoint
 from muonsocks.client.background import Thread
-from muonsocks.client.errand import Errand, Granted
-from muonsocks.client.errors import ProxyMisbehaved
-from muonsocks.net.datagrams import bound_beside
+from muonsocks.client.errors import ProxyMisbehaved, ProxyUnreachable, timed_out, try_again
+from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.ending import Ending
 from muonsocks.net.stream import Stream
-from muonsocks.socks import proxy_chain
-from muonsocks.socks.datagram import encode_header
-from muonsocks.socks.relays import to_relays
-from muonsocks.socks.request import UNSPECIFIED, Command, Request
+from muonsocks.socks.datagram import LONGEST_HEADER, decode_header, encode_header, last_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    from muonsocks.net.loop import Loop
-    from muonsocks.socks.proxy_request import ProxyRequest
-    from muonsocks.socks.request import Reply
+    from muonsocks.address import Endpoint
     from muonsocks.socks.rules import Chain
 
+AT_ONCE = 0.0  # a deadline for what must not wait
+_SENDING = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM | MSG_DONTROUTE
+_RECEIVING = MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL
+_SMALLEST = 256  # bytes of SO_RCVBUF that a datagram takes at least: there is its bookkeeping
 _MOST_HEADS = 1024  # destinations that are remembered
 _DRAIN = 4096  # bytes that a proxy may say at a time; nobody listens
 
@@ -92,10 +93,6 @@ class Association:
             self._watch.end()
             raise ProxyMisbehaved(errno.ECONNRESET, f"{proxy}: it has ended the association")
 
-    def endings(self) -> list[tuple[socket, int]]:
-        """Give what poll(2) is to look at for the end of it."""
-        return [(connection, POLLIN) for connection in self.connections]
-
     def head_for(self, address: Any) -> bytes | None:
         """Give what goes in front of data for an address that has been led somewhere."""
         return self._heads.get(address)
@@ -106,6 +103,89 @@ class Association:
             self._heads.clear()
         head = self._heads[address] = self._outer + encode_header(endpoint)
         return head
+
+    # Datagrams; a deadline is a time of monotonic(), None for ever
+
+    def send(self, pieces: list[Any], flags: int, deadline: float | None) -> int:
+        """Send one, with its headers, from several buffers; give its length. OSError."""
+        _expect(flags, _SENDING)
+        while True:
+            self.expect_life()
+            try:
+                return self.sock.sendmsg(pieces, (), flags | MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait(POLLOUT, deadline)
+            except ConnectionRefusedError as error:
+                raise self._no_relay(error) from None
+            except BrokenPipeError:
+                self.expect_life()
+                raise  # it was shutdown() here
+
+    def receive(
+        self, size: int, flags: int, deadline: float | None, is_wanted: Callable[[Endpoint], bool]
+    ) -> tuple[memoryview, int, Endpoint | None]:
+        """Receive the next one of those that are wanted, by where they come from, and drop others:
+        the data, at most so many bytes, how many there were, and where from; that is None if
+        there is nothing more after a shutdown(). OSError.
+        """
+        if size < 0:
+            raise ValueError("negative buffersize in recv")
+        _expect(flags, _RECEIVING)
+        sock, count = self.sock, len(self.chain)
+        view = memoryview(bytearray(count * LONGEST_HEADER + size))
+        dropped = 0
+        while True:
+            try:
+                length = sock.recv_into(view, 0, flags & MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC)
+            except BlockingIOError:
+                self.expect_life()
+                self._wait(POLLIN, deadline)
+                continue
+            except ConnectionRefusedError as error:
+                self.expect_life()
+                raise self._no_relay(error) from None
+            start, data = last_header(view, 0, min(length, len(view)), count)
+            source = _source(view[start:data]) if data else None
+            if source is not None and is_wanted(source):
+                return view[data : min(length, data + size)], length - data, source
+            if not length:
+                self.expect_life()
+                if _is_shut_down(sock):
+                    return view[:0], 0, None
+            dropped += 1
+            if flags & MSG_PEEK:
+                sock.recv_into(view, 0, MSG_DONTWAIT)
+            self._expect_patience(dropped, deadline)
+
+    def _wait(self, events: int, deadline: float | None) -> None:
+        """Wait for the relay, or the end of the association: a child process has no thread that
+        would look after it.
+        """
+        if deadline == AT_ONCE:
+            raise try_again()
+        seconds = left(deadline)
+        all_of_them = poll()
+        for sock in (self.sock, *self.connections):
+            if sock.fileno() < 0:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # by another thread
+            all_of_them.register(sock.fileno(), events if sock is self.sock else POLLIN)
+        if not all_of_them.poll(None if seconds is None else seconds * 1000):
+            raise timed_out()
+
+    def _expect_patience(self, dropped: int, deadline: float | None) -> None:
+        """Hold that there is time to look at more than what has been dropped.
+
+        Who must not wait has looked at all that had come when it began: the next one wakes it.
+        """
+        if deadline == AT_ONCE:
+            if dropped * _SMALLEST > self.sock.getsockopt(SOL_SOCKET, SO_RCVBUF):
+                raise try_again()
+        elif deadline is not None and monotonic() >= deadline:
+            raise timed_out()
+
+    def _no_relay(self, error: OSError) -> ProxyUnreachable:
+        reason = f"{self.chain[0]}: nobody is where datagrams are to go"
+        return ProxyUnreachable(error.errno or 0, reason)
 
 
 class _Watch:
@@ -169,86 +249,24 @@ class _Watch:
             connection.close()
 
 
-class Lead(Granted):
-    """What an `Associate` brings: where `destination` is, as the last proxy may be told; and the
-    association, if that is new.
-    """
-
-    __slots__ = ("association", "destination")
-
-    def __init__(self, sock: socket, destination: Endpoint, association: Association | None):
-        super().__init__(sock)
-        self.association = association
-        self.destination = destination
-
-    def close(self) -> None:
-        super().close()
-        if self.association is not None:
-            self.association.close()
+def left(deadline: float | None) -> float | None:
+    """Say how many seconds there are up to a deadline."""
+    return None if deadline is None else max(0.0, deadline - monotonic())
 
 
-class Associate(Errand):
-    """See where a destination is, if the last proxy does not; and have an association with the
-    proxies, if there is none.
-    """
-
-    __slots__ = ("_association", "_options", "_port", "_prefers_ipv6")
-
-    def __init__(
-        self,
-        destination: Endpoint,
-        chain: Chain,
-        family: int,
-        source: Endpoint | None,
-        options: Sequence[tuple[Any, ...]],
-        association: Association | None,
-    ) -> None:
-        """`source` is where datagrams are to come from, with their own port unless that is 0, and
-        `options` are for their socket; of several addresses the first one of the family is taken.
-        """
-        self._port = source.port if source else 0
-        if source is not None and source.packed is not None:
-            source = Endpoint.at(source.packed, 0, source.scope)
-        super().__init__(Command.ASSOCIATE, destination, chain, source)
-        self._prefers_ipv6 = family == AF_INET6
-        self._options = options
-        self._association = association
-
-    async def _run(self, loop: Loop) -> Granted:
-        found = await proxy_chain.destinations(loop, self.dialler, self.chain, self.destination)
-        suited = [one for one in found if (one.family == AF_INET6) == self._prefers_ipv6]
-        there = (suited or found)[0]
-        old = self._association
-        association = await self._associate(loop) if old is None else old
-        try:
-            sock = _another(association.sock)
-        except BaseException:
-            if old is None:
-                association.close()
-            raise
-        return Lead(sock, there, association if old is None else None)
-
-    async def _associate(self, loop: Loop) -> Association:
-        streams: list[Stream] = []
-
-        async def ask(way: Chain) -> tuple[Stream, ProxyRequest, Reply]:
-            requests = [Request(Command.ASSOCIATE, UNSPECIFIED)]
-            return await proxy_chain.ask(loop, self.dialler, way, requests)
-
-        try:
-            sock, relays = await to_relays(self.chain, ask, streams, self._socket_beside)
-        except BaseException:
-            for stream in streams:
-                stream.close()
-            raise
-        return Association(self.chain, sock, relays, [stream.detach() for stream in streams])
-
-    def _socket_beside(self, connection: socket) -> socket:
-        level = IPPROTO_IPV6 if connection.family == AF_INET6 else IPPROTO_IP
-        options = [one for one in self._options if one[0] in (SOL_SOCKET, level)]
-        return bound_beside(connection, self._port, options)
+def _expect(flags: int, known: int) -> None:
+    if flags & ~known:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
-def _another(sock: socket) -> socket:
-    """Give another descriptor of a UDP socket."""
-    return socket(sock.family, SOCK_DGRAM | SOCK_NONBLOCK, sock.proto, dup(sock.fileno()))
+def _source(header: memoryview) -> Endpoint | None:
+    try:
+        return decode_header(bytes(header))
+    except RemoteProtocolError:
+        return None
+
+
+def _is_shut_down(sock: socket) -> bool:
+    state = poll()
+    state.register(sock.fileno(), POLLRDHUP)
+    return bool(state.poll(0))

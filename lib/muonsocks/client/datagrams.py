@@ -9,33 +9,17 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import (
-    AF_INET6,
-    IPPROTO_UDP,
-    MSG_CONFIRM,
-    MSG_DONTROUTE,
-    MSG_DONTWAIT,
-    MSG_NOSIGNAL,
-    MSG_PEEK,
-    MSG_TRUNC,
-    MSG_WAITALL,
-    SHUT_RD,
-    SO_RCVBUF,
-    SOL_SOCKET,
-    socket,
-)
+from _socket import AF_INET6, IPPROTO_UDP, MSG_DONTWAIT, MSG_TRUNC, SHUT_RD, socket
 from _thread import allocate_lock
-from select import POLLIN, POLLOUT, POLLRDHUP, poll
 from time import monotonic
 
 from muonsocks.address import Endpoint, format_address, mapped
-from muonsocks.client.association import Associate, Association, Lead
+from muonsocks.client.associate import Associate, Lead
+from muonsocks.client.association import AT_ONCE, Association, left
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Granted, endpoint_of, way_to
-from muonsocks.client.errors import ProxyMisbehaved, ProxyUnreachable, timed_out
+from muonsocks.client.errors import ProxyMisbehaved, timed_out, try_again
 from muonsocks.client.socks_socket import SocksSocket, become
-from muonsocks.errors import RemoteProtocolError
-from muonsocks.socks.datagram import LONGEST_HEADER, decode_header, last_header
 from muonsocks.socks.request import UNSPECIFIED
 
 TYPE_CHECKING = False
@@ -44,11 +28,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from muonsocks.socks.rules import Chain
-
-_SENDING = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM | MSG_DONTROUTE
-_RECEIVING = MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL
-_SMALLEST = 256  # bytes of SO_RCVBUF that a datagram takes at least: there is its bookkeeping
-_AT_ONCE = 0.0  # a deadline for what must not wait
 
 
 class Datagrams(SocksSocket):
@@ -148,9 +127,9 @@ class Datagrams(SocksSocket):
         number: int,
     ) -> None:
         """Learn where a destination is, and make the association if there is none."""
-        left = _left(deadline)
-        if not self._beginning.acquire(timeout=-1 if left is None else left):
-            raise timed_out() if left else _try_again()
+        seconds = left(deadline)
+        if not self._beginning.acquire(timeout=-1 if seconds is None else seconds):
+            raise timed_out() if seconds else try_again()
         try:
             if self._association is not association:
                 return  # another thread has been here
@@ -165,11 +144,11 @@ class Datagrams(SocksSocket):
 
             if association is None and source is not None:
                 self._become_fresh(True)  # or its port would not be free
-            if deadline == _AT_ONCE:
+            if deadline == AT_ONCE:
                 self._leave(errand, arrive, True)
                 raise BlockingIOError(number, os.strerror(number))
-            left = _left(deadline)
-            granted = run(lambda loop: errand.run(loop, left))
+            seconds = left(deadline)
+            granted = run(lambda loop: errand.run(loop, seconds))
             self._take_over(granted.sock, True)
             arrive(self, granted)
         finally:
@@ -190,14 +169,12 @@ class Datagrams(SocksSocket):
             pass  # it is not connected, and the thread wakes nevertheless
         super()._take_over(sock, is_watched)
 
-    def _lose(self, error: ProxyMisbehaved) -> None:
-        """Be without an association, and say so. What is sent next makes another one."""
-        association, self._association = self._association, None
-        if association is not None:
+    def _lose(self, association: Association, error: ProxyMisbehaved) -> None:
+        """Be without an association, up to what is sent next, which makes another one."""
+        if association is self._association:
+            self._association, self._bound, self._loss = None, None, error
             association.close()
-        self._bound, self._loss = None, error
-        self._become_fresh(True)
-        raise error
+            self._become_fresh(True)
 
     def _drop(self) -> None:
         super()._drop()
@@ -240,23 +217,17 @@ class Datagrams(SocksSocket):
             head = self._lead(there, deadline, errno.EAGAIN)
         if head is None:
             return socket.sendmsg(self, buffers, ancdata, flags, address)
-        if flags & ~_SENDING or ancdata:
+        if ancdata:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return self._send([head, *buffers], flags, deadline) - len(head)
 
     def _send(self, pieces: list[Any], flags: int, deadline: float | None) -> int:
         association = self._expect_association()
-        while True:
-            self._expect_life(association)
-            try:
-                return association.sock.sendmsg(pieces, (), flags | MSG_DONTWAIT)
-            except BlockingIOError:
-                self._wait(association, POLLOUT, deadline)
-            except ConnectionRefusedError as error:
-                raise _no_relay(association, error) from None
-            except BrokenPipeError:
-                self._expect_life(association)
-                raise  # it was shutdown() here
+        try:
+            return association.send(pieces, flags, deadline)
+        except ProxyMisbehaved as error:
+            self._lose(association, error)
+            raise
 
     # Back
 
@@ -328,37 +299,15 @@ class Datagrams(SocksSocket):
 
     def _receive(self, size: int, flags: int) -> tuple[memoryview, int, Any]:
         """Give data, at most so many bytes, how many there were, and where from."""
-        if size < 0:
-            raise ValueError("negative buffersize in recv")
-        if flags & ~_RECEIVING:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         deadline = self._deadline(flags)
         association = self._expect_association()
-        sock, count = association.sock, len(association.chain)
-        view = memoryview(bytearray(count * LONGEST_HEADER + size))
-        dropped = 0
-        while True:
-            try:
-                length = sock.recv_into(view, 0, flags & MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC)
-            except BlockingIOError:
-                self._expect_life(association)
-                self._wait(association, POLLIN, deadline)
-                continue
-            except ConnectionRefusedError as error:
-                self._expect_life(association)
-                raise _no_relay(association, error) from None
-            start, data = last_header(view, 0, min(length, len(view)), count)
-            source = _source(view[start:data]) if data else None
-            if source is not None and self._is_from_peer(source):
-                return view[data : min(length, data + size)], length - data, self._name(source)
-            if not length:
-                self._expect_life(association)
-                if _is_shut_down(sock):
-                    return view[:0], 0, None
-            dropped += 1
-            if flags & MSG_PEEK:
-                sock.recv_into(view, 0, MSG_DONTWAIT)
-            self._expect_patience(sock, dropped, deadline)
+        try:
+            found = association.receive(size, flags, deadline, self._is_from_peer)
+        except ProxyMisbehaved as error:
+            self._lose(association, error)
+            raise
+        data, length, source = found
+        return data, length, None if source is None else self._name(source)
 
     def _is_from_peer(self, source: Endpoint) -> bool:
         """Say whether a source may be what it is connected to. Of a name that the proxy has looked
@@ -377,40 +326,13 @@ class Datagrams(SocksSocket):
             return (format_address(mapped(packed)), endpoint.port, 0, endpoint.scope)
         return super()._name(endpoint)
 
-    # Time
+    # The association
 
     def _deadline(self, flags: int = 0) -> float | None:
         timeout = self.gettimeout()
         if timeout == 0 or flags & MSG_DONTWAIT:
-            return _AT_ONCE
+            return AT_ONCE
         return None if timeout is None else monotonic() + timeout
-
-    def _wait(self, association: Association, events: int, deadline: float | None) -> None:
-        """Wait for the relay, or the end of the association."""
-        if deadline == _AT_ONCE:
-            raise _try_again()
-        left = _left(deadline)
-        both = poll()
-        for sock, what in ((association.sock, events), *association.endings()):
-            if sock.fileno() < 0:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # by another thread
-            both.register(sock.fileno(), what)
-        if not both.poll(None if left is None else left * 1000):
-            raise timed_out()
-
-    @staticmethod
-    def _expect_patience(sock: socket, dropped: int, deadline: float | None) -> None:
-        """Hold that there is time to look at more than what has been dropped.
-
-        Who must not wait has looked at all that had come when it began: the next one wakes it.
-        """
-        if deadline == _AT_ONCE:
-            if dropped * _SMALLEST > sock.getsockopt(SOL_SOCKET, SO_RCVBUF):
-                raise _try_again()
-        elif deadline is not None and monotonic() >= deadline:
-            raise timed_out()
-
-    # The association
 
     def _expect_association(self) -> Association:
         association = self._association
@@ -418,43 +340,9 @@ class Datagrams(SocksSocket):
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         return association
 
-    def _expect_life(self, association: Association) -> None:
-        try:
-            association.expect_life()
-        except ProxyMisbehaved as error:
-            if association is self._association:
-                self._lose(error)
-            raise
-
 
 def prepare(sock: SocksSocket) -> None:
     """Have a socket be one for datagrams."""
     become(sock, Datagrams)
     assert isinstance(sock, Datagrams)
     sock._beginning = allocate_lock()
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - monotonic())
-
-
-def _source(header: memoryview) -> Endpoint | None:
-    try:
-        return decode_header(bytes(header))
-    except RemoteProtocolError:
-        return None
-
-
-def _is_shut_down(sock: socket) -> bool:
-    state = poll()
-    state.register(sock.fileno(), POLLRDHUP)
-    return bool(state.poll(0))
-
-
-def _try_again() -> BlockingIOError:
-    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-def _no_relay(association: Association, error: OSError) -> ProxyUnreachable:
-    reason = f"{association.chain[0]}: nobody is where datagrams are to go"
-    return ProxyUnreachable(error.errno or 0, reason)
