@@ -37,7 +37,7 @@ class Pending:
         self._error: BaseException | None = None
         self._is_dropped = False
         self.is_over = False
-        thread = _Thread.of_this_process()
+        thread = Thread.of_this_process()
 
         def begin() -> None:
             if self._is_dropped:
@@ -49,7 +49,7 @@ class Pending:
 
     def _on_success(self, result: Granted) -> None:
         if self._is_dropped:
-            result.sock.close()
+            result.close()
         self._result = result
         self._end()
 
@@ -84,21 +84,21 @@ class Pending:
     def drop(self) -> None:
         """Have nobody wait for it any more."""
         self._is_dropped = True
-        _Thread.of_this_process().call(self._let_go)
+        Thread.of_this_process().call(self._let_go)
 
     def _let_go(self) -> None:
         if self._result is not None:
-            self._result.sock.close()
+            self._result.close()
         elif self._task is not None and not self._task.is_over:
             self._task.interrupt(OSError("nobody waits for it any more"))
 
 
-class _Thread:
+class Thread:
     """The thread. It lasts as long as the process, and keeps nothing from ending that."""
 
     __slots__ = ("_calls", "_lock", "_signal", "loop")
 
-    _only: _Thread | None = None
+    _only: Thread | None = None
     _making = allocate_lock()
 
     def __init__(self) -> None:
@@ -110,12 +110,17 @@ class _Thread:
         start_new_thread(self._run, ())
 
     @classmethod
-    def of_this_process(cls) -> _Thread:
+    def of_this_process(cls) -> Thread:
         """Give the only one."""
         with cls._making:
             if cls._only is None:
                 cls._only = cls()
             return cls._only
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a thread of this process, and not of one that has forked it."""
+        return Thread._only is self
 
     @classmethod
     def forget(cls) -> None:
@@ -144,4 +149,4 @@ async def _forever() -> None:
     await Waitable()
 
 
-os.register_at_fork(after_in_child=_Thread.forget)
+os.register_at_fork(after_in_child=Thread.forget)

@@ -45,6 +45,10 @@ class Granted:
         self.bound = bound
         self.asking = asking
 
+    def close(self) -> None:
+        """Give it back: nobody waits for it any more."""
+        self.sock.close()
+
 
 class Errand:
     """A command for a destination, and the way there."""

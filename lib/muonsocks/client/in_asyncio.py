@@ -139,4 +139,4 @@ _guests: WeakKeyDictionary[asyncio.AbstractEventLoop, _Guest] = WeakKeyDictionar
 
 def _drop(result: Any) -> None:
     """Close what nobody waits for any more."""
-    result.sock.close()
+    result.close()

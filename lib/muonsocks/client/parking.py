@@ -23,9 +23,11 @@ _INT = 0xFFFFFFFF  # of data that are an int: nobody has set the rest
 class Parking:
     """A socket, `sock`, at which nothing happens until `end`, which another thread may call."""
 
-    __slots__ = ("_far", "_lock", "sock")
+    __slots__ = ("_far", "_lock", "_tells_input", "sock")
 
-    def __init__(self) -> None:
+    def __init__(self, tells_input: bool = False) -> None:
+        """With `tells_input` who looks for input is told of the end, too."""
+        self._tells_input = tells_input
         kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC
         self.sock, self._far = socketpair(AF_UNIX, kind)
         self._lock = allocate_lock()
@@ -40,6 +42,8 @@ class Parking:
         with self._lock:
             if self._far.fileno() < 0:
                 return  # nobody looks any more
+            if self._tells_input:
+                self._far.send(b"\0")
             try:
                 while self._far.recv(len(_FILLING)):
                     pass

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.rules import Chain
 
+    Arrive = Callable[["SocksSocket", Granted], None]  # what holds no socket, or it would for ever
+
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_OF_STREAMS = (socket.SOL_SOCKET, socket.IPPROTO_TCP)  # of any family
 _PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_MPTCP)
 
 
@@ -70,9 +73,9 @@ class SocksSocket(socket.socket):
             self.family in _FAMILIES and kind in _KINDS and self.proto in _PROTOCOLS
         )
         if self._is_for_proxies and kind == socket.SOCK_DGRAM:
-            from muonsocks.client.datagrams import Datagrams
+            from muonsocks.client.datagrams import prepare
 
-            become(self, Datagrams)
+            prepare(self)
 
     # Connecting
 
@@ -93,9 +96,9 @@ class SocksSocket(socket.socket):
             super().connect(address)
             return
 
-        def arrive(granted: Granted) -> None:
-            self._bound = granted.bound
-            self._peer = destination
+        def arrive(sock: SocksSocket, granted: Granted) -> None:
+            sock._bound = granted.bound
+            sock._peer = destination
 
         self._set_out(Command.CONNECT, destination, chain, arrive)
 
@@ -132,8 +135,8 @@ class SocksSocket(socket.socket):
         if self._asking is not None or self._peer is not None:
             raise OSError(errno.EINVAL, "it has brought its connection: make another socket")
 
-        def arrive(granted: Granted) -> None:
-            self._bound, self._asking = granted.bound, granted.asking
+        def arrive(sock: SocksSocket, granted: Granted) -> None:
+            sock._bound, sock._asking = granted.bound, granted.asking
 
         self._set_out(Command.BIND, expected, chain, arrive)
 
@@ -197,7 +200,7 @@ class SocksSocket(socket.socket):
     def setsockopt(self, *option: Any) -> None:
         """Set an option, of this socket and of the one to the proxy."""
         super().setsockopt(*option)
-        if self._is_for_proxies and option[0] in (socket.SOL_SOCKET, socket.IPPROTO_TCP):
+        if self._is_for_proxies:
             self._options.append(option)
 
     # The end
@@ -223,23 +226,30 @@ class SocksSocket(socket.socket):
         command: int,
         destination: Endpoint,
         chain: Chain,
-        arrive: Callable[[Granted], None],
+        arrive: Arrive,
     ) -> None:
         """Carry out an errand, whose socket becomes this one's; `arrive` is told of it then."""
-        errand = Errand(command, destination, chain, self._source, self._options)
+        options = [one for one in self._options if one[0] in _OF_STREAMS]
+        errand = Errand(command, destination, chain, self._source, options)
         timeout = self.gettimeout()
         if self._source is not None:
             self._become_fresh()  # or its port would not be free for the errand
         if timeout != 0:
             granted = run(lambda loop: errand.run(loop, timeout))
             self._take_over(granted.sock, False)
-            arrive(granted)
+            arrive(self, granted)
             return
+        self._leave(errand, arrive)
+        raise in_progress()
+
+    def _leave(self, errand: Errand, arrive: Arrive, tells_input: bool = False) -> None:
+        """Carry an errand out in the background. There is room for output when it is over, and
+        input as well if that is to be told.
+        """
         from muonsocks.client.under_way import Journey, UnderWay
 
-        self._journey = Journey(self.fileno(), errand.run, arrive)
+        self._journey = Journey(self.fileno(), errand.run, arrive, tells_input)
         become(self, UnderWay)
-        raise in_progress()
 
     def _take_over(self, sock: c_socket, is_watched: bool) -> None:
         """Have another socket in this one's place, with this one's mode."""
@@ -248,7 +258,8 @@ class SocksSocket(socket.socket):
 
     def _become_fresh(self, is_watched: bool = False) -> None:
         """Be a socket that has done nothing yet."""
-        self._take_over(c_socket(self.family, socket.SOCK_STREAM, 0), is_watched)
+        kind = c_socket.type.__get__(self)
+        self._take_over(c_socket(self.family, kind, self.proto), is_watched)
 
 
 def become(sock: SocksSocket, part: type) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import SO_ERROR, SOL_SOCKET, socket
+from _socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 
 from muonsocks.client.background import Pending
 from muonsocks.client.errors import timed_out
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
     from muonsocks.client.background import Start
     from muonsocks.client.errand import Granted
+    from muonsocks.client.socks_socket import Arrive
 
 
 class Journey:
     """An errand in the background, for a descriptor that is parked meanwhile."""
 
-    __slots__ = ("_arrive", "_parking", "_pending")
+    __slots__ = ("_parking", "_pending", "arrive")
 
-    def __init__(self, fd: int, start: Start, arrive: Callable[[Granted], None]) -> None:
-        """Begin. `arrive` is told what has been granted, when that is in its place."""
-        self._arrive = arrive
-        self._parking = Parking()
+    def __init__(self, fd: int, start: Start, arrive: Arrive, tells_input: bool) -> None:
+        """Begin. `arrive` is for what has been granted, when that is in its place."""
+        self.arrive = arrive
+        self._parking = Parking(tells_input)
         replace(fd, self._parking.sock, True)
         self._pending = Pending(start, self._parking.end)
 
@@ -45,12 +46,10 @@ class Journey:
         """Wait until it is over, for so many seconds at most; say whether it is."""
         return self._pending.wait(timeout)
 
-    def end(self, take_over: Callable[[socket], None]) -> None:
-        """Have the socket that has been granted taken over, or raise why there is none."""
+    def end(self) -> Granted:
+        """Give what has been granted, or raise why there is nothing."""
         self._parking.close()
-        granted = self._pending.take()
-        take_over(granted.sock)
-        self._arrive(granted)
+        return self._pending.take()
 
     def drop(self) -> None:
         """Have nobody wait for it any more."""
@@ -64,6 +63,8 @@ class UnderWay(SocksSocket):
     def connect(self, address: Any) -> None:
         """Say that it is still on its way (EALREADY), or how that has ended."""
         self._await_end(errno.EALREADY)
+        if self._peer is None or not self.type & SOCK_STREAM:
+            self.connect(address)  # that was another way, or destination
 
     def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("", 0)) -> None:
         """The same."""
@@ -98,10 +99,12 @@ class UnderWay(SocksSocket):
         assert journey is not None
         be_again(self)
         try:
-            journey.end(lambda sock: self._take_over(sock, True))
+            granted = journey.end()
         except BaseException:
             self._become_fresh(True)
             raise
+        self._take_over(granted.sock, True)
+        journey.arrive(self, granted)
 
 
 def _at_the_end(name: str) -> Callable[..., Any]:

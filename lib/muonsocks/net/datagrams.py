@@ -19,7 +19,7 @@ from muonsocks.net.loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 
@@ -165,15 +165,17 @@ class Port:
             del self._take, self._receive
 
 
-def bound_beside(stream: socket) -> socket:
-    """Make a UDP socket at the address where a TCP connection came in, with a port of its own.
-    OSError.
+def bound_beside(stream: socket, port: int = 0, options: Sequence[tuple[Any, ...]] = ()) -> socket:
+    """Make a UDP socket at the address that a TCP connection has here, with a port of its own, or
+    this one; setsockopt(2) gets `options` before that. OSError.
     """
     name = stream.getsockname()
     host = Endpoint.of_socket(name).host  # IPv4, too, where an IPv6 socket has taken that
     sock = _udp(AF_INET6 if ":" in host else AF_INET)
     try:
-        sock.bind((host, 0, *name[2:]) if ":" in host else (host, 0))
+        for option in options:
+            sock.setsockopt(*option)
+        sock.bind((host, port, *name[2:]) if ":" in host else (host, port))
     except OSError:
         sock.close()
         raise
