@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 
 from muonsocks.address import Endpoint
-from muonsocks.client.errors import told
 from muonsocks.client.proxies import chain_of, from_environment
 from muonsocks.errors import LocalProtocolError, UsageError
 from muonsocks.net.dial import Dialler
@@ -85,6 +84,8 @@ class Errand:
             with loop.deadline(_FOREVER if timeout is None else timeout):
                 return await self._run(loop)
         except OSError as error:
+            from muonsocks.client.errors import told
+
             raise told(error) from None
 
     async def _run(self, loop: Loop) -> Granted:
@@ -122,6 +123,8 @@ async def second_reply(
     except OSError as error:
         if deadline.passed:
             raise TimeoutError(errno.ETIMEDOUT, "nobody has come in time") from None
+        from muonsocks.client.errors import told
+
         raise told(error) from None
     finally:
         stream.detach()

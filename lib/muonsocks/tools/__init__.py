@@ -26,17 +26,22 @@ if TYPE_CHECKING:
 
 DONE = 0  # also when the peer misbehaved or left: that is no failure of ours
 REFUSED_BY_RULE = 1
+REFUSED_BY_PROXY = 97  # as curl(1) has it
 WRONG_USAGE = 100
 SYSTEM_FAILED = 111
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
 # Their standard output is not the peer's.
-_OWN_OUTPUT = ("send-receive-fd", "socket-query", "socketbox-relay")
+_OWN_OUTPUT = ("send-receive-fd", "socket-query", "socketbox-relay", "socks-connect")
 
 
 class Terminated(BaseException):
-    """A signal asks the program to end."""
+    """A signal, of this `number`, asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def run(name: str, has_peer: bool = True) -> NoReturn:
@@ -131,10 +136,10 @@ def _end_by_exception() -> None:
 
     from muonsocks.net.signals import deliver
 
-    def terminate(*_: object) -> None:
-        for number in wanted:
-            signal(number, SIG_DFL)  # the next one need not be polite
-        deliver(Terminated())
+    def terminate(number: int, _: object) -> None:
+        for one in wanted:
+            signal(one, SIG_DFL)  # the next one need not be polite
+        deliver(Terminated(number))
 
     for number in wanted:
         signal(number, terminate)
