@@ -93,7 +93,6 @@ class Errand:
             stream = await self.dialler.dial(loop, self.destination)
             return Granted(stream.detach())
         from muonsocks.socks import proxy_chain
-        from muonsocks.socks.ways import bound_by_proxy
 
         chain, command = self.chain, self.command
         found = [self.destination]
@@ -103,6 +102,8 @@ class Errand:
         stream, asking, reply = await proxy_chain.ask(loop, self.dialler, chain, requests)
         bound = reply.bound
         if command in (Command.BIND, Command.ASSOCIATE):
+            from muonsocks.socks.ways import bound_by_proxy
+
             bound = bound_by_proxy(chain, stream, bound)
         return Granted(stream.detach(), bound, asking if command == Command.BIND else None)
 
