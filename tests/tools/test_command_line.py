@@ -119,3 +119,21 @@ def test_no_path_of_a_unix_socket(path: str) -> None:
         match=r"^SOCKET: .* is no path of a socket; a path",
     ):
         command_line.unix_path(path, "SOCKET")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("80", 80), ("00080", 80), ("0000000080", 80), ("000000", 0), ("65535", 65535)],
+)
+def test_ports(text: str, number: int) -> None:
+    assert command_line.port_number(text, "PORT") == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " 80", "80 ", "+80", "-1", "65536", "8_0", "0x50", "\u0668", "\xb2", "1" * 5000],
+    ids=range(11),
+)
+def test_no_ports(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^PORT is"):
+        command_line.port_number(text, "PORT")

@@ -7,12 +7,7 @@ import pytest
 from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError
 from muonsocks.socks.request import COMMAND_NAMES, Command, Reply, ReplyCode, Request
-from muonsocks.tools.environment import (
-    owed_server,
-    port_number,
-    request_environment,
-    request_from,
-)
+from muonsocks.tools.environment import owed_server, request_environment, request_from
 
 
 def as_text(environ: dict[bytes, bytes]) -> dict[str, str]:
@@ -58,21 +53,3 @@ def test_other_variables_are_kept_and_an_earlier_user_is_not(
     assert environ[b"OTHER"] == b"kept"
     assert environ[b"SOCKS_HOST"] == b"new"
     assert b"SOCKS_USER" not in environ
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("0", 0), ("80", 80), ("00080", 80), ("0000000080", 80), ("000000", 0), ("65535", 65535)],
-)
-def test_ports(text: str, number: int) -> None:
-    assert port_number(text, "PORT") == number
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", " 80", "80 ", "+80", "-1", "65536", "8_0", "0x50", "\u0668", "\xb2", "1" * 5000],
-    ids=range(11),
-)
-def test_no_ports(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^PORT is"):
-        port_number(text, "PORT")

@@ -9,7 +9,6 @@ import errno
 from _socket import if_nametoindex
 
 from muonsocks.address import Endpoint
-from muonsocks.client.errors import told
 from muonsocks.client.proxies import chain_of, from_environment
 from muonsocks.errors import LocalProtocolError, ProxyFailed, UsageError
 from muonsocks.net.dial import Dialler
@@ -91,6 +90,8 @@ class Errand:
             with deadline:
                 return await self._run(loop)
         except OSError as error:
+            from muonsocks.client.errors import told
+
             raise told(error, deadline.passed) from None
 
     async def _run(self, loop: Loop) -> Granted:
@@ -98,7 +99,6 @@ class Errand:
             stream = await self.dialler.dial(loop, self.destination)
             return Granted(stream.detach())
         from muonsocks.socks import proxy_chain
-        from muonsocks.socks.ways import bound_by_proxy
 
         chain, command = self.chain, self.command
         found = [self.destination]
@@ -108,6 +108,8 @@ class Errand:
         stream, asking, reply = await proxy_chain.ask(loop, self.dialler, chain, requests)
         bound = reply.bound
         if command in (Command.BIND, Command.ASSOCIATE):
+            from muonsocks.socks.ways import bound_by_proxy
+
             try:
                 bound = bound_by_proxy(chain, stream, bound)
             except OSError as error:  # it has gone already
@@ -132,6 +134,8 @@ async def second_reply(
     except OSError as error:
         if deadline.passed:
             raise TimeoutError(errno.ETIMEDOUT, "nobody has come in time") from None
+        from muonsocks.client.errors import told
+
         raise told(error) from None
     finally:
         stream.detach()

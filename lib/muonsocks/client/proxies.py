@@ -23,7 +23,6 @@ import os
 from muonsocks.address import Endpoint, Network, parse_address
 from muonsocks.errors import UsageError
 from muonsocks.socks.proxy_address import SCHEMES, ProxyAddress
-from muonsocks.socks.rules import expect_chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +56,10 @@ def chain_of(proxies: Proxies) -> Chain | None:
         if proxies == ["direct"]:
             return DIRECT
     chain = [one if isinstance(one, ProxyAddress) else ProxyAddress.parse(one) for one in proxies]
-    expect_chain(chain)
+    if len(chain) > 1:
+        from muonsocks.socks.rules import expect_chain
+
+        expect_chain(chain)
     return tuple(chain)
 
 

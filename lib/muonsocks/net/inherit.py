@@ -55,7 +55,12 @@ def stdio_status() -> tuple[os.stat_result, os.stat_result]:
 
     That is told by nothing as soon as something else has been opened: it gets the number.
     """
-    return _status(0, "input"), _status(1, "output")
+    return _status(0, "input"), output_status()
+
+
+def output_status() -> os.stat_result:
+    """Look at standard output only."""
+    return _status(1, "output")
 
 
 def _status(fd: int, name: str) -> os.stat_result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from _signal import (
@@ -26,17 +27,22 @@ if TYPE_CHECKING:
 
 DONE = 0  # also when the peer misbehaved or left: that is no failure of ours
 REFUSED_BY_RULE = 1
+REFUSED_BY_PROXY = 97  # as curl(1) has it
 WRONG_USAGE = 100
 SYSTEM_FAILED = 111
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
 # Their standard output is not the peer's.
-_OWN_OUTPUT = ("send-receive-fd", "socket-query", "socketbox-relay")
+_OWN_OUTPUT = ("send-receive-fd", "socket-query", "socketbox-relay", "socks-connect")
 
 
 class Terminated(BaseException):
-    """A signal asks the program to end."""
+    """A signal, of this `number`, asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def run(name: str, has_peer: bool = True) -> NoReturn:
@@ -44,6 +50,7 @@ def run(name: str, has_peer: bool = True) -> NoReturn:
 
     `has_peer` says that its standard input and output are a peer's.
     """
+    gc.disable()  # what is imported stays: to look for garbage in it takes a twelfth of the start
     program = name.replace("_", "-")
     try:
         log = _log(program, has_peer)
@@ -53,6 +60,8 @@ def run(name: str, has_peer: bool = True) -> NoReturn:
     try:
         _end_by_exception()
         tool = __import__(f"muonsocks.tools.{name}", fromlist=["main"])
+        gc.freeze()
+        gc.enable()
         status = tool.main(sys.argv[1:], log)
     except UsageError as error:
         log.fatal(in_one_line(error))
@@ -131,10 +140,10 @@ def _end_by_exception() -> None:
 
     from muonsocks.net.signals import deliver
 
-    def terminate(*_: object) -> None:
-        for number in wanted:
-            signal(number, SIG_DFL)  # the next one need not be polite
-        deliver(Terminated())
+    def terminate(number: int, _: object) -> None:
+        for one in wanted:
+            signal(one, SIG_DFL)  # the next one need not be polite
+        deliver(Terminated(number))
 
     for number in wanted:
         signal(number, terminate)

@@ -144,6 +144,13 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 # What an argument may be
 
 
+def family(options: Options) -> int | None:
+    """Make which family addresses are of, 4 or 6, of -4 and -6; None for both."""
+    if options.flag("-4") and options.flag("-6"):
+        raise UsageError("-4 and -6 exclude each other", "give neither for both families")
+    return 4 if options.flag("-4") else 6 if options.flag("-6") else None
+
+
 def unix_path(path: str, what: str) -> str:
     """Check the path of a unix socket; with @ in front it is a name, not a file. UsageError."""
     try:
@@ -176,3 +183,11 @@ def descriptor(text: str, what: str) -> int:
         hint = f"leave it open for this program, as a shell does with {fd}<&0"
         raise UsageError(f"{what}: descriptor {fd} is not open", hint) from None
     return fd
+
+
+def port_number(text: str, what: str) -> int:
+    """Read a port."""
+    digits = text.lstrip("0") or text[:1]
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 5 or int(digits) > 65535:
+        raise UsageError(f"{what} is {text[:60]!r}", "it must be a port, 0 to 65535")
+    return int(digits)

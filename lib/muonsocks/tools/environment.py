@@ -11,6 +11,7 @@ from muonsocks.address import Endpoint, is_name
 from muonsocks.errors import UsageError
 from muonsocks.socks.negotiation import Server, server_owing_reply
 from muonsocks.socks.request import COMMAND_NAMES, Request
+from muonsocks.tools.command_line import port_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,11 +76,3 @@ def request_from(environ: Mapping[str, str]) -> tuple[Request, bytes]:
         raise UsageError(f"SOCKS_HOST is {host!r}", "it must be a name or an address")
     destination = Endpoint(host, port_number(environ.get("SOCKS_PORT", ""), "SOCKS_PORT"))
     return Request(command, destination), os.fsencode(environ.get("SOCKS_USER", ""))
-
-
-def port_number(text: str, what: str) -> int:
-    """Read a port."""
-    digits = text.lstrip("0") or text[:1]
-    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 5 or int(digits) > 65535:
-        raise UsageError(f"{what} is {text[:60]!r}", "it must be a port, 0 to 65535")
-    return int(digits)

@@ -20,8 +20,7 @@ from muonsocks.net.listen import (
     receive_at,
 )
 from muonsocks.net.registration import LARGEST_GROUP, register
-from muonsocks.tools.command_line import packed_address, unix_path
-from muonsocks.tools.environment import port_number
+from muonsocks.tools.command_line import packed_address, port_number, unix_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from muonsocks.address import parse_networks
 from muonsocks.errors import UsageError
 from muonsocks.net.dial import Dialler
 from muonsocks.socks.policy import Access, Commands, Front, Limits, Policy
-from muonsocks.socks.rules import Rule, Rules, expect_chain, parse_rules
+from muonsocks.socks.rules import Rule, Rules, parse_rules
 from muonsocks.socks.users import Users, parse_users, single_user
 from muonsocks.tools.command_line import Options as Options
 from muonsocks.tools.command_line import expect_no_arguments as expect_no_arguments
-from muonsocks.tools.command_line import packed_address
+from muonsocks.tools.command_line import family, packed_address
 from muonsocks.tools.command_line import parse as parse
 from muonsocks.tools.command_line import unix_path as unix_path
 
@@ -59,7 +59,9 @@ def users(options: Options) -> Users | None:
     if (name is None) != (password is None):
         raise UsageError("-U and -P go together", "or use --users FILE")
     if name is not None and password is not None:
-        _hide_argument(password, password)
+        from muonsocks.tools.process_list import hide_argument
+
+        hide_argument(password, password, "put it into a file, see --users")
         if path is not None:
             raise UsageError("-U and --users exclude each other", "put all users into the file")
         return single_user(name, password)
@@ -126,19 +128,9 @@ def chain(options: Options) -> tuple[ProxyAddress, ...]:
     urls = options.texts("--via")
     if not urls:
         return ()
-    from muonsocks.socks.proxy_address import ProxyAddress
+    from muonsocks.tools.proxies import named_by
 
-    proxies = []
-    for url in urls:
-        try:
-            proxies.append(ProxyAddress.parse(url))
-        except UsageError as error:
-            raise UsageError(f"--via: {error}") from None
-        secret = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
-        if secret:
-            _hide_argument(url, secret)
-    expect_chain(proxies)
-    return tuple(proxies)
+    return named_by("--via", urls)
 
 
 def rules(options: Options) -> Rules:
@@ -156,9 +148,6 @@ def rules(options: Options) -> Rules:
 
 def dialler(options: Options) -> Dialler:
     """Make how the far end is reached: -4, -6, -b, -B, -m and the time limits."""
-    if options.flag("-4") and options.flag("-6"):
-        raise UsageError("-4 and -6 exclude each other", "give neither for both families")
-    family = 4 if options.flag("-4") else 6 if options.flag("-6") else None
     bind_address = None
     text = options.text("--bind-address")
     if text is not None:
@@ -167,7 +156,7 @@ def dialler(options: Options) -> Dialler:
     if interface == "" or len(os.fsencode(interface or "")) > 15:
         raise UsageError(f"-B: {interface!r} is not an interface", "see ip link")
     return Dialler(
-        family,
+        family(options),
         bind_address,
         interface or "",
         options.number("--mark", 0xFFFFFFFF),
@@ -208,30 +197,3 @@ def _read(path: str) -> bytes:
     if len(content) > _LARGEST_FILE:
         raise UsageError(f"{path} is larger than {_LARGEST_FILE} bytes")
     return content
-
-
-def _hide_argument(value: str, secret: str) -> None:
-    """Overwrite a secret in the value of an option where ps and /proc/PID/cmdline show it.
-    UsageError where that fails.
-    """
-    try:
-        _overwrite_argument(os.fsencode(value), os.fsencode(secret))
-    except OSError as error:
-        problem = f"a password cannot be hidden from the process list: {error.strerror}"
-        raise UsageError(problem, "put it into a file, see --users and --rules") from None
-
-
-def _overwrite_argument(value: bytes, secret: bytes) -> None:
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
-    with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        memory.seek(start)
-        line = memory.read(end - start)
-        shown = line.split(b"\0")
-        hidden = [
-            word.replace(secret, b"*" * len(secret)) if word.endswith(value) else word
-            for word in shown
-        ]
-        memory.seek(start)
-        memory.write(b"\0".join(hidden))

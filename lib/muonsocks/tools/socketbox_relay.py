@@ -83,9 +83,9 @@ from muonsocks.tools.command_line import (
     expect_no_arguments,
     packed_address,
     parse,
+    port_number,
     unix_path,
 )
-from muonsocks.tools.environment import port_number
 from muonsocks.tools.listening import notify_fd, receivers_at
 
 TYPE_CHECKING = False

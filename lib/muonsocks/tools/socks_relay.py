@@ -76,7 +76,8 @@ from muonsocks.socks.request import REPLY_NAMES, Command, ReplyCode, Request
 from muonsocks.socks.rules import Rules
 from muonsocks.socks.session import Session
 from muonsocks.tools import DONE, REFUSED_BY_RULE, options
-from muonsocks.tools.environment import owed_server, port_number, request_from
+from muonsocks.tools.command_line import port_number
+from muonsocks.tools.environment import owed_server, request_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,8 +15,13 @@ from muonsocks.net.namespaces import enter_network
 from muonsocks.net.passed import strictness
 from muonsocks.socketbox.entrances import NumberedListener, Upstream
 from muonsocks.socketbox.json_configuration import NOT_CHANGED, Configuration, Inherited
-from muonsocks.tools.command_line import Options, descriptor, packed_address, unix_path
-from muonsocks.tools.environment import port_number
+from muonsocks.tools.command_line import (
+    Options,
+    descriptor,
+    packed_address,
+    port_number,
+    unix_path,
+)
 from muonsocks.tools.listening import register_as
 
 TYPE_CHECKING = False
