@@ -14,7 +14,7 @@ from _socket import socket as c_socket
 from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
-from muonsocks.client.errors import in_progress, timed_out
+from muonsocks.client.errors import ProxyError, in_progress, timed_out
 from muonsocks.client.parking import replace
 from muonsocks.client.proxies import chain_of
 from muonsocks.socks.request import Command
@@ -151,6 +151,8 @@ class SocksSocket(socket.socket):
         try:
             peer = run(lambda loop: second_reply(loop, borrowed, asking, timeout))
         except TimeoutError as error:
+            if isinstance(error, ProxyError):
+                raise  # it is the proxy that waits no more
             if timeout == 0:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
             raise timed_out() from error
@@ -162,8 +164,8 @@ class SocksSocket(socket.socket):
         self._asking = None
         self._peer = peer  # which makes it of no use
         self._become_fresh()
-        if socket.getdefaulttimeout() is None and timeout:
-            sock.setblocking(True)  # as socket.accept has it
+        if socket.getdefaulttimeout() is None:
+            sock.setblocking(True)  # as of accept(2): it was ours that perhaps does not block
         return sock, self._name(peer)
 
     def _made(self, fd: int) -> SocksSocket:
