@@ -7,7 +7,7 @@ for output, as connect(2) has it. So the number gets a socket that has none, up 
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socketpair
+from _socket import AF_UNIX, SHUT_RD, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socketpair
 from _thread import allocate_lock
 from os import fstat
 from select import epoll
@@ -48,7 +48,8 @@ class Parking:
                 while self._far.recv(len(_FILLING)):
                     pass
             except BlockingIOError:
-                return  # that was all
+                # That was all. What is written now would be lost: it is too early for a program.
+                self._far.shutdown(SHUT_RD)
 
     def close(self) -> None:
         """Give back what is left: `sock` has been put somewhere."""

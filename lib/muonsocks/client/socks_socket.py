@@ -156,6 +156,8 @@ class SocksSocket(socket.socket):
         except ProxyError:
             raise  # one of them is a TimeoutError, too: the proxy waits no longer
         except TimeoutError as error:
+            if isinstance(error, ProxyError):
+                raise  # it is the proxy that waits no more
             if timeout == 0:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
             raise timed_out() from error
@@ -167,8 +169,8 @@ class SocksSocket(socket.socket):
         self._asking = None
         self._peer = peer  # which makes it of no use
         self._become_fresh()
-        if socket.getdefaulttimeout() is None and timeout:
-            sock.setblocking(True)  # as socket.accept has it
+        if socket.getdefaulttimeout() is None:
+            sock.setblocking(True)  # as of accept(2): it was ours that perhaps does not block
         return sock, self._name(peer)
 
     def _made(self, fd: int) -> SocksSocket:
