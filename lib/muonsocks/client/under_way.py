@@ -65,6 +65,8 @@ class UnderWay(SocksSocket):
         """Say that it is still on its way (EALREADY), or how that has ended."""
         self._await_end(errno.EALREADY)
 
+    _connect = connect
+
     def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("", 0)) -> None:
         """The same."""
         self._await_end(errno.EALREADY)
