@@ -30,6 +30,7 @@ MAY_USE = {
 PURE = {
     "muonsocks",
     "muonsocks.address",
+    "muonsocks.client.fake_addresses",
     "muonsocks.errors",
     "muonsocks.mux",
     "muonsocks.mux.classic",

@@ -85,13 +85,15 @@ class SocksSocket(socket.socket):
         A socket that does not block raises BlockingIOError (EINPROGRESS), and there is room for
         output when it is connected, or has failed: SO_ERROR, or the same call again, tells.
         """
+        self._connect(address)
+
+    def _connect(self, address: Any) -> None:
         if not self._is_for_proxies:
             super().connect(address)
             return
         if self._peer is not None or self._asking is not None:
             raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-        destination = endpoint_of(*address[:2])
-        chain = way_to(destination, self._proxies)
+        destination, chain = self._way_to(address)
         if not chain:
             super().connect(address)
             return
@@ -105,7 +107,7 @@ class SocksSocket(socket.socket):
     def connect_ex(self, address: Any) -> int:
         """Connect, but give the errno of what goes wrong, or 0."""
         try:
-            self.connect(address)
+            self._connect(address)  # ssl.SSLSocket's connect() would do more, when it derives from this
         except OSError as error:
             self.failure = error
             return number_of(error)
@@ -127,8 +129,7 @@ class SocksSocket(socket.socket):
         """
         chain: Chain = ()
         if self._is_for_proxies and not self.listens_here:
-            expected = endpoint_of(*peer)
-            chain = way_to(expected, self._proxies)
+            expected, chain = self._way_to(peer)
         if not chain:
             super().listen(backlog)
             return
@@ -222,6 +223,11 @@ class SocksSocket(socket.socket):
             journey.drop()
 
     # On the way
+
+    def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
+        """Say which destination an address means, and which proxies lead there."""
+        destination = endpoint_of(*address[:2])
+        return destination, way_to(destination, self._proxies)
 
     def _set_out(
         self,

@@ -66,6 +66,8 @@ class UnderWay(SocksSocket):
         if self._peer is None or not self.type & SOCK_STREAM:
             self.connect(address)  # that was another way, or destination
 
+    _connect = connect
+
     def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("", 0)) -> None:
         """The same."""
         self._await_end(errno.EALREADY)
