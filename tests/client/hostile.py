@@ -2,20 +2,28 @@
 
     for case in CASES:
         for client in CLIENTS:
-            assert meets(client, case, 0.3) == expected(client, case)
+            told, seconds, proxy = meet(client, case, 0.3)
+            assert agrees(told, expected(client, case))
 
 The test and the table for people (hostile_table.py) share this.
 """
 
-import asyncio
-import contextlib
 import errno
-import select
 import socket
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from each_client import (
+    CLIENTS,
+    PATIENCE,
+    PENDING,
+    Client,
+    Destination,
+    Told,
+    failing,
+    met,
+    read,
+)
 from upstream import BYTE_BY_BYTE, DEAF, END, RESET, Endless, Script, Upstream
 
 from muonsocks.address import Endpoint
@@ -29,9 +37,6 @@ from muonsocks.client import (
     ProxyMisbehaved,
     ProxyTimedOut,
     RequestRefused,
-    SocksSocket,
-    create_connection,
-    open_socket,
 )
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand
@@ -39,25 +44,7 @@ from muonsocks.socks.request import Command
 
 DESTINATION = ("192.0.2.7", 80)
 SECRET = "s3cret"
-PATIENCE = 20.0  # s until what has to happen is a hang
 CARRIED = b"220 welcome\r\n"
-
-
-class Told(NamedTuple):
-    """What a program gets to know: of a failure its class, errno, reply code, side, and words that
-    are in the message; or the first bytes of what is carried.
-    """
-
-    kind: str
-    number: int = 0
-    code: int | None = None
-    side: str = ""
-    words: str = ""
-    carried: bytes = b""
-
-
-def failing(kind: type[ProxyError], number: int, words: str = "", code: int | None = None) -> Told:
-    return Told(kind.__name__, number, code, kind.side, words)
 
 
 def breaks(words: str) -> Told:
@@ -65,7 +52,6 @@ def breaks(words: str) -> Told:
 
 
 ARRIVES = Told("connected", carried=CARRIED)
-PENDING = Told("still on its way")  # without a time limit
 GONE = failing(ProxyMisbehaved, errno.ECONNRESET)
 LATE = failing(ProxyTimedOut, errno.ETIMEDOUT, "the time limit has passed")
 
@@ -310,94 +296,20 @@ CASES: dict[str, Case] = {
 }
 
 
-# Clients. Each connects to DESTINATION within so many seconds, and gives the socket
-
-
-def by_create_connection(proxy: Any, seconds: float | None) -> socket.socket:
-    return create_connection(DESTINATION, seconds, proxy=proxy)
-
-
-@contextlib.contextmanager
-def closed_on_failure(sock: SocksSocket) -> Iterator[SocksSocket]:
-    try:
-        yield sock
-    except BaseException:
-        sock.close()
-        raise
-
-
-def by_socket_with_timeout(proxy: Any, seconds: float | None) -> socket.socket:
-    with closed_on_failure(SocksSocket(proxy=proxy)) as sock:
-        sock.settimeout(seconds)
-        sock.connect(DESTINATION)
-        return sock
-
-
-def by_socket_that_does_not_block(proxy: Any, seconds: float | None) -> socket.socket | None:
-    """None if it is not over in time."""
-    with closed_on_failure(SocksSocket(proxy=proxy)) as sock:
-        sock.setblocking(False)
-        assert sock.connect_ex(DESTINATION) == errno.EINPROGRESS
-        if not select.select([], [sock], [], seconds)[1]:
-            sock.close()
-            return None
-        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            assert sock.failure is not None
-            assert sock.failure.errno == number
-            raise sock.failure
-        sock.setblocking(True)
-        return sock
-
-
-def by_asyncio(proxy: Any, seconds: float | None) -> socket.socket:
-    return asyncio.run(open_socket(*DESTINATION, proxy=proxy, timeout=seconds))
-
-
-Client = Callable[[Any, float | None], socket.socket | None]
-CLIENTS: dict[str, Client] = {
-    "create_connection": by_create_connection,
-    "SocksSocket": by_socket_with_timeout,
-    "non-blocking": by_socket_that_does_not_block,
-    "asyncio": by_asyncio,
-}
+# What comes of it
 
 
 def warm_up() -> None:
     """Have what stays for as long as the process does: a thread, and its loop."""
     with Upstream([END]) as upstream:
-        met(by_socket_that_does_not_block, upstream.url("socks5"), PATIENCE)
+        come(CLIENTS["non-blocking"], upstream.url("socks5"), PATIENCE)
 
 
-# What comes of it
-
-
-def met(client: Client, proxy: Any, seconds: float | None) -> Told:
-    """Come to a proxy, and say what a program is told."""
-    try:
-        sock = client(proxy, seconds)
-    except OSError as error:
-        return told(error)
-    if sock is None:
-        return PENDING
-    with sock:
-        sock.settimeout(PATIENCE)
-        return Told("connected", carried=read(sock, len(CARRIED)))
-
-
-def told(error: OSError) -> Told:
-    message = str(error)
-    assert "\n" not in message and SECRET not in message, message
-    name = type(error).__name__
-    code, side = getattr(error, "code", None), getattr(error, "side", "")
-    return Told(name, error.errno or 0, code, side, error.strerror or "")
-
-
-def read(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (more := sock.recv(size - len(data))):
-        data += more
-    return data
+def come(client: Client, proxy: Any, seconds: float | None) -> Told:
+    """Come to a proxy for DESTINATION, and say what a program is told."""
+    told = met(client, DESTINATION, proxy, seconds, lambda sock: read(sock, len(CARRIED)))
+    assert SECRET not in told.words
+    return told
 
 
 def expected(client: str, case: Case) -> Told:
@@ -409,15 +321,10 @@ def meet(client: str, case: Case, seconds: float) -> tuple[Told, float, str]:
     with Upstream(case.script) as upstream:
         proxy = upstream.url(case.scheme, case.login)
         since = time.monotonic()
-        return met(CLIENTS[client], proxy, seconds), time.monotonic() - since, str(proxy)
+        return come(CLIENTS[client], proxy, seconds), time.monotonic() - since, str(proxy)
 
 
-def agrees(got: Told, wanted: Told) -> bool:
-    """Say whether this is what was to be told; of a message, some words are."""
-    return got._replace(words="") == wanted._replace(words="") and wanted.words in got.words
-
-
-def associate(proxy: Any, seconds: float | None) -> socket.socket:
+def associate(_: Destination, proxy: Any, seconds: float | None) -> socket.socket:
     """The beginning of UDP ASSOCIATE."""
     errand = Errand(Command.ASSOCIATE, Endpoint("0.0.0.0", 0), (proxy,))
     granted = run(lambda loop: errand.run(loop, seconds))

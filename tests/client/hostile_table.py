@@ -13,7 +13,8 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent / "lib"), *(str(TESTS / room) for room in ("client", "socks"))]
 
 import hostile  # noqa: E402
-from hostile import CASES, CLIENTS, Told  # noqa: E402
+from each_client import CLIENTS, Told, agrees  # noqa: E402
+from hostile import CASES  # noqa: E402
 
 
 def row(case: str, said: str, clients: list[tuple[str, float]]) -> str:
@@ -39,7 +40,7 @@ def main(seconds: float) -> int:
         rows: dict[str, list[tuple[str, float]]] = {}
         for client in CLIENTS:
             told, took, proxy = hostile.meet(client, case, seconds)
-            wrong += not hostile.agrees(told, hostile.expected(client, case))
+            wrong += not agrees(told, hostile.expected(client, case))
             rows.setdefault(words(told, proxy), []).append((client, took))
         for said, clients in rows.items():
             print(row(name, said, clients))

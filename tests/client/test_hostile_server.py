@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import hostile
 import pytest
+from each_client import CLIENTS, PATIENCE, PENDING, Told, agrees, read, told
 from ends import nothing_left_behind
 from hostile import (
     ARRIVES,
     ASKED5,
     CARRIED,
     CASES,
-    CLIENTS,
     DESTINATION,
     GONE,
     GRANTED4,
@@ -27,13 +27,10 @@ from hostile import (
     LOGIN5,
     ME,
     OK,
-    PATIENCE,
     Case,
-    Told,
-    agrees,
     breaks,
+    come,
     expected,
-    met,
     named,
     refuses,
     reply5,
@@ -63,7 +60,7 @@ def test_each_client_is_told(what: str) -> None:
     for client in CLIENTS:
         got, took, proxy = hostile.meet(client, case, seconds)
         assert agrees(got, expected(client, case)), (client, got)
-        if got.kind not in ("connected", hostile.PENDING.kind):
+        if got.kind not in ("connected", PENDING.kind):
             assert proxy in got.words, client
         assert took < PATIENCE
         assert took > 0.9 * seconds or case.told is not LATE, f"{client} gives up too early"
@@ -73,7 +70,7 @@ def test_without_a_time_limit() -> None:
     for what in ("socks5: a right answer", "socks5: closes at once", "http: refuses by 502"):
         for client in CLIENTS.values():
             with Upstream(CASES[what].script) as upstream:
-                got = met(client, upstream.url(CASES[what].scheme), None)
+                got = come(client, upstream.url(CASES[what].scheme), None)
             assert agrees(got, CASES[what].told)
 
 
@@ -106,7 +103,7 @@ def test_cut_off_at_each_byte(what: str, end: str) -> None:
     for client in CLIENTS:
         with Upstream(*scripts) as upstream:
             for script in scripts:
-                got = met(CLIENTS[client], upstream.url(scheme, login), PATIENCE)
+                got = come(CLIENTS[client], upstream.url(scheme, login), PATIENCE)
                 assert agrees(got, GONE), (client, script, got)
 
 
@@ -116,15 +113,15 @@ def test_silent_at_each_byte(what: str) -> None:
     scheme, login, dialogue = DIALOGUES[what]
 
     async def story(upstreams: list[Upstream]) -> list[Told]:
-        async def come(upstream: Upstream) -> Told:
+        async def one(upstream: Upstream) -> Told:
             try:
                 proxy = upstream.url(scheme, login)
                 await open_socket(*DESTINATION, proxy=proxy, timeout=4 * SHORT)
             except OSError as error:
-                return hostile.told(error)
+                return told(error)
             return ARRIVES
 
-        return await asyncio.gather(*map(come, upstreams))
+        return await asyncio.gather(*map(one, upstreams))
 
     with contextlib.ExitStack() as stack:
         scripts = list(cut_off(dialogue))
@@ -153,7 +150,7 @@ def test_the_second_of_two(what: str) -> None:
     for name, client in CLIENTS.items():
         with Upstream([*FIRST, *script]) as upstream:
             way = (upstream.url("socks5"), hostile.proxy_of(second))
-            got = met(client, way, SHORT if wanted is LATE else PATIENCE)
+            got = come(client, way, SHORT if wanted is LATE else PATIENCE)
         assert agrees(got, expected(name, Case(scheme, [], wanted))), (name, got)
         if got.words:
             assert second in got.words and str(way[0]) not in got.words
@@ -166,7 +163,7 @@ def test_no_way_from_the_first_to_the_second(code: int) -> None:
     for client in CLIENTS.values():
         with Upstream([*FIRST[:3], reply5(code)]) as upstream:
             first = upstream.url("socks5")
-            got = met(client, (first, second), PATIENCE)
+            got = come(client, (first, second), PATIENCE)
         assert got[:4] == ("ProxyUnreachable", errno.EHOSTUNREACH, None, "proxy")
         assert got.words.startswith(f"{second}: ") and got.words.endswith(f"says {first}")
 
@@ -177,7 +174,7 @@ def test_at_a_unix_socket(tmp_path: object) -> None:
     ):
         case = hostile.SOCKS5[what]
         with Upstream(case.script, path=f"{tmp_path}/{number}") as upstream:
-            got = met(CLIENTS[client], upstream.url("socks5"), PATIENCE)
+            got = come(CLIENTS[client], upstream.url("socks5"), PATIENCE)
         assert agrees(got, case.told), (client, got)
 
 
@@ -189,7 +186,7 @@ def test_associate(what: str) -> None:
     case = hostile.SOCKS5[what]
     with Upstream(case.script) as upstream:
         proxy = upstream.url("socks5", case.login)
-        got = met(hostile.associate, proxy, SHORT if case.told is LATE else PATIENCE)
+        got = come(hostile.associate, proxy, SHORT if case.told is LATE else PATIENCE)
     assert agrees(got, case.told), got
 
 
@@ -222,11 +219,11 @@ def accept(sock: SocksSocket) -> Told:
     try:
         conn, peer = sock.accept()
     except OSError as error:
-        return hostile.told(error)
+        return told(error)
     with conn:
         conn.settimeout(PATIENCE)
         assert peer == conn.getpeername() == ("192.0.2.99", 0x0102)
-        return Told("connected", carried=hostile.read(conn, len(CARRIED)))
+        return Told("connected", carried=read(conn, len(CARRIED)))
 
 
 @pytest.mark.parametrize("what", SECOND)
@@ -275,7 +272,7 @@ def test_the_first_reply_of_bind_fails_as_any() -> None:
             sock.settimeout(PATIENCE)
             with pytest.raises(OSError) as caught:
                 sock.listen()
-            assert agrees(hostile.told(caught.value), case.told)
+            assert agrees(told(caught.value), case.told)
 
 
 def test_one_that_resets_behind_its_reply_to_bind() -> None:
@@ -287,4 +284,4 @@ def test_one_that_resets_behind_its_reply_to_bind() -> None:
         with pytest.raises(OSError) as caught:
             sock.listen()
             sock.accept()
-    assert agrees(hostile.told(caught.value), GONE)
+    assert agrees(told(caught.value), GONE)

@@ -11,14 +11,13 @@ import pytest
 import upstreams
 from clients import NAME, SOCKS_INETD, TARGET, TARGET6, Network, body
 from programs import GREETING, Program, serving, socks5
-from upstreams import DANTE_LOGIN, HAVE_PASSWORDS, HOST, LOGIN, UPSTREAMS, at, url
+from upstreams import DANTE_LOGIN, HAVE_PASSWORDS, HOST, LOGIN, TOR, UPSTREAMS, at, url
 
 from muonsocks.socks.request import REPLY_NAMES
 
 pytestmark = pytest.mark.xdist_group("upstreams")  # one network
 
 MUCH = 1 << 20  # bytes
-TOR = (HOST, 2050)
 
 
 @pytest.fixture(scope="module")
@@ -188,22 +187,8 @@ def tor(net: Network) -> Iterator[str]:
     """The path of its unix socket."""
     if reason := clients.missing("tor"):
         pytest.skip(reason)
-    directory = net.work / "tor"
-    directory.mkdir(mode=0o700)
-    path = directory / "socket"
-    options = {
-        "-f": str(directory / "none"),
-        "--ignore-missing-torrc": "",
-        "--DataDirectory": str(directory),
-        "--SocksTimeout": "1",
-        "--SocksPort": f"{HOST}:{TOR[1]}",
-        "+SocksPort": f"unix:{path}",
-        "--Log": "warn stderr",
-    }
-    words = [word for pair in options.items() for word in pair if word]
     with contextlib.ExitStack() as stack:
-        net.start(stack, ["tor", *words], TOR)
-        yield str(path)
+        yield upstreams.start_tor(net, stack)
 
 
 @pytest.mark.parametrize("host", [TARGET, NAME, "example.onion"])

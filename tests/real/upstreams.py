@@ -26,6 +26,7 @@ UPSTREAMS = {
 }
 HAVE_PASSWORDS = ("muonsocks", "microsocks", "dante", "tinyproxy")
 PROGRAMS = {"dante": ["danted"], "ssh": ["ssh", "sshd", "ssh-keygen"], "muonsocks": []}
+TOR = (HOST, 2050)
 _PORTS = {name: 2001 + number for number, name in enumerate(UPSTREAMS)}
 
 
@@ -55,6 +56,27 @@ def start(
         stack.enter_context(clients.sshd(net))
         command += ["-i", str(net.work / "ssh" / "client"), f"root@{TARGET}"]
     net.start(stack, command, (HOST, port(name, with_password)))
+
+
+def start_tor(net: Network, stack: contextlib.ExitStack) -> str:
+    """Run Tor at TOR, up to the end of the stack; give the path of its unix socket. It has no
+    network, and refuses everything.
+    """
+    directory = net.work / "tor"
+    directory.mkdir(mode=0o700)
+    path = directory / "socket"
+    options = {
+        "-f": str(directory / "none"),
+        "--ignore-missing-torrc": "",
+        "--DataDirectory": str(directory),
+        "--SocksTimeout": "1",
+        "--SocksPort": f"{HOST}:{TOR[1]}",
+        "+SocksPort": f"unix:{path}",
+        "--Log": "warn stderr",
+    }
+    words = [word for pair in options.items() for word in pair if word]
+    net.start(stack, ["tor", *words], TOR)
+    return str(path)
 
 
 def _muonsocks(net: Network, port: int, with_password: bool) -> list[str]:
