@@ -1,8 +1,8 @@
 """The examples of the README and of the manual pages run as they stand, and do what they say.
 
 Runnable is what the README has in ```sh and ```python blocks and a page in its EXAMPLES; all of it
-is either run here or named in NOT_RUN with the reason. The place is a booted systemd with nothing but a loopback
-interface, into which muonsocks is installed by the README's own lines: there port 1080 is free, and
+is either run here or named in NOT_RUN with the reason. The place is a booted systemd with nothing
+but a loopback interface, into which muonsocks is installed by the README's own lines: there port 1080 is free, and
 the names and addresses of the examples are ours.
 """
 
@@ -573,11 +573,11 @@ def test_through_some_proxies(machine: Machine) -> None:
 
 
 SSHD = """\
-mkdir -p /run/sshd /srv/ssh /root/.ssh
+mkdir -p /run/sshd /srv/ssh ~/.ssh
 test -e /srv/ssh/host || ssh-keygen -q -t ed25519 -N '' -f /srv/ssh/host
-test -e /root/.ssh/id_ed25519 || ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
-cp /root/.ssh/id_ed25519.pub /srv/ssh/authorized
-echo "www.example.com $(cat /srv/ssh/host.pub)" > /root/.ssh/known_hosts
+test -e ~/.ssh/id_ed25519 || ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519
+cp ~/.ssh/id_ed25519.pub /srv/ssh/authorized
+echo "www.example.com $(cat /srv/ssh/host.pub)" > ~/.ssh/known_hosts
 usermod -p '*' root
 exec /usr/sbin/sshd -D -e -f /dev/null -h /srv/ssh/host -o ListenAddress=192.0.2.80 \\
     -o AuthorizedKeysFile=/srv/ssh/authorized -o UsePAM=no -o StrictModes=no

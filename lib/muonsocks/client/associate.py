@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from _socket import (
     AF_INET6,
-    IPPROTO_IP,
-    IPPROTO_IPV6,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
-    SOL_SOCKET,
     socket,
 )
 from os import dup
@@ -17,13 +14,14 @@ from muonsocks.address import Endpoint
 from muonsocks.client.association import Association
 from muonsocks.client.errand import Errand, Granted
 from muonsocks.net.datagrams import bound_beside
+from muonsocks.net.dial import set_options
 from muonsocks.socks import proxy_chain
 from muonsocks.socks.relays import to_relays
 from muonsocks.socks.request import UNSPECIFIED, Command, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from typing import Any
 
     from muonsocks.net.loop import Loop
@@ -64,7 +62,7 @@ class Associate(Errand):
         chain: Chain,
         family: int,
         source: Endpoint | None,
-        options: Sequence[tuple[Any, ...]],
+        options: Iterable[tuple[Any, ...]],
         association: Association | None,
     ) -> None:
         """`source` is where datagrams are to come from, with their own port unless that is 0, and
@@ -75,7 +73,7 @@ class Associate(Errand):
             source = Endpoint.at(source.packed, 0, source.scope)
         super().__init__(Command.ASSOCIATE, destination, chain, source)
         self._prefers_ipv6 = family == AF_INET6
-        self._options = options
+        self._options = tuple(options)
         self._association = association
 
     async def _run(self, loop: Loop) -> Granted:
@@ -108,9 +106,7 @@ class Associate(Errand):
         return Association(self.chain, sock, relays, [stream.detach() for stream in streams])
 
     def _socket_beside(self, connection: socket) -> socket:
-        level = IPPROTO_IPV6 if connection.family == AF_INET6 else IPPROTO_IP
-        options = [one for one in self._options if one[0] in (SOL_SOCKET, level)]
-        return bound_beside(connection, self._port, options)
+        return bound_beside(connection, self._port, lambda sock: set_options(sock, self._options))
 
 
 def _another(sock: socket) -> socket:

@@ -133,7 +133,7 @@ class Datagrams(SocksSocket):
         try:
             if self._association is not association:
                 return  # another thread has been here
-            family, source, options = self.family, self._source, self._options
+            family, source, options = self.family, self._source, self._options.values()
             errand = Associate(destination, chain, family, source, options, association)
 
             def arrive(sock: SocksSocket, granted: Granted) -> None:
@@ -149,14 +149,17 @@ class Datagrams(SocksSocket):
                 raise BlockingIOError(number, os.strerror(number))
             seconds = left(deadline)
             granted = run(lambda loop: errand.run(loop, seconds))
-            self._take_over(granted.sock, True)
+            if association is None:
+                self._take_over(granted.sock, True)
+            else:
+                granted.sock.close()  # which is of the association that there was
             arrive(self, granted)
         finally:
             self._beginning.release()
 
     def _arrive(self, lead: Lead, address: Any) -> None:
         if lead.association is not None:
-            self._association = lead.association
+            self._association, self._loss = lead.association, None
             self._bound = lead.association.bound
         assert self._association is not None
         self._association.lead(address, lead.destination)
@@ -175,6 +178,15 @@ class Datagrams(SocksSocket):
             self._association, self._bound, self._loss = None, None, error
             association.close()
             self._become_fresh(True)
+
+    def dup(self) -> Datagrams:
+        """Give another socket object with the same association."""
+        sock = super().dup()
+        assert isinstance(sock, Datagrams)
+        if self._association is not None:
+            sock._association = self._association.share()
+        sock._is_direct, sock._to = self._is_direct, self._to
+        return sock
 
     def _drop(self) -> None:
         super()._drop()

@@ -69,7 +69,7 @@ class Errand:
         self.destination = destination
         self.chain = chain
         bind_address = None
-        if source is not None and source.packed is not None and (any(source.packed) or source.port):
+        if source is not None and source.packed is not None and any(source.packed):
             bind_address = source.packed
         self.dialler = Dialler(
             None,

@@ -19,7 +19,7 @@ from muonsocks.net.loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -165,16 +165,18 @@ class Port:
             del self._take, self._receive
 
 
-def bound_beside(stream: socket, port: int = 0, options: Sequence[tuple[Any, ...]] = ()) -> socket:
+def bound_beside(
+    stream: socket, port: int = 0, prepare: Callable[[socket], None] | None = None
+) -> socket:
     """Make a UDP socket at the address that a TCP connection has here, with a port of its own, or
-    this one; setsockopt(2) gets `options` before that. OSError.
+    this one; `prepare` sets its options. OSError.
     """
     name = stream.getsockname()
     host = Endpoint.of_socket(name).host  # IPv4, too, where an IPv6 socket has taken that
     sock = _udp(AF_INET6 if ":" in host else AF_INET)
     try:
-        for option in options:
-            sock.setsockopt(*option)
+        if prepare is not None:
+            prepare(sock)
         sock.bind((host, port, *name[2:]) if ":" in host else (host, port))
     except OSError:
         sock.close()

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from muonsocks.address import Endpoint, is_own_side
 from muonsocks.errors import ProxyFailed
 from muonsocks.net.datagrams import bound_beside
@@ -47,7 +49,10 @@ def _connected(
 ) -> socket:
     if relay.packed is None or not any(relay.packed) or not stream.is_tcp:
         raise ProxyFailed(f"{chain[0]}: it does not say where datagrams are to go")
-    proxy = Endpoint.of_socket(stream.socket.getpeername())
+    try:
+        proxy = Endpoint.of_socket(stream.socket.getpeername())
+    except OSError as error:  # it has gone already
+        raise ProxyFailed(f"{chain[0]}: {error.strerror}", errno.ECONNRESET) from None
     # Nor may it have us send to this host's own side, unless it is there itself.
     if len(relay.packed) != len(proxy.packed or b"") or (
         is_own_side(relay.packed) and relay.packed != proxy.packed
