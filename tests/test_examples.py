@@ -180,6 +180,11 @@ FILE_RECEIVED = shown("send-receive-fd.1", "cat <&")
 FILE_SENT = shown("send-receive-fd.1", "/etc/hosts")
 CLIENTS_SENT = shown("send-receive-fd.1", "--inetd")
 CLIENT_RECEIVED = shown("send-receive-fd.1", "exec socks-inetd")
+LOG_IN = shown("socks-connect.1", "ssh -o")
+CONFIGURE_SSH = shown("socks-connect.1", "~/.ssh/config")
+PAGES_FETCHED = [shown("socks-connect.1", "ALL_PROXY"), shown("socks-connect.1", "sh -c")]
+ADDRESS_OF_NAME = shown("socks-connect.1", "--resolve")
+FILE_TO_WHO_COMES = shown("socks-connect.1", "--bind")
 SITE = shown("README.md", "site.sock")
 ADDRESSES = shown("README.md", "two.sock")
 [EXPLAIN_ADDRESS] = re.findall("`(socketbox --explain [^`]*)`", (ROOT / "README.md").read_text())
@@ -307,6 +312,16 @@ def test_ports_of_the_web_only() -> None:
 
 
 # The machine
+
+
+SSH_CONFIGURATION = """\
+Host *
+    IdentityFile /srv/ssh/client
+    UserKnownHostsFile /dev/null
+    StrictHostKeyChecking no
+    LogLevel ERROR
+    BatchMode yes
+"""
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -1058,6 +1073,60 @@ def test_socketbox(machine: Machine) -> None:
             machine.run("systemctl disable --now socketbox.socket; systemctl stop socketbox")
     finally:
         machine.run("systemctl stop receiver")
+
+
+def test_fetched_through_a_proxy(machine: Machine) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        for text in PAGES_FETCHED:
+            assert paste(machine, text) == f"HTTP/1.0 200 OK\n\n{WWW}\n"
+
+
+@needs("sshd")
+def test_logged_in_through_a_proxy(machine: Machine) -> None:
+    """With options for who we are, and what is to be run there, behind what the page has."""
+    machine.run("mkdir -p /run/sshd /srv/ssh /root/.ssh && chmod 700 /root/.ssh")
+    for name in ("host", "client"):
+        machine.run(f"ssh-keygen -q -t ed25519 -N '' -f /srv/ssh/{name} <&-")
+    options = "-oStrictModes=no -oUsePAM=no -oAuthorizedKeysFile=/srv/ssh/client.pub -oPidFile=none"
+    sshd = f"/usr/sbin/sshd -D -f /dev/null -h /srv/ssh/host -oListenAddress=192.0.2.80 {options}"
+    machine.put("/srv/ssh/config", SSH_CONFIGURATION)
+    machine.put("/root/.ssh/config", SSH_CONFIGURATION)
+    shadow = machine.run("cat /etc/shadow").stdout
+    machine.put("/etc/shadow", re.sub("(?m)^root:[^:]*:", "root:*:", shadow), mode=0o640)
+    try:
+        with serving(machine, RESIDENT, "1080"), serving(machine, sshd, "192.0.2.80:22"):
+            said = paste(machine, LOG_IN.rstrip() + " 'echo $SSH_CLIENT'")
+            assert said.startswith("192.0.2.80 ")
+            configure, login = CONFIGURE_SSH.rstrip().rsplit("\n", 1)
+            said = paste(machine, f"export HOME=/root\n{configure}\n{login} 'echo this is $USER'")
+            assert said == "this is root\n"
+            await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
+    finally:
+        machine.put("/etc/shadow", shadow, mode=0o640)
+        machine.run("rm -rf /srv/ssh /root/.ssh/config")
+
+
+def test_look_up_by_a_proxy(machine: Machine) -> None:
+    with serving(machine, f"{RESIDENT.rstrip()} --resolve-commands", "1080"):
+        assert paste(machine, ADDRESS_OF_NAME) == "192.0.2.80\n"
+
+
+def test_who_comes_to_a_proxy(machine: Machine) -> None:
+    """The host comes when it has been told where to, which the first line says."""
+    told = re.sub(
+        r"\n +cat\n",
+        r"""
+    exec 3<>"/dev/tcp/$address/$port"; echo this came >&3; cat <&3
+    exec 3<&-; cat
+""",
+        FILE_TO_WHO_COMES,
+    )
+    with serving(machine, f"{RESIDENT.rstrip()} --allow-local", "1080"):
+        assert told != FILE_TO_WHO_COMES
+        said = paste(machine, f"exec bash -ec {shlex.quote(told)}")
+        first, *others = said.splitlines()
+        assert re.fullmatch(r"connect to [\d.]+, port \d+", first)
+        assert "\n".join(others) == f"{HOSTS}this came"
 
 
 def test_removal(machine: Machine) -> None:

@@ -277,6 +277,56 @@ def run_and_listed(command: list[str], *fds: int) -> tuple[str, set[str]]:
     return done.stdout, imported(done.stderr) - imported_by_nothing()
 
 
+GREETING, CHOICE, GRANTED = b"\5\1\0", b"\5\0", b"\5\0\0\1" + bytes(6)
+
+
+@pytest.mark.parametrize("way", ["--proxy=URL", "--proxy URL", "ALL_PROXY"])
+@pytest.mark.parametrize("program", [[], ["/usr/bin/true"]], ids=["to copy", "for a program"])
+def test_socks_connect(way: str, program: list[str]) -> None:
+    """To an address, through a proxy that is given as scripts do; or as ssh's configuration has it,
+    which comes to the same.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"socks5h://127.0.0.1:{proxy.getsockname()[1]}"
+        options = way.replace("URL", url).split() if way.startswith("-") else []
+        environ = {"PATH": os.environ["PATH"]} | ({} if options else {way: url})
+        with (
+            tempfile.TemporaryFile("w+") as log,
+            subprocess.Popen(
+                [
+                    *PYTHON,
+                    str(ROOT / "bin" / "socks-connect"),
+                    *options,
+                    "192.0.2.1",
+                    "80",
+                    *program,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environ,
+            ) as process,
+        ):
+            try:
+                proxy.settimeout(SECONDS)
+                with proxy.accept()[0] as conn:
+                    conn.settimeout(SECONDS)
+                    assert conn.recv(3, socket.MSG_WAITALL) == GREETING
+                    conn.sendall(CHOICE)
+                    assert len(conn.recv(10, socket.MSG_WAITALL)) == 10
+                    conn.sendall(GRANTED + (b"" if program else b"answer"))
+                answer, _ = process.communicate(timeout=SECONDS)
+                assert (process.returncode, answer) == (0, b"" if program else b"answer")
+            finally:
+                process.kill()
+                log.seek(0)
+                modules = imported(log.read()) - imported_by_nothing()
+        held_to_the_list(modules)
+        assert "muonsocks.tools.socks_connect" in modules
+        assert {"muonsocks.client.errors", "muonsocks.socks.rules"} & modules == set()
+        assert "muonsocks.tools.ucspi" not in modules or program
+
+
 @pytest.mark.parametrize("options", [[], ["-r"], ["-l", "-p"], ["-Rra"]])
 def test_socket_query(options: list[str]) -> None:
     """With the options that scripts give too."""

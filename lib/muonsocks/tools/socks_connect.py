@@ -7,8 +7,7 @@ SOCKS5_SERVER, SOCKS_SERVER or SOCKS4_SERVER, unless no_proxy has HOST. Without 
 connection is direct.
 
 Usage:
-  socks-connect [options] [--proxy=URL]... [--] HOST PORT [PROG [ARG...]]
-  socks-connect [options] [--proxy=URL]... --resolve [--] HOST
+  socks-connect [options] [--proxy=URL]... [--] HOST [PORT [PROG [ARG...]]]
   socks-connect (--help | --version)
 
 Which way:
@@ -22,7 +21,7 @@ What else to do than to connect:
   --bind                      have the proxy wait for a connection from HOST, and print
                               where that is, as a line "ADDRESS PORT", first
   --resolve                   have it look HOST up, a name or an address, and print what
-                              it finds
+                              it finds; there is no PORT then
 
 How long it may take, in seconds:
   --connect-timeout=SECS      up to the connection [default: 120]
@@ -113,9 +112,11 @@ class _Work:
         if given.flag("--resolve"):
             if command == Command.BIND:
                 raise UsageError("--bind and --resolve exclude each other", "see --help")
+            if len(words) > 1:
+                raise UsageError("--resolve is for HOST alone", "leave the rest out")
             command, words = Command.RESOLVE, [*words, "0"]
         if len(words) < 2:
-            raise UsageError("there is no HOST and no PORT", "see --help")
+            raise UsageError("HOST or PORT is missing", "see --help")
         host, port, *self._program = words
         destination = _destination(host, port_number(port, "PORT"))
         if command == Command.RESOLVE and destination.packed is not None:
