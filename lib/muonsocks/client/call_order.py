@@ -16,7 +16,6 @@ Rgetsockname may be repeated, and Rselect is for any sockets at any time.
 from __future__ import annotations
 
 import errno
-import os
 from _thread import allocate_lock
 
 from muonsocks.client.errand import endpoint_of
@@ -71,10 +70,10 @@ class Program:
         self._has_begun = False
         self._reached: dict[str, Reached] = {}
         self._lock = allocate_lock()
-        os.register_at_fork(after_in_child=self._unlock)
 
-    def _unlock(self) -> None:
-        self._lock = allocate_lock()  # nobody is left who has it
+    def unlock(self) -> None:
+        """Go on in a child process, where nobody is left who could have the lock."""
+        self._lock = allocate_lock()
 
     def init(self, name: str, proxies: Proxies) -> None:
         """Take what SOCKSinit says. OutOfOrder if it is late."""

@@ -37,6 +37,7 @@ _OPTIONS = (
 _BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)  # socket(7): they tell twice of what they are told
 
 program = Program()
+os.register_at_fork(after_in_child=program.unlock)
 
 
 class ClassicSocket:
