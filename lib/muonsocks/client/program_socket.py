@@ -1,0 +1,112 @@
+"""The sockets of a program that knows nothing of proxies: what `program` puts in socket's place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from _socket import MSG_FASTOPEN
+
+from muonsocks.address import Endpoint
+from muonsocks.client.socks_socket import SocksSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from muonsocks.client.errand import Granted
+    from muonsocks.client.look_ups import LookUps
+    from muonsocks.socks.rules import Chain
+
+# What leads to no other host: it is left as it is. Where these lead is not known here: AF_PACKET,
+# AF_SMC, AF_TIPC and whatever will be.
+_HARMLESS = tuple(
+    getattr(socket, name)
+    for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG", "AF_VSOCK", "AF_CAN", "AF_BLUETOOTH")
+)
+_MOST_KNOWN = 4096  # connections
+
+
+class ProgramSocket(SocksSocket):
+    """A socket of such a program. What can lead to other hosts without a proxy cannot be made
+    (EPERM): raw sockets, those of packets, protocols other than TCP and UDP.
+
+    It listens here. Names, and the addresses that stand for them, are gone to through the proxies
+    that `look_ups` has for them; getpeername() gives such an address.
+    """
+
+    listens_here = True
+    look_ups: LookUps
+
+    def __init__(
+        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+    ) -> None:
+        super().__init__(family, type, proto, fileno)
+        if not self._is_for_proxies and self.family not in _HARMLESS:
+            if fileno is None:
+                self.close()
+            else:
+                self.detach()
+            raise PermissionError(errno.EPERM, "such a socket cannot go through proxies")
+        if fileno is not None and self._is_for_proxies:
+            self._peer, self._bound = _known.get(_identity(fileno), (None, None))
+
+    def _connect(self, address: Any) -> None:
+        if self._is_for_proxies:
+            meant = self.look_ups.meant(address)
+            if meant.packed is None:
+                address = (meant.host, meant.port)  # if no proxy leads there
+        super()._connect(address)
+
+    def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
+        destination = self.look_ups.meant(address)
+        return destination, self.look_ups.way_to(destination)
+
+    def _set_out(
+        self,
+        command: int,
+        destination: Endpoint,
+        chain: Chain,
+        arrive: Callable[[Granted], None],
+    ) -> None:
+        def arrive_and_tell(granted: Granted) -> None:
+            arrive(granted)
+            _known[_identity(self.fileno())] = (self._peer, self._bound)
+            while len(_known) > _MOST_KNOWN:
+                del _known[next(iter(_known))]
+
+        super()._set_out(command, destination, chain, arrive_and_tell)
+
+    def _name(self, endpoint: Endpoint) -> tuple[Any, ...]:
+        if endpoint.packed is None:
+            stand_in = self.look_ups.stand_in(endpoint.host, self.family)
+            endpoint = Endpoint(stand_in, endpoint.port)
+        return super()._name(endpoint)
+
+    # TCP Fast Open connects without connect().
+
+    def sendto(self, *arguments: Any) -> int:
+        """Send, but do not connect."""
+        if len(arguments) == 3:
+            self._expect_no_connection(arguments[1])
+        return super().sendto(*arguments)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        """Send, but do not connect."""
+        if len(arguments) > 3:
+            self._expect_no_connection(arguments[2])
+        return super().sendmsg(*arguments)
+
+    def _expect_no_connection(self, flags: int) -> None:
+        if self._is_for_proxies and flags & MSG_FASTOPEN:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+# Where the connections lead whose descriptors are handed on from socket to socket, as ssl and dup()
+# do: by the inode, which is no other connection's as long as this one lasts, and long after.
+_known: dict[int, tuple[Endpoint | None, Endpoint | None]] = {}
+
+
+def _identity(fd: int) -> int:
+    return os.fstat(fd).st_ino
