@@ -2,8 +2,8 @@
 
 Runnable is what the README has in ```sh and ```python blocks and a page in its EXAMPLES; all of it
 is either run here or named in NOT_RUN with the reason. The place is a booted systemd with nothing
-but a loopback interface, into which muonsocks is installed by the README's own lines: there port 1080 is free, and
-the names and addresses of the examples are ours.
+but a loopback interface, into which muonsocks is installed by the README's own lines: there port
+1080 is free, and the names and addresses of the examples are ours.
 """
 
 import contextlib

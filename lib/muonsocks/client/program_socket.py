@@ -12,11 +12,11 @@ from muonsocks.client.socks_socket import SocksSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from muonsocks.client.errand import Granted
     from muonsocks.client.look_ups import LookUps
+    from muonsocks.client.socks_socket import Arrive
     from muonsocks.socks.rules import Chain
 
 # What leads to no other host: it is left as it is. Where these lead is not known here: AF_PACKET,
@@ -68,11 +68,11 @@ class ProgramSocket(SocksSocket):
         command: int,
         destination: Endpoint,
         chain: Chain,
-        arrive: Callable[[Granted], None],
+        arrive: Arrive,
     ) -> None:
-        def arrive_and_tell(granted: Granted) -> None:
-            arrive(granted)
-            _known[_identity(self.fileno())] = (self._peer, self._bound)
+        def arrive_and_tell(sock: SocksSocket, granted: Granted) -> None:
+            arrive(sock, granted)
+            _known[_identity(sock.fileno())] = (sock._peer, sock._bound)
             while len(_known) > _MOST_KNOWN:
                 del _known[next(iter(_known))]
 
