@@ -314,16 +314,6 @@ def test_ports_of_the_web_only() -> None:
 # The machine
 
 
-SSH_CONFIGURATION = """\
-Host *
-    IdentityFile /srv/ssh/client
-    UserKnownHostsFile /dev/null
-    StrictHostKeyChecking no
-    LogLevel ERROR
-    BatchMode yes
-"""
-
-
 def needs(program: str) -> pytest.MarkDecorator:
     reason = f"no {program} here: tests/run installs it"
     return pytest.mark.skipif(not shutil.which(program), reason=reason)
@@ -587,7 +577,10 @@ def test_through_some_proxies(machine: Machine) -> None:
         assert "(2)" in fetch(machine, "http://203.0.113.1:22/")
 
 
-SSHD = """\
+HOME = "export HOME=$(getent passwd 0 | cut -d: -f6)\n"
+SSHD = (
+    HOME
+    + """\
 mkdir -p /run/sshd /srv/ssh ~/.ssh
 test -e /srv/ssh/host || ssh-keygen -q -t ed25519 -N '' -f /srv/ssh/host
 test -e ~/.ssh/id_ed25519 || ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519
@@ -597,6 +590,7 @@ usermod -p '*' root
 exec /usr/sbin/sshd -D -e -f /dev/null -h /srv/ssh/host -o ListenAddress=192.0.2.80 \\
     -o AuthorizedKeysFile=/srv/ssh/authorized -o UsePAM=no -o StrictModes=no
 """
+)
 GIT_DAEMON = """\
 git init -q /srv/project
 cd /srv/project
@@ -1084,26 +1078,16 @@ def test_fetched_through_a_proxy(machine: Machine) -> None:
 @needs("sshd")
 def test_logged_in_through_a_proxy(machine: Machine) -> None:
     """With options for who we are, and what is to be run there, behind what the page has."""
-    machine.run("mkdir -p /run/sshd /srv/ssh /root/.ssh && chmod 700 /root/.ssh")
-    for name in ("host", "client"):
-        machine.run(f"ssh-keygen -q -t ed25519 -N '' -f /srv/ssh/{name} <&-")
-    options = "-oStrictModes=no -oUsePAM=no -oAuthorizedKeysFile=/srv/ssh/client.pub -oPidFile=none"
-    sshd = f"/usr/sbin/sshd -D -f /dev/null -h /srv/ssh/host -oListenAddress=192.0.2.80 {options}"
-    machine.put("/srv/ssh/config", SSH_CONFIGURATION)
-    machine.put("/root/.ssh/config", SSH_CONFIGURATION)
-    shadow = machine.run("cat /etc/shadow").stdout
-    machine.put("/etc/shadow", re.sub("(?m)^root:[^:]*:", "root:*:", shadow), mode=0o640)
-    try:
-        with serving(machine, RESIDENT, "1080"), serving(machine, sshd, "192.0.2.80:22"):
-            said = paste(machine, LOG_IN.rstrip() + " 'echo $SSH_CLIENT'")
-            assert said.startswith("192.0.2.80 ")
-            configure, login = CONFIGURE_SSH.rstrip().rsplit("\n", 1)
-            said = paste(machine, f"export HOME=/root\n{configure}\n{login} 'echo this is $USER'")
-            assert said == "this is root\n"
-            await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
-    finally:
-        machine.put("/etc/shadow", shadow, mode=0o640)
-        machine.run("rm -rf /srv/ssh /root/.ssh/config")
+    with serving(machine, RESIDENT, "1080"), serving(machine, SSHD, "192.0.2.80:22"):
+        said = paste(machine, LOG_IN.rstrip() + " 'echo $SSH_CLIENT'")
+        assert said.startswith("192.0.2.80 ")
+        configure, login = CONFIGURE_SSH.rstrip().rsplit("\n", 1)
+        try:
+            said = paste(machine, f"{HOME}{configure}\n{login} 'echo this is $USER'")
+        finally:
+            machine.run(f"{HOME}rm -f ~/.ssh/config")
+        assert said == "this is root\n"
+        await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
 
 
 def test_look_up_by_a_proxy(machine: Machine) -> None:

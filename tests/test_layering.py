@@ -173,8 +173,9 @@ def fault(name: str, module: str, item: str, for_types: bool, ours: Mapping[str,
     here, there = room(name), room(module)
     if not module:
         # The stub names the tool to run, and who will have no way to the files loads all of two
-        # rooms below; nowhere else is a name made up.
-        known = name in ("muonsocks.tools", "muonsocks.tools.muonsocks")
+        # rooms below; a program's first word of a room finds its module in a table. Nowhere else
+        # is a name made up.
+        known = name in ("muonsocks.tools", "muonsocks.tools.muonsocks", "muonsocks.client")
         return "" if known else "imports by a name it computes"
     if module.split(".")[0] == "muonsocks":
         if module not in ours:

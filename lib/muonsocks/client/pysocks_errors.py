@@ -6,6 +6,7 @@ import errno
 import socket
 
 from muonsocks.client import errors
+from muonsocks.socks.proxy_request import CLOSED
 from muonsocks.socks.request import ReplyCode
 
 PROXY_TYPE_SOCKS4 = SOCKS4 = 1
@@ -84,7 +85,8 @@ def as_pysocks(error: errors.ProxyError, kind: int, place: str) -> ProxyError:
     elif isinstance(error, errors.LoginRefused):
         behind = {SOCKS5: SOCKS5AuthError}.get(kind, _REFUSALS[kind])(reason)
     elif isinstance(error, errors.ProxyMisbehaved):
-        behind = GeneralProxyError(reason) if number == errno.EPROTO else OSError(number, reason)
+        is_reset = number != errno.EPROTO and not reason.endswith(CLOSED)
+        behind = OSError(number, reason) if is_reset else GeneralProxyError(reason)
     else:
         behind = _REFUSALS[kind](_refusal(kind, error.code, reason))
     return GeneralProxyError("Socket error", behind)
