@@ -43,7 +43,9 @@ class Pending:
             if self._is_dropped:
                 return
             loop = thread.loop
-            self._task = loop.spawn(start(loop), self._on_failure, self._on_success)
+            task = loop.spawn(start(loop), self._on_failure, self._on_success)
+            if not self.is_over:
+                self._task = task
 
         thread.call(begin)
 
@@ -54,10 +56,12 @@ class Pending:
         self._end()
 
     def _on_failure(self, error: BaseException) -> None:
-        self._error = error
+        if not self._is_dropped:
+            self._error = error
         self._end()
 
     def _end(self) -> None:
+        self._task = None  # which has this
         self.is_over = True
         self._over.release()
         self._on_end()
@@ -89,7 +93,7 @@ class Pending:
     def _let_go(self) -> None:
         if self._result is not None:
             self._result.sock.close()
-        elif self._task is not None and not self._task.is_over:
+        elif self._task is not None:
             self._task.interrupt(OSError("nobody waits for it any more"))
 
 

@@ -79,7 +79,7 @@ class ClassicSocket:
             raise OutOfOrder(program.name, due, f"one with {arguments}")
 
     def carry_out(self, step: str, arguments: tuple[Any, ...], call: Callable[[], None]) -> None:
-        """Make a call that may have to be repeated; while it is under way the socket is at a step."""
+        """Make a call that may be to repeat; while it is under way the socket is at a step."""
         try:
             call()
         except BlockingIOError:

@@ -147,7 +147,8 @@ class Loop:
         self.now = monotonic()
 
     def close(self) -> None:
-        """Close what the loop itself has opened."""
+        """Close what the loop itself has opened, and forget what is due."""
+        self.timers.clear()  # each of which has the loop
         if self._threads is not None:
             self._threads.close()
         self._epoll.close()
