@@ -54,7 +54,9 @@ class Pending:
             if self._is_dropped:
                 return
             loop = thread.loop
-            self._task = loop.spawn(start(loop), self._on_failure, self._on_success)
+            task = loop.spawn(start(loop), self._on_failure, self._on_success)
+            if not self.is_over:
+                self._task = task
 
         thread.call(begin)
 
@@ -66,10 +68,12 @@ class Pending:
         self._end()
 
     def _on_failure(self, error: BaseException) -> None:
-        self._error = error
+        if not self._is_dropped:
+            self._error = error
         self._end()
 
     def _end(self) -> None:
+        self._task = None  # which has this
         self._is_over = True
         self._over.release()
         self._on_end()

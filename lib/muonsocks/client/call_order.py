@@ -87,14 +87,6 @@ class Program:
         if step not in steps:
             raise OutOfOrder(self.name, self._due(step, call), call)
 
-    def expect_same(
-        self, call: str, arguments: tuple[Any, ...], under_way: tuple[Any, ...]
-    ) -> None:
-        """Hold that a call that is repeated has the arguments of the one under way."""
-        if arguments != under_way:
-            due = f"{call} with the same arguments, {under_way},"
-            raise OutOfOrder(self.name, due, f"one with {arguments}")
-
     def has_reached(self, reached: Reached, *hosts: str) -> None:
         """Remember a host, by all that it may be called."""
         with self._lock:

@@ -10,7 +10,7 @@ import socket
 from weakref import WeakKeyDictionary
 
 from muonsocks.address import Endpoint
-from muonsocks.client.call_order import CONNECTING, FRESH, Program
+from muonsocks.client.call_order import BINDING, CONNECTING, FRESH, OutOfOrder, Program
 from muonsocks.client.socks_socket import SocksSocket
 
 TYPE_CHECKING = False
@@ -72,14 +72,14 @@ class ClassicSocket:
         self._carrier.settimeout(sock.gettimeout())
         return self._carrier
 
-    def carry_out(
-        self, name: str, arguments: tuple[Any, ...], step: str, call: Callable[[], None]
-    ) -> None:
-        """Make a call that may have to be repeated, and then with the same arguments: while it is
-        under way the socket is at a step.
-        """
-        if self.step == step:
-            program.expect_same(name, arguments, self._under_way)
+    def expect_same(self, call: str, arguments: tuple[Any, ...]) -> None:
+        """Hold that a call that is repeated has the arguments of the one under way."""
+        if self.step in (CONNECTING, BINDING) and arguments != self._under_way:
+            due = f"{call} with the same arguments, {self._under_way},"
+            raise OutOfOrder(program.name, due, f"one with {arguments}")
+
+    def carry_out(self, step: str, arguments: tuple[Any, ...], call: Callable[[], None]) -> None:
+        """Make a call that may be to repeat; while it is under way the socket is at a step."""
         try:
             call()
         except BlockingIOError:

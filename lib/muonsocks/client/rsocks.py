@@ -67,9 +67,10 @@ def Rconnect(sock: socket.socket, address: tuple[Any, ...]) -> None:
     if state.step == CONNECTED:
         raise is_connected()
     program.expect("Rconnect", state.step, FRESH, CONNECTING)
+    state.expect_same("Rconnect", address)
     was_under_way = state.step == CONNECTING
     carrier = state.carrier(sock)
-    state.carry_out("Rconnect", address, CONNECTING, lambda: carrier.connect(address))
+    state.carry_out(CONNECTING, address, lambda: carrier.connect(address))
     state.step = CONNECTED
     program.has_reached(Reached(int(address[1]), carrier.getsockname()), address[0])
     if was_under_way:
@@ -89,23 +90,26 @@ def Rbind(sock: socket.socket, address: tuple[Any, ...], host: str) -> None:
     """
     state = known_tcp(sock)
     program.expect("Rbind", state.step, FRESH, BINDING)
-    reached = program.reached(host)
+    arguments = (address, host)
+    state.expect_same("Rbind", arguments)
     carrier = state.carrier(sock)
     if state.step == FRESH:
+        reached = program.reached(host)
         state.peer = (host, reached.port)
         state.is_proxied = bool(way_to(endpoint_of(*state.peer), carrier._proxies))
-    if state.is_proxied and int(address[1]):
-        raise OSError(
-            errno.EADDRNOTAVAIL, "a proxy chooses the port: Rbind to 0, and ask Rgetsockname"
-        )
+        if not state.is_proxied:
+            address = _near(reached, sock, address)
+        elif int(address[1]):
+            reason = "a proxy chooses the port: Rbind to 0, and ask Rgetsockname"
+            raise OSError(errno.EADDRNOTAVAIL, reason)
 
     def bind() -> None:
         if state.is_proxied:
             carrier.listen(1, peer=state.peer)
         else:
-            sock.bind(_near(reached, sock, address))
+            sock.bind(address)
 
-    state.carry_out("Rbind", (address, host), BINDING, bind)
+    state.carry_out(BINDING, arguments, bind)
     state.step = BOUND
 
 
