@@ -1,6 +1,6 @@
 """The examples of the README and of the manual pages run as they stand, and do what they say.
 
-Runnable is what the README has in ```sh blocks and a page in its EXAMPLES; all of it is either run
+Runnable is what the README has in ```sh and ```python blocks and a page in its EXAMPLES; all of it is either run
 here or named in NOT_RUN with the reason. The place is a booted systemd with nothing but a loopback
 interface, into which muonsocks is installed by the README's own lines: there port 1080 is free, and
 the names and addresses of the examples are ours.
@@ -53,7 +53,7 @@ def page_blocks(page: Path) -> list[str]:
 
 
 EXAMPLES = {
-    "README.md": readme_blocks("sh"),
+    "README.md": readme_blocks("sh") + readme_blocks("python"),
     **{page.name: page_blocks(page) for page in sorted((ROOT / "man").iterdir())},
 }
 _used: set[str] = set()
@@ -150,6 +150,14 @@ WITH_RULES = shown("README.md", "deny 10.0.0.0/8  ")
 THROUGH_A_PROXY = shown("README.md", "-p 1081")
 WITH_WAYS = shown("README.md", "127.0.0.1:9050")
 FORWARDER_THROUGH_A_PROXY = shown("README.md", ":8082")
+SSH = shown("README.md", "ProxyCommand='socks-connect --proxy")
+GIT = shown("README.md", "git clone")
+CLIENT_PROGRAMS = [
+    shown("README.md", "create_connection(("),
+    shown("README.md", "await open_connection"),
+    shown("README.md", "requests.get"),
+]
+UNCHANGED_PROGRAM = shown("README.md", "fetch.py")
 MUXES = [shown("README.md", "mux.sock"), shown("virtio-mux.1", "mux.sock")]
 MUX_CURLS = [shown("README.md", "curl --socks5-hostname 127.0.0.1:1080 http://www.")]
 MUX_CURLS.append(shown("virtio-mux.1", "curl"))
@@ -553,6 +561,65 @@ def test_through_some_proxies(machine: Machine) -> None:
             assert "(1)" in fetch(machine, f"http://{host}/")
             await_log(machine, f'target={host}:80 .* end=via-failed detail=".*//{why}')
         assert "(2)" in fetch(machine, "http://203.0.113.1:22/")
+
+
+SSHD = """\
+mkdir -p /run/sshd /srv/ssh /root/.ssh
+test -e /srv/ssh/host || ssh-keygen -q -t ed25519 -N '' -f /srv/ssh/host
+test -e /root/.ssh/id_ed25519 || ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
+cp /root/.ssh/id_ed25519.pub /srv/ssh/authorized
+echo "www.example.com $(cat /srv/ssh/host.pub)" > /root/.ssh/known_hosts
+usermod -p '*' root
+exec /usr/sbin/sshd -D -e -f /dev/null -h /srv/ssh/host -o ListenAddress=192.0.2.80 \\
+    -o AuthorizedKeysFile=/srv/ssh/authorized -o UsePAM=no -o StrictModes=no
+"""
+GIT_DAEMON = """\
+git init -q /srv/project
+cd /srv/project
+git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m 'the first'
+exec git daemon --base-path=/srv --export-all --listen=192.0.2.80
+"""
+
+
+@needs("sshd")
+def test_ssh_through_a_proxy(machine: Machine) -> None:
+    with (
+        serving(machine, RESIDENT, "1080"),
+        serving(machine, SSHD, "192.0.2.80:22"),
+    ):
+        assert "load average" in paste(machine, SSH)
+        await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
+
+
+@needs("sshd")
+def test_git_through_a_proxy(machine: Machine) -> None:
+    with (
+        serving(machine, RESIDENT, "1080"),
+        serving(machine, SSHD, "192.0.2.80:22"),
+        serving(machine, GIT_DAEMON, "192.0.2.80:9418"),
+    ):
+        try:
+            paste(machine, GIT)
+            for name in ("project", "copy"):
+                said = paste(machine, f"git -C {name} log --format=%s")
+                assert said == "the first\n"
+        finally:
+            paste(machine, "rm -rf project copy /srv/project")
+        for port in (22, 9418):
+            await_log(machine, f"closed .* target=www.example.com:{port} .* end=closed")
+
+
+@pytest.mark.parametrize("text", CLIENT_PROGRAMS, ids=["socket", "asyncio", "requests"])
+def test_programs_of_the_library(machine: Machine, text: str) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        assert WWW in paste(machine, f"{PYTHON} -", input=text)
+        await_log(machine, "closed .* target=www.example.com:80 .* end=closed")
+
+
+def test_an_unchanged_program(machine: Machine) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        assert paste(machine, UNCHANGED_PROGRAM + "rm fetch.py").strip() == WWW
+        await_log(machine, "closed .* target=www.example.com:80 .* end=closed")
 
 
 def test_resident_under_s6(machine: Machine) -> None:

@@ -65,6 +65,7 @@ IMPURE_IN_SOCKS = {
     "muonsocks.socks.bind",
     "muonsocks.socks.datagram_way",
     "muonsocks.socks.proxy_chain",
+    "muonsocks.socks.relays",
     "muonsocks.socks.datagram_destinations",
     "muonsocks.socks.handover",
     "muonsocks.socks.introduction",

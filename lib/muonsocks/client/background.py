@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from _collections import deque
 from _thread import allocate_lock, start_new_thread
 
 from muonsocks.net.loop import Loop
@@ -21,7 +23,16 @@ if TYPE_CHECKING:
 class Pending:
     """An errand in the background. Once it `is_over`, `take` gives what it has brought."""
 
-    __slots__ = ("_error", "_is_dropped", "_on_end", "_over", "_result", "_task", "is_over")
+    __slots__ = (
+        "_error",
+        "_is_dropped",
+        "_is_over",
+        "_on_end",
+        "_over",
+        "_result",
+        "_task",
+        "thread",
+    )
 
     def __init__(
         self,
@@ -36,8 +47,8 @@ class Pending:
         self._result: Granted | None = None
         self._error: BaseException | None = None
         self._is_dropped = False
-        self.is_over = False
-        thread = _Thread.of_this_process()
+        self._is_over = False
+        self.thread = thread = Thread.of_this_process()
 
         def begin() -> None:
             if self._is_dropped:
@@ -49,8 +60,9 @@ class Pending:
 
     def _on_success(self, result: Granted) -> None:
         if self._is_dropped:
-            result.sock.close()
-        self._result = result
+            result.close()
+        else:
+            self._result = result
         self._end()
 
     def _on_failure(self, error: BaseException) -> None:
@@ -58,12 +70,24 @@ class Pending:
         self._end()
 
     def _end(self) -> None:
-        self.is_over = True
+        self._is_over = True
         self._over.release()
         self._on_end()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is something to `take`: in a child process, that nothing will come."""
+        return self._is_over or not self.thread.is_here
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is over, and has brought nothing."""
+        return self.is_over and self._result is None
+
     def wait(self, timeout: float | None) -> bool:
         """Wait until it is over, for so many seconds at most; say whether it is."""
+        if self.is_over:
+            return True
         if not self._over.acquire(timeout=-1 if timeout is None else timeout):
             return False
         self._over.release()
@@ -77,45 +101,64 @@ class Pending:
                 raise error
             finally:
                 del error
-        assert self._result is not None
         result, self._result = self._result, None
+        if result is None:
+            raise OSError(errno.ECONNABORTED, "it was under way in another process")
         return result
 
     def drop(self) -> None:
-        """Have nobody wait for it any more."""
+        """Have nobody wait for it any more. This waits for nobody, as what collects garbage must
+        not.
+        """
         self._is_dropped = True
-        _Thread.of_this_process().call(self._let_go)
+        if self.thread.is_here:
+            self.thread.call(self._let_go)
 
     def _let_go(self) -> None:
-        if self._result is not None:
-            self._result.sock.close()
+        result, self._result = self._result, None
+        if result is not None:
+            result.close()
         elif self._task is not None and not self._task.is_over:
-            self._task.interrupt(OSError("nobody waits for it any more"))
+            self._task.interrupt(OSError(errno.ECANCELED, "nobody waits for it any more"))
 
 
-class _Thread:
+class Thread:
     """The thread. It lasts as long as the process, and keeps nothing from ending that."""
 
-    __slots__ = ("_calls", "_lock", "_signal", "loop")
+    __slots__ = ("_calls", "_signal", "loop")
 
-    _only: _Thread | None = None
+    _only: Thread | None = None
     _making = allocate_lock()
 
     def __init__(self) -> None:
+        """Start it. OSError."""
         self.loop = Loop()
-        self._calls: list[Callable[[], None]] = []
-        self._lock = allocate_lock()
-        self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.loop.register(self._signal, self._collect)
-        start_new_thread(self._run, ())
+        self._calls: deque[Callable[[], None]] = deque()
+        self._signal = -1
+        try:
+            self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.loop.register(self._signal, self._collect)
+            start_new_thread(self._run, ())
+        except (OSError, RuntimeError) as error:
+            if self._signal >= 0:
+                os.close(self._signal)
+            self.loop.close()
+            if isinstance(error, OSError):
+                raise
+            raise OSError(errno.ENOMEM, "no thread can be started") from error
 
     @classmethod
-    def of_this_process(cls) -> _Thread:
-        """Give the only one."""
+    def of_this_process(cls) -> Thread:
+        """Give the only one. OSError."""
         with cls._making:
             if cls._only is None:
                 cls._only = cls()
             return cls._only
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a thread of this process, and not of one that has forked it."""
+        return Thread._only is self
 
     @classmethod
     def forget(cls) -> None:
@@ -125,16 +168,13 @@ class _Thread:
 
     def call(self, function: Callable[[], None]) -> None:
         """Have a function called in the thread, after those before."""
-        with self._lock:
-            self._calls.append(function)
+        self._calls.append(function)  # without a lock: what collects garbage may come in between
         os.eventfd_write(self._signal, 1)
 
     def _collect(self, _: int) -> None:
         os.eventfd_read(self._signal)
-        with self._lock:
-            calls, self._calls = self._calls, []
-        for function in calls:
-            function()
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
 
     def _run(self) -> None:
         self.loop.run(_forever())
@@ -144,4 +184,4 @@ async def _forever() -> None:
     await Waitable()
 
 
-os.register_at_fork(after_in_child=_Thread.forget)
+os.register_at_fork(after_in_child=Thread.forget)

@@ -44,6 +44,10 @@ class Granted:
         self.bound = bound
         self.asking = asking
 
+    def close(self) -> None:
+        """Give it back: nobody waits for it any more."""
+        self.sock.close()
+
 
 class Errand:
     """A command for a destination, and the way there."""
@@ -65,7 +69,7 @@ class Errand:
         self.destination = destination
         self.chain = chain
         bind_address = None
-        if source is not None and source.packed is not None and (any(source.packed) or source.port):
+        if source is not None and source.packed is not None and any(source.packed):
             bind_address = source.packed
         self.dialler = Dialler(
             None,

@@ -125,3 +125,8 @@ def timed_out() -> TimeoutError:
 def in_progress() -> BlockingIOError:
     """Make the error of what goes on by itself, as connect(2) has it."""
     return BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+
+
+def try_again() -> BlockingIOError:
+    """Make the error of what would have to wait, as recv(2) has it."""
+    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

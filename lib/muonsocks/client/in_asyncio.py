@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
-from muonsocks.client.errand import Errand, endpoint_of, way_to
+from muonsocks.client.errand import Errand, Granted, endpoint_of, way_to
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
 from muonsocks.socks.request import Command
@@ -57,16 +57,16 @@ async def open_socket(
 async def carry_out(start: Callable[[Loop], Coroutine[Waitable, None, T]]) -> T:
     """Run a coroutine that `start` makes for the house's loop, in a task of asyncio's."""
     host = asyncio.get_running_loop()
-    guest = _guests.get(host)
+    guest = _guests.get(id(host))
     if guest is None:
-        guest = _guests[host] = _Guest(host)
+        guest = _guests[id(host)] = _Guest(host)
     return await guest.run(start)
 
 
 class _Guest:
     """The house's loop, of which asyncio's sees one descriptor and one timer."""
 
-    __slots__ = ("_alarm", "_host", "_loop", "_tasks")
+    __slots__ = ("__weakref__", "_alarm", "_host", "_loop", "_tasks")
 
     def __init__(self, host: asyncio.AbstractEventLoop) -> None:
         self._host = host
@@ -95,7 +95,7 @@ class _Guest:
             self._set_alarm()
             try:
                 return await future
-            except asyncio.CancelledError as error:
+            except BaseException as error:  # it is cancelled, or nobody will ever resume it
                 if not task.is_over:
                     task.interrupt(error)
                 elif not future.cancelled() and future.exception() is None:
@@ -129,14 +129,17 @@ class _Guest:
     def _close(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        del _guests[self._host]
+        _guests.pop(id(self._host), None)
         self._host.remove_reader(self._loop.fileno())
         self._loop.close()
 
 
-_guests: WeakKeyDictionary[asyncio.AbstractEventLoop, _Guest] = WeakKeyDictionary()
+# By the id of the host, which a guest keeps alive. Nothing here keeps a guest alive: what it waits
+# for is garbage as soon as its host has been closed.
+_guests: WeakValueDictionary[int, _Guest] = WeakValueDictionary()
 
 
 def _drop(result: Any) -> None:
     """Close what nobody waits for any more."""
-    result.sock.close()
+    if isinstance(result, Granted):
+        result.close()

@@ -6,8 +6,17 @@ for output, as connect(2) has it. So the number gets a socket that has none, up 
 
 from __future__ import annotations
 
+import errno
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socketpair
+from _socket import (
+    AF_UNIX,
+    SO_SNDBUF,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socketpair,
+)
 from _thread import allocate_lock
 from os import fstat
 from select import epoll
@@ -16,19 +25,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
-_FILLING = bytes(1 << 16)
+_FILLING = bytes(1 << 12)  # more than the smallest buffer takes without being full
 _INT = 0xFFFFFFFF  # of data that are an int: nobody has set the rest
 
 
 class Parking:
     """A socket, `sock`, at which nothing happens until `end`, which another thread may call."""
 
-    __slots__ = ("_far", "_lock", "sock")
+    __slots__ = ("_far", "_is_left", "_lock", "_tells_input", "sock")
 
-    def __init__(self) -> None:
+    def __init__(self, tells_input: bool = False) -> None:
+        """With `tells_input` who looks for input is told of the end, too. OSError."""
         kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC
         self.sock, self._far = socketpair(AF_UNIX, kind)
+        self._tells_input = tells_input
+        self._is_left = False
         self._lock = allocate_lock()
+        self.sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 1)
         try:
             while True:
                 self.sock.send(_FILLING)
@@ -38,33 +51,46 @@ class Parking:
     def end(self) -> None:
         """Have whoever looks at it find that there is room."""
         with self._lock:
-            if self._far.fileno() < 0:
-                return  # nobody looks any more
-            try:
-                while self._far.recv(len(_FILLING)):
-                    pass
-            except BlockingIOError:
-                return  # that was all
+            if not self._is_left:
+                self._make_room()
+        if self._is_left:
+            self.close()
+
+    def _make_room(self) -> None:
+        if self._tells_input:
+            self._far.send(b"\0")
+        try:
+            while self._far.recv(len(_FILLING)):
+                pass
+        except BlockingIOError:
+            return  # that was all
 
     def close(self) -> None:
-        """Give back what is left: `sock` has been put somewhere."""
-        with self._lock:
+        """Give back what is left: `sock` has been put somewhere. This waits for nobody, as it may
+        be called by what collects garbage, in any thread.
+        """
+        self._is_left = True
+        if self._lock.acquire(blocking=False):
             self._far.close()
+            self._lock.release()
 
 
 def replace(fd: int, sock: socket, is_watched: bool) -> None:
     """Let a descriptor's number stand for another socket, which is closed elsewhere. With
     `is_watched` the epolls of this process that have the number go on with what it stands for.
+    OSError.
     """
     watchers = []
-    for watcher, events in _watchers(fd) if is_watched else []:
-        try:
-            watcher.unregister(fd)
-        except FileNotFoundError:
-            continue  # another descriptor of an epoll that has been dealt with
-        watchers.append((watcher, events))
-    os.dup2(sock.fileno(), fd, os.get_inheritable(fd))
-    sock.close()
+    try:
+        for watcher, events in _watchers(fd) if is_watched else []:
+            try:
+                watcher.unregister(fd)
+            except FileNotFoundError:
+                continue  # another descriptor of an epoll that has been dealt with
+            watchers.append((watcher, events))
+        os.dup2(sock.fileno(), fd, os.get_inheritable(fd))
+    finally:
+        sock.close()
     for watcher, events in watchers:
         watcher.register(fd, events)
 
@@ -76,17 +102,24 @@ def _watchers(fd: int) -> list[tuple[epoll, int]]:
     """
     found = []
     for number in _epolls():
-        try:
-            with open(f"/proc/self/fdinfo/{number}") as file:
-                lines = file.read().splitlines()
-        except FileNotFoundError:
-            continue  # another thread has closed it
-        for line in lines:
-            words = line.split()
-            # tfd:       5 events:       19 data:     7f2300000005  pos:0 ino:a6d6 sdev:8
-            if words[:1] == ["tfd:"] and int(words[1]) == int(words[5], 16) & _INT == fd:
-                found.append((number, int(words[3], 16)))
-    return [(epoll.fromfd(os.dup(number)), events) for number, events in found]
+        for events in _events_of(fd, number):
+            found.append((epoll.fromfd(os.dup(number)), events))
+    return found
+
+
+def _events_of(fd: int, number: int) -> list[int]:
+    try:
+        with open(f"/proc/self/fdinfo/{number}") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []  # another thread has closed it
+    # tfd:       5 events:       19 data:     7f2300000005  pos:0 ino:a6d6 sdev:8
+    all_of_them = [line.split() for line in lines if line.startswith("tfd:")]
+    return [
+        int(words[3], 16)
+        for words in all_of_them
+        if int(words[1]) == int(words[5], 16) & _INT == fd
+    ]
 
 
 def _epolls() -> list[int]:
@@ -108,9 +141,12 @@ def _epolls() -> list[int]:
 
 
 def _table_size() -> int:
-    """Say which number is above those of all descriptors of this process."""
-    with open("/proc/self/status") as file:
-        return int(file.read().partition("FDSize:")[2].split(None, 1)[0])
+    """Say which number is above those of all descriptors of this process. OSError."""
+    try:
+        with open("/proc/self/status") as file:
+            return int(file.read().partition("FDSize:")[2].split(None, 1)[0])
+    except FileNotFoundError:
+        raise OSError(errno.ENOSYS, "a socket that does not block needs /proc here") from None
 
 
 def _is_epoll(fd: int) -> bool:

@@ -12,11 +12,11 @@ from muonsocks.client.socks_socket import SocksSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from muonsocks.client.errand import Granted
     from muonsocks.client.look_ups import LookUps
+    from muonsocks.client.socks_socket import Arrive
     from muonsocks.socks.rules import Chain
 
 # What leads to no other host: it is left as it is. Where these lead is not known here: AF_PACKET,
@@ -40,8 +40,15 @@ class ProgramSocket(SocksSocket):
     look_ups: LookUps
 
     def __init__(
-        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        proxy: object = None,
     ) -> None:
+        """`proxy` is of no importance."""
         super().__init__(family, type, proto, fileno)
         if not self._is_for_proxies and self.family not in _HARMLESS:
             if fileno is None:
@@ -61,18 +68,28 @@ class ProgramSocket(SocksSocket):
 
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
-        return destination, self.look_ups.way_to(destination)
+        chain = self.look_ups.way_to(destination)
+        if (
+            not chain
+            and self.type == socket.SOCK_DGRAM
+            and destination.host != address[0]
+            and destination.packed is None
+        ):
+            raise OSError(
+                errno.ENETUNREACH, f"datagrams to {destination} have no way through proxies"
+            )
+        return destination, chain
 
     def _set_out(
         self,
         command: int,
         destination: Endpoint,
         chain: Chain,
-        arrive: Callable[[Granted], None],
+        arrive: Arrive,
     ) -> None:
-        def arrive_and_tell(granted: Granted) -> None:
-            arrive(granted)
-            _known[_identity(self.fileno())] = (self._peer, self._bound)
+        def arrive_and_tell(sock: SocksSocket, granted: Granted) -> None:
+            arrive(sock, granted)
+            _known[_identity(sock.fileno())] = (sock._peer, sock._bound)
             while len(_known) > _MOST_KNOWN:
                 del _known[next(iter(_known))]
 

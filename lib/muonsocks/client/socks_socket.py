@@ -14,10 +14,11 @@ from _socket import socket as c_socket
 from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
-from muonsocks.client.errors import in_progress, timed_out
+from muonsocks.client.errors import in_progress, timed_out, try_again
 from muonsocks.client.parking import replace
 from muonsocks.client.proxies import chain_of
-from muonsocks.socks.request import Command
+from muonsocks.net.dial import set_options
+from muonsocks.socks.request import UNSPECIFIED, Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.rules import Chain
 
+    Arrive = Callable[["SocksSocket", Granted], None]  # what holds no socket, or it would for ever
+
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_HAS_BROUGHT = "it has brought its connection: make another socket"
+_OF_ALL = (socket.SOL_SOCKET,)  # level of options that a unix socket has, too
+_NOT_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_MPTCP)
 
 
@@ -58,11 +64,12 @@ class SocksSocket(socket.socket):
         """`proxy` is as for `create_connection`."""
         self.failure: OSError | None = None
         self._proxies: Proxies = chain_of(proxy)
-        self._options: list[tuple[Any, ...]] = []
+        self._options: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._source: Endpoint | None = None
         self._peer: Endpoint | None = None  # the destination, once it is connected to
         self._bound: Endpoint | None = None  # what the last proxy has bound
         self._asking: ProxyRequest | None = None  # while a peer is awaited there
+        self._visitor: Endpoint | None = None  # who has come, and has no socket yet
         self._journey: Journey | None = None
         super().__init__(family, type, proto, fileno)
         kind = c_socket.type.__get__(self)
@@ -70,9 +77,9 @@ class SocksSocket(socket.socket):
             self.family in _FAMILIES and kind in _KINDS and self.proto in _PROTOCOLS
         )
         if self._is_for_proxies and kind == socket.SOCK_DGRAM:
-            from muonsocks.client.datagrams import Datagrams
+            from muonsocks.client.datagrams import prepare
 
-            become(self, Datagrams)
+            prepare(self)
 
     # Connecting
 
@@ -95,9 +102,9 @@ class SocksSocket(socket.socket):
             super().connect(address)
             return
 
-        def arrive(granted: Granted) -> None:
-            self._bound = granted.bound
-            self._peer = destination
+        def arrive(sock: SocksSocket, granted: Granted) -> None:
+            sock._bound = granted.bound
+            sock._peer = destination
 
         self._set_out(Command.CONNECT, destination, chain, arrive)
 
@@ -133,10 +140,10 @@ class SocksSocket(socket.socket):
             super().listen(backlog)
             return
         if self._asking is not None or self._peer is not None:
-            raise OSError(errno.EINVAL, "it has brought its connection: make another socket")
+            raise OSError(errno.EINVAL, _HAS_BROUGHT)
 
-        def arrive(granted: Granted) -> None:
-            self._bound, self._asking = granted.bound, granted.asking
+        def arrive(sock: SocksSocket, granted: Granted) -> None:
+            sock._bound, sock._asking = granted.bound, granted.asking
 
         self._set_out(Command.BIND, expected, chain, arrive)
 
@@ -146,32 +153,51 @@ class SocksSocket(socket.socket):
         There is input while it can be had. This socket is of no use afterwards.
         """
         if self._asking is None:
+            if self._peer is not None:
+                raise OSError(errno.EINVAL, _HAS_BROUGHT)
             return super().accept()
-        timeout = self.gettimeout()
-        asking = self._asking
-        borrowed = c_socket(fileno=self.fileno())
-        os.set_blocking(self.fileno(), False)
+        if self._visitor is None:
+            self._visitor = self._await_visitor(self._asking)
+        peer = self._visitor
+        sock = self.dup()
         try:
-            peer = run(lambda loop: second_reply(loop, borrowed, asking, timeout))
-        except TimeoutError as error:
-            if timeout == 0:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-            raise timed_out() from error
-        finally:
-            borrowed.detach()
-            os.set_blocking(self.fileno(), timeout is None)
-        sock = self._made(os.dup(self.fileno()))
-        sock._peer, sock._bound = peer, self._bound
-        self._asking = None
-        self._peer = peer  # which makes it of no use
-        self._become_fresh()
-        if socket.getdefaulttimeout() is None and timeout:
-            sock.setblocking(True)  # as socket.accept has it
+            self._retire()
+        except BaseException:
+            sock.close()
+            raise
+        self._asking = self._visitor = sock._asking = None
+        self._peer = sock._peer = peer  # which makes this one of no use
+        sock.settimeout(socket.getdefaulttimeout())
         return sock, self._name(peer)
 
-    def _made(self, fd: int) -> SocksSocket:
-        os.set_inheritable(fd, False)
-        return type(self)(self.family, self.type, self.proto, fileno=fd, proxy=self._proxies)
+    def _await_visitor(self, asking: ProxyRequest) -> Endpoint:
+        timeout = self.gettimeout()
+        borrowed = c_socket(self.family, _NOT_BLOCKING, self.proto, os.dup(self.fileno()))
+        try:
+            os.set_blocking(self.fileno(), False)
+            return run(lambda loop: second_reply(loop, borrowed, asking, timeout))
+        except TimeoutError as error:
+            raise timed_out() if timeout else try_again() from error
+        except OSError:
+            self._asking = None
+            self._retire()
+            raise
+        finally:
+            borrowed.close()
+            os.set_blocking(self.fileno(), timeout is None)
+
+    def dup(self) -> SocksSocket:
+        """Give another socket object for the same connection."""
+        kind, fd = own_kind(self), os.dup(self.fileno())
+        try:
+            sock = kind(self.family, self.type, self.proto, fileno=fd, proxy=self._proxies)
+        except BaseException:
+            os.close(fd)
+            raise
+        sock.settimeout(self.gettimeout())
+        sock._peer, sock._bound, sock._asking = self._peer, self._bound, self._asking
+        sock._options, sock._source = dict(self._options), self._source
+        return sock
 
     # Where it is
 
@@ -185,7 +211,8 @@ class SocksSocket(socket.socket):
         """Give the address that the last proxy has bound, if it says so; else that of ours."""
         bound = self._bound
         if bound is None or (not bound.port and not any(bound.packed or b"")):
-            return super().getsockname()
+            here = super().getsockname()
+            return here if isinstance(here, tuple) else self._name(UNSPECIFIED)  # a unix socket
         return self._name(bound)
 
     def _name(self, endpoint: Endpoint) -> tuple[Any, ...]:
@@ -196,10 +223,36 @@ class SocksSocket(socket.socket):
     # Options
 
     def setsockopt(self, *option: Any) -> None:
-        """Set an option, of this socket and of the one to the proxy."""
-        super().setsockopt(*option)
-        if self._is_for_proxies and option[0] in (socket.SOL_SOCKET, socket.IPPROTO_TCP):
-            self._options.append(option)
+        """Set an option, of this socket and of the one to the proxy, as far as that has it."""
+        try:
+            super().setsockopt(*option)
+        except OSError:
+            if not self._is_of_another_family():
+                raise
+            self._of_a_fresh_one(c_socket.setsockopt, *option)
+        if self._is_for_proxies:
+            self._options[option[:2]] = option
+
+    def getsockopt(self, *option: Any) -> Any:
+        """Get an option; what the socket to the proxy does not have is as it was set."""
+        try:
+            return super().getsockopt(*option)
+        except OSError:
+            if not self._is_of_another_family():
+                raise
+            return self._of_a_fresh_one(c_socket.getsockopt, *option)
+
+    def _of_a_fresh_one(self, method: Callable[..., Any], *option: Any) -> Any:
+        """Say what a socket of this kind would, where the descriptor is one of another."""
+        model = self._fresh()
+        try:
+            return method(model, *option)
+        finally:
+            model.close()
+
+    def _is_of_another_family(self) -> bool:
+        found = super().getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+        return self._is_for_proxies and found != self.family
 
     # The end
 
@@ -229,32 +282,50 @@ class SocksSocket(socket.socket):
         command: int,
         destination: Endpoint,
         chain: Chain,
-        arrive: Callable[[Granted], None],
+        arrive: Arrive,
     ) -> None:
         """Carry out an errand, whose socket becomes this one's; `arrive` is told of it then."""
-        errand = Errand(command, destination, chain, self._source, self._options)
+        options = list(self._options.values())
+        errand = Errand(command, destination, chain, self._source, options)
         timeout = self.gettimeout()
         if self._source is not None:
             self._become_fresh()  # or its port would not be free for the errand
         if timeout != 0:
             granted = run(lambda loop: errand.run(loop, timeout))
             self._take_over(granted.sock, False)
-            arrive(granted)
+            arrive(self, granted)
             return
+        self._leave(errand, arrive)
+        raise in_progress()
+
+    def _leave(self, errand: Errand, arrive: Arrive, tells_input: bool = False) -> None:
+        """Carry an errand out in the background. There is room for output when it is over, and
+        input as well if that is to be told.
+        """
         from muonsocks.client.under_way import Journey, UnderWay
 
-        self._journey = Journey(self.fileno(), errand.run, arrive)
+        self._journey = Journey(self.fileno(), errand.run, arrive, tells_input)
         become(self, UnderWay)
-        raise in_progress()
 
     def _take_over(self, sock: c_socket, is_watched: bool) -> None:
         """Have another socket in this one's place, with this one's mode."""
+        if sock.family == socket.AF_UNIX:
+            set_options(sock, [one for one in self._options.values() if one[0] in _OF_ALL])
         replace(self.fileno(), sock, is_watched)
         os.set_blocking(self.fileno(), self.gettimeout() is None)
 
     def _become_fresh(self, is_watched: bool = False) -> None:
         """Be a socket that has done nothing yet."""
-        self._take_over(c_socket(self.family, socket.SOCK_STREAM, 0), is_watched)
+        self._take_over(self._fresh(), is_watched)
+
+    def _fresh(self) -> c_socket:
+        sock = c_socket(self.family, c_socket.type.__get__(self), self.proto)
+        set_options(sock, self._options.values())
+        return sock
+
+    def _retire(self) -> None:
+        """Be a socket at which nothing happens any more, also for an epoll that it is in."""
+        self._take_over(c_socket(socket.AF_INET, socket.SOCK_DGRAM), True)
 
 
 def become(sock: SocksSocket, part: type) -> None:
@@ -269,6 +340,14 @@ def become(sock: SocksSocket, part: type) -> None:
             kind.__name__, (part, kind), {"__module__": kind.__module__}
         )
     sock.__class__ = made
+
+
+def own_kind(sock: SocksSocket) -> type[SocksSocket]:
+    """Give the class that a socket was made of."""
+    kind = type(sock)
+    while kind in _made.values():
+        kind = kind.__bases__[1]
+    return kind
 
 
 def be_again(sock: SocksSocket) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import SO_ERROR, SOL_SOCKET, socket
+from _socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET, socket
+from _thread import allocate_lock
 
 from muonsocks.client.background import Pending
 from muonsocks.client.errors import timed_out
@@ -22,63 +23,111 @@ if TYPE_CHECKING:
 
     from muonsocks.client.background import Start
     from muonsocks.client.errand import Granted
+    from muonsocks.client.socks_socket import Arrive
 
 
 class Journey:
-    """An errand in the background, for a descriptor that is parked meanwhile."""
+    """An errand in the background, for a descriptor that is parked meanwhile.
 
-    __slots__ = ("_arrive", "_parking", "_pending")
+    `arrive` is for what has been granted, when that is in its place; `options` have been set on the
+    way; of several threads, one at a time has `lock`.
+    """
 
-    def __init__(self, fd: int, start: Start, arrive: Callable[[Granted], None]) -> None:
-        """Begin. `arrive` is told what has been granted, when that is in its place."""
-        self._arrive = arrive
-        self._parking = Parking()
-        replace(fd, self._parking.sock, True)
-        self._pending = Pending(start, self._parking.end)
+    __slots__ = ("_parking", "_pending", "arrive", "lock", "options")
+
+    def __init__(self, fd: int, start: Start, arrive: Arrive, tells_input: bool) -> None:
+        """Begin. OSError."""
+        self.arrive = arrive
+        self.options: list[tuple[Any, ...]] = []
+        self.lock = allocate_lock()
+        self._parking = Parking(tells_input)
+        try:
+            self._pending = Pending(start, self._parking.end)
+            replace(fd, self._parking.sock, True)
+        finally:
+            self._parking.sock.close()
 
     @property
     def is_over(self) -> bool:
         """Whether there is something to be had from `end`."""
         return self._pending.is_over
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether that is an error."""
+        return self._pending.has_failed
+
     def wait(self, timeout: float | None) -> bool:
         """Wait until it is over, for so many seconds at most; say whether it is."""
         return self._pending.wait(timeout)
 
-    def end(self, take_over: Callable[[socket], None]) -> None:
-        """Have the socket that has been granted taken over, or raise why there is none."""
+    def end(self) -> Granted:
+        """Give what has been granted, or raise why there is nothing."""
         self._parking.close()
-        granted = self._pending.take()
-        take_over(granted.sock)
-        self._arrive(granted)
+        return self._pending.take()
 
     def drop(self) -> None:
-        """Have nobody wait for it any more."""
-        self._pending.drop()
+        """Have nobody wait for it any more. Harmless when it has ended."""
+        if hasattr(self, "_pending"):
+            self._pending.drop()
         self._parking.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_parking"):
+            self.drop()  # of a socket that nobody has closed
 
 
 class UnderWay(SocksSocket):
     """The methods that are others."""
 
+    def __repr__(self) -> str:
+        """Name it; that alone must not be the call that finds out how it has ended."""
+        return f"<{type(self).__module__}.{type(self).__name__} fd={self.fileno()}, under way>"
+
     def connect(self, address: Any) -> None:
         """Say that it is still on its way (EALREADY), or how that has ended."""
         self._await_end(errno.EALREADY)
+        if self._peer is None or not self.type & SOCK_STREAM:
+            self.connect(address)  # that was another way, or destination
 
     _connect = connect
 
-    def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("", 0)) -> None:
+    def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("0.0.0.0", 0)) -> None:
         """The same."""
         self._await_end(errno.EALREADY)
+        if self._asking is None:
+            self.listen(backlog, peer=peer)
+
+    def bind(self, address: Any) -> None:
+        """Say that it is too late (EINVAL)."""
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def getpeername(self) -> Any:
+        """Give the destination when it is connected to that; ENOTCONN before, or if it has failed,
+        which another call will tell.
+        """
+        journey = self._journey
+        if journey is not None and (not journey.is_over or journey.has_failed):
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        self._end(journey)
+        return self.getpeername()
+
+    def setsockopt(self, *option: Any) -> None:
+        """Set an option, now and of what will be in its place."""
+        journey = self._journey
+        self._of_a_fresh_one(socket.setsockopt, *option)
+        self._options[option[:2]] = option
+        if journey is not None:
+            journey.options.append(option)
 
     def getsockopt(self, *option: Any) -> Any:
         """Give an option; for SO_ERROR, 0 while it is on its way."""
         if option[:2] != (SOL_SOCKET, SO_ERROR):
-            return super().getsockopt(*option)
-        assert self._journey is not None
-        if self._journey.is_over:
+            return self._of_a_fresh_one(socket.getsockopt, *option)
+        journey = self._journey
+        if journey is not None and journey.is_over:
             try:
-                self._end()
+                self._end(journey)
             except OSError as error:
                 self.failure = error
                 return number_of(error)
@@ -86,29 +135,42 @@ class UnderWay(SocksSocket):
 
     def _await_end(self, number: int) -> None:
         journey, timeout = self._journey, self.gettimeout()
-        assert journey is not None
-        if not journey.is_over:
+        if journey is not None and not journey.is_over:
             if timeout == 0:
                 raise OSError(number, os.strerror(number))
             if not journey.wait(timeout):
                 raise timed_out()
-        self._end()
+        self._end(journey)
 
-    def _end(self) -> None:
+    def _end(self, journey: Journey | None) -> None:
         """Be a SocksSocket again, which has arrived; or raise why it has not."""
-        journey, self._journey = self._journey, None
-        assert journey is not None
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # another thread has closed it
+        if journey is None:
+            return
+        with journey.lock:
+            if self._journey is not journey:
+                return  # another thread has been here
+            try:
+                granted = journey.end()
+            except BaseException:
+                self._arrived()
+                self._become_fresh(True)
+                raise
+            self._take_over(granted.sock, True)
+            journey.arrive(self, granted)
+            self._arrived()
+            for option in journey.options:
+                self.setsockopt(*option)
+
+    def _arrived(self) -> None:
+        self._journey = None
         be_again(self)
-        try:
-            journey.end(lambda sock: self._take_over(sock, True))
-        except BaseException:
-            self._become_fresh(True)
-            raise
 
 
 def _at_the_end(name: str) -> Callable[..., Any]:
     def method(self: UnderWay, *arguments: Any, **named: Any) -> Any:
-        self._await_end(errno.ENOTCONN if name == "getpeername" else errno.EAGAIN)
+        self._await_end(errno.EAGAIN)
         return getattr(self, name)(*arguments, **named)
 
     method.__name__ = name
@@ -117,7 +179,7 @@ def _at_the_end(name: str) -> Callable[..., Any]:
 
 
 for _name in (
-    *("accept", "getpeername", "getsockname", "shutdown"),
+    *("accept", "detach", "dup", "getsockname", "shutdown"),
     *("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"),
     *("send", "sendall", "sendfile", "sendmsg", "sendto"),
 ):

@@ -165,15 +165,19 @@ class Port:
             del self._take, self._receive
 
 
-def bound_beside(stream: socket) -> socket:
-    """Make a UDP socket at the address where a TCP connection came in, with a port of its own.
-    OSError.
+def bound_beside(
+    stream: socket, port: int = 0, prepare: Callable[[socket], None] | None = None
+) -> socket:
+    """Make a UDP socket at the address that a TCP connection has here, with a port of its own, or
+    this one; `prepare` sets its options. OSError.
     """
     name = stream.getsockname()
     host = Endpoint.of_socket(name).host  # IPv4, too, where an IPv6 socket has taken that
     sock = _udp(AF_INET6 if ":" in host else AF_INET)
     try:
-        sock.bind((host, 0, *name[2:]) if ":" in host else (host, 0))
+        if prepare is not None:
+            prepare(sock)
+        sock.bind((host, port, *name[2:]) if ":" in host else (host, port))
     except OSError:
         sock.close()
         raise

@@ -28,7 +28,7 @@ from muonsocks.net.stream import Stream, prepare_tcp, unix_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -71,7 +71,8 @@ class Dialler:
         options: Sequence[tuple[Any, ...]] = (),
     ) -> None:
         """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family.
-        `options` are what setsockopt(2) gets for each TCP socket.
+        `options` are what setsockopt(2) gets for each TCP socket, as far as they suit its family;
+        it has the port `bind_port`, unless that is 0.
 
         `lookup` gives what `names.addresses_of` does, `name_lookup` what `names.name_of_address`
         does; without them, those are called in a thread.
@@ -215,15 +216,18 @@ class Dialler:
                 prepare_tcp(sock)
             elif family == AF_INET6:
                 sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
-            for option in self.options if is_stream else ():
-                sock.setsockopt(*option)
+            if is_stream:
+                set_options(sock, self.options)
             if self.mark:
                 sock.setsockopt(SOL_SOCKET, SO_MARK, self.mark)
             if self.interface:
                 sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, os.fsencode(self.interface))
+            port = self.bind_port if is_stream else 0
             if self.bind_address is not None:
                 sock.setsockopt(IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((format_address(self.bind_address), self.bind_port if is_stream else 0))
+                sock.bind((format_address(self.bind_address), port))
+            elif port:
+                sock.bind(("", port))
         except OSError:
             sock.close()
             raise
@@ -242,6 +246,14 @@ class Dialler:
             sock.close()
         source.port = 0
         return source
+
+
+def set_options(sock: socket, options: Iterable[tuple[Any, ...]]) -> None:
+    """Have setsockopt(2) get some options, but for those of the other version of IP. OSError."""
+    other = IPPROTO_IP if sock.family == AF_INET6 else IPPROTO_IPV6
+    for option in options:
+        if option[0] != other:
+            sock.setsockopt(*option)
 
 
 def _no_address(destination: Endpoint) -> NameNotResolved:

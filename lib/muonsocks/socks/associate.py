@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from muonsocks.net.dial import Dialler
     from muonsocks.net.stream import Stream
     from muonsocks.socks.admission import Answerer
-    from muonsocks.socks.datagram_way import Ask
     from muonsocks.socks.proxy_request import ProxyRequest
+    from muonsocks.socks.relays import Ask
     from muonsocks.socks.request import Reply, Request
     from muonsocks.socks.rules import Chain
     from muonsocks.socks.session import Session

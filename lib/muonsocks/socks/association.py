@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from muonsocks.net.stream import Stream
-    from muonsocks.socks.datagram_way import Ask, DatagramWay
+    from muonsocks.socks.datagram_way import DatagramWay
     from muonsocks.socks.policy import Policy
+    from muonsocks.socks.relays import Ask
     from muonsocks.socks.rules import Chain
 
 _IPV4, _IPV4_HEADER = 1, 10

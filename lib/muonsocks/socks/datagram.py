@@ -31,6 +31,23 @@ def header_length(datagram: bytes | bytearray | memoryview, length: int) -> int:
     return end if _START < end <= length else 0
 
 
+def last_header(
+    datagram: bytes | bytearray | memoryview, start: int, end: int, count: int
+) -> tuple[int, int]:
+    """Say where the last of so many headers begins and ends, which stand one behind the other in
+    what lies from `start` to `end`. (0, 0) if they do not, or it is a fragment.
+    """
+    datagram = memoryview(datagram)
+    while length := header_length(datagram[start:end], end - start):
+        if datagram[start + 2]:
+            break
+        count -= 1
+        if not count:
+            return start, start + length
+        start += length
+    return 0, 0
+
+
 def decode_header(header: bytes) -> Endpoint:
     """Read a whole header, and nothing behind it. RemoteProtocolError."""
     if header_length(header, len(header)) != len(header) or not header:

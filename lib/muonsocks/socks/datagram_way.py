@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import errno
 
-from muonsocks.address import Endpoint, is_own_side
-from muonsocks.errors import ProxyFailed
-from muonsocks.net.datagrams import VIEW, Port, bound_beside
+from muonsocks.net.datagrams import VIEW, Port
 from muonsocks.net.ending import Ending
-from muonsocks.socks.datagram import encode_header, header_length
-from muonsocks.socks.ways import bound_by_proxy
+from muonsocks.socks.datagram import encode_header, last_header
+from muonsocks.socks.relays import to_relays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from muonsocks.net.loop import Loop
     from muonsocks.net.stream import Stream
     from muonsocks.net.task import Task
-    from muonsocks.socks.proxy_request import ProxyRequest
-    from muonsocks.socks.request import Reply
+    from muonsocks.socks.relays import Ask
     from muonsocks.socks.rules import Chain
-
-    Ask = Callable[[Chain], Awaitable[tuple[Stream, ProxyRequest, Reply]]]
 
 _MOST_HELD = 64  # datagrams that wait until the proxies are ready
 _MOST_BYTES_HELD = 256 << 10
@@ -90,41 +85,16 @@ class DatagramWay:
 
     async def open(self) -> None:
         """Ask all proxies. OSError, as `ask` raises it, if one of them fails or refuses."""
-        relays: list[Endpoint] = []
         try:
-            for length in range(1, len(self._chain) + 1):
-                way = self._chain[:length]
-                stream, _, reply = await self._ask(way)
-                self._streams.append(stream)
-                relays.append(bound_by_proxy(way, stream, reply.bound))
-            self._connect(relays)
+            sock, relays = await to_relays(self._chain, self._ask, self._streams)
+            self._port = Port(self._loop, sock, self._on_datagram)
+            self._outer = b"".join(map(encode_header, relays[1:]))
         except BaseException:
             self._let_go()
             raise
         for stream in tuple(self._streams):
             if stream in self._streams:  # the end of another one may have been its own
                 Ending(stream, lambda _: self._let_go())
-
-    def _connect(self, relays: list[Endpoint]) -> None:
-        first, *others = relays
-        stream = self._streams[0]
-        if first.packed is None or not any(first.packed) or not stream.is_tcp:
-            raise ProxyFailed(f"{self._chain[0]}: it does not say where datagrams are to go")
-        proxy = Endpoint.of_socket(stream.socket.getpeername())
-        # Nor may it have us send to this host's own side, unless it is there itself.
-        if len(first.packed) != len(proxy.packed or b"") or (
-            is_own_side(first.packed) and first.packed != proxy.packed
-        ):
-            raise ProxyFailed(f"{self._chain[0]}: datagrams cannot go to {first.host}")
-        sock = bound_beside(stream.socket)
-        try:
-            sock.connect(first.sockaddr)
-        except OSError as error:
-            sock.close()
-            reason = f"{self._chain[0]}: no way to {first}: {error.strerror}"
-            raise ProxyFailed(reason, error.errno or 0) from None
-        self._port = Port(self._loop, sock, self._on_datagram)
-        self._outer = b"".join(map(encode_header, others))
 
     def close(self) -> None:
         """Be no way any more. It holds no cycle then. Harmless when it has been done."""
@@ -206,11 +176,6 @@ class DatagramWay:
     def _on_datagram(self, start: int, count: int, _: object) -> None:
         """Take the headers off but the last, which says where it is from."""
         end = start + count
-        for _ in self._chain[1:]:
-            length = header_length(VIEW[start:], end - start)
-            if not length:
-                return
-            start += length
-        length = header_length(VIEW[start:], end - start)
-        if length and not VIEW[start + 2]:
-            self._take(self._chain, start, start + length, end - start - length)
+        head, data = last_header(VIEW, start, end, len(self._chain))
+        if data:
+            self._take(self._chain, head, data, end - data)
