@@ -54,12 +54,12 @@ def serving(net: Network, context: ssl.SSLContext | None) -> Iterator[int]:
         server.server_close()
 
 
-def certificate(work: Path) -> Path:
-    """A certificate of TARGET, with its key, that is its own authority."""
+def certificate(work: Path, name: str, address: str) -> Path:
+    """A certificate with its key that is its own authority, `public.pem`."""
     path = work / "certificate.pem"
-    names = f"subjectAltName=DNS:{NAME},IP:{TARGET}"
+    names = f"subjectAltName=DNS:{name},IP:{address}"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "2", "-subj", f"/CN={NAME}", "-addext", names]
+    command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", names]
     command += ["-keyout", str(path), "-out", str(work / "public.pem")]
     subprocess.run(command, check=True, capture_output=True)
     with path.open("a") as file:
@@ -79,7 +79,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         upstreams.start(net, stack, "muonsocks")
         upstreams.start(net, stack, "muonsocks", with_password=True)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate(work))
+        context.load_cert_chain(certificate(work, NAME, TARGET))
         http = stack.enter_context(serving(net, None))
         https = stack.enter_context(serving(net, context))
         silent = stack.enter_context(net.socket((TARGET, SILENT)))
