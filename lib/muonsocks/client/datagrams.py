@@ -17,7 +17,7 @@ from muonsocks.address import Endpoint, format_address, mapped
 from muonsocks.client.associate import Associate, Lead
 from muonsocks.client.association import AT_ONCE, Association, left
 from muonsocks.client.blocking import run
-from muonsocks.client.errand import Granted, endpoint_of, way_to
+from muonsocks.client.errand import Granted
 from muonsocks.client.errors import ProxyMisbehaved, timed_out, try_again
 from muonsocks.client.socks_socket import SocksSocket, become
 from muonsocks.socks.request import UNSPECIFIED
@@ -53,8 +53,11 @@ class Datagrams(SocksSocket):
             return
         self._be_connected(address)
 
+    _connect = connect
+
     def _be_connected(self, address: Any) -> None:
-        self._to, self._peer = address, endpoint_of(*address[:2])
+        self._to = address
+        self._peer, _ = self._way_to(address)
 
     def bind(self, address: Any) -> None:
         """Have the association made at once: getsockname() says then where peers are to send to.
@@ -100,8 +103,7 @@ class Datagrams(SocksSocket):
                 head = association.head_for(address)
                 if head is not None:
                     return head
-            destination = UNSPECIFIED if address is None else endpoint_of(*address[:2])
-            chain = way_to(destination, self._proxies)
+            destination, chain = self._way_to(UNSPECIFIED.sockaddr if address is None else address)
             self._expect_same_way(association, chain, destination)
             if not chain:
                 self._is_direct = True

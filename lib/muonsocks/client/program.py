@@ -145,13 +145,13 @@ def _script(words: list[str]) -> Callable[[], None]:
     """Give what runs a file as python3 does, or a directory or an archive with a __main__. OSError
     if there is none.
     """
-    path = words[0]
+    path = os.path.join(os.getcwd(), words[0])
     if os.path.isdir(path) or _is_archive(path):
         if not sys.flags.safe_path:
             sys.path.pop(0)
         sys.path.insert(0, path)
         return _module("__main__", words)
-    with io.open_code(os.path.abspath(path)) as file:
+    with io.open_code(path) as file:
         source = file.read()
     sys.argv[:] = words
     if not sys.flags.safe_path:
@@ -159,9 +159,9 @@ def _script(words: list[str]) -> Callable[[], None]:
 
     def run() -> None:
         main = _fresh_main()
-        main.__file__ = os.path.abspath(path)
-        main.__loader__ = SourceFileLoader("__main__", main.__file__)
-        exec(compile(source, main.__file__, "exec", dont_inherit=True), vars(main))
+        main.__file__ = path
+        main.__loader__ = SourceFileLoader("__main__", path)
+        exec(compile(source, path, "exec", dont_inherit=True), vars(main))
 
     return run
 

@@ -40,8 +40,15 @@ class ProgramSocket(SocksSocket):
     look_ups: LookUps
 
     def __init__(
-        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        proxy: object = None,
     ) -> None:
+        """`proxy` is of no importance."""
         super().__init__(family, type, proto, fileno)
         if not self._is_for_proxies and self.family not in _HARMLESS:
             if fileno is None:
@@ -61,7 +68,17 @@ class ProgramSocket(SocksSocket):
 
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
-        return destination, self.look_ups.way_to(destination)
+        chain = self.look_ups.way_to(destination)
+        if (
+            not chain
+            and self.type == socket.SOCK_DGRAM
+            and destination.host != address[0]
+            and destination.packed is None
+        ):
+            raise OSError(
+                errno.ENETUNREACH, f"datagrams to {destination} have no way through proxies"
+            )
+        return destination, chain
 
     def _set_out(
         self,

@@ -45,7 +45,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
-    from typing import Any
+    from typing import Any, Self
 
     from muonsocks.socks.rules import Chain
 
@@ -164,12 +164,15 @@ class socksocket(SocksSocket):
         type: int = socket.SOCK_STREAM,
         proto: int = 0,
         *arguments: Any,
+        proxy: Chain | None = None,
         **named: Any,
     ) -> None:
+        """`proxy` is what `dup` has."""
         if type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             raise ValueError(f"Socket type must be stream or datagram, not {type!r}")
         self.proxy: Proxy = self.default_proxy or _NO_PROXY
-        super().__init__(family, type, proto, *arguments, proxy=_chain(self.proxy), **named)
+        chain = _chain(self.proxy) if proxy is None else proxy
+        super().__init__(family, type, proto, *arguments, proxy=chain, **named)
 
     def set_proxy(
         self,
@@ -191,6 +194,13 @@ class socksocket(SocksSocket):
     def setproxy(self, *arguments: Any, **named: Any) -> None:
         """Do the same, by the name it had."""
         self.set_proxy(*arguments, **_new_names(named))
+
+    def dup(self) -> Self:
+        """Give another socket object for the same connection."""
+        sock = super().dup()
+        assert isinstance(sock, type(self))
+        sock.proxy = self.proxy
+        return sock
 
     def connect(self, dest_pair: Any, catch_errors: bool | None = None) -> None:
         """Connect to (host, port), and wait for that even if the socket does not block otherwise.

@@ -75,7 +75,8 @@ def as_pysocks(error: errors.ProxyError, kind: int, place: str) -> ProxyError:
     """Make what PySocks raises of an error of ours, of a proxy of some kind at host:port."""
     name, reason, number = PRINTABLE_PROXY_TYPES[kind], error.strerror or "", error.errno
     if isinstance(error, errors.ProxyUnreachable):
-        cause = OSError(number, reason)  # of the class that has this number
+        words = reason.partition(": ")[2] or reason  # without the proxy, which is named already
+        cause = OSError(number, words)  # of the class that has this number
         return ProxyConnectionError(f"Error connecting to {name} proxy {place}", cause)
     behind: OSError
     if isinstance(error, errors.ProxyTimedOut):

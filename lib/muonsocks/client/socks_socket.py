@@ -210,7 +210,9 @@ class SocksSocket(socket.socket):
         bound = self._bound
         if bound is None or (not bound.port and not any(bound.packed or b"")):
             here = super().getsockname()
-            return here if isinstance(here, tuple) else self._name(UNSPECIFIED)  # a unix socket
+            if self._is_for_proxies and not isinstance(here, tuple):
+                return self._name(UNSPECIFIED)  # to the proxy it is a unix socket
+            return here
         return self._name(bound)
 
     def _name(self, endpoint: Endpoint) -> tuple[Any, ...]:
