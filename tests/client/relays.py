@@ -36,7 +36,7 @@ class Proxy:
         self._there = threading.Condition()
         self._connections: list[socket.socket] = []
         self._all: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
+        self._threads = [threading.Thread(target=self._serve)]
 
     @staticmethod
     def endpoint_of(sock: socket.socket) -> bytes:
@@ -44,7 +44,7 @@ class Proxy:
         return address_bytes(host) + port.to_bytes(2, "big")
 
     def __enter__(self) -> "Proxy":
-        self._thread.start()
+        self._threads[0].start()
         return self
 
     def __exit__(
@@ -55,7 +55,8 @@ class Proxy:
         for one in self._all:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for one in (*self._all, self._listener, self.relay):
             one.close()
 
@@ -67,9 +68,15 @@ class Proxy:
                 return
             self._all.append(one)
             one.settimeout(SECONDS)
-            with contextlib.suppress(OSError):
-                while self._grant(one) == CONNECT:
-                    pass  # to another proxy, which is this one as well
+            thread = threading.Thread(target=self._grant_all, args=(one,))
+            thread.start()
+            self._threads.append(thread)
+
+    def _grant_all(self, one: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while one.recv(1, socket.MSG_PEEK) == b"\5":  # at first, or of the next proxy
+                if self._grant(one) != CONNECT:
+                    return
 
     def _grant(self, one: socket.socket) -> int:
         if not read_all(one, 3):

@@ -17,6 +17,7 @@ from muonsocks.client import (
     create_connection,
 )
 
+CLOSED = closed_port()
 pytestmark = pytest.mark.usefixtures("clean")
 
 
@@ -117,11 +118,11 @@ def test_options(far: socket.socket) -> None:
 
 def test_what_is_raised(server: Server) -> None:
     with pytest.raises(DestinationRefused):
-        create_connection(("127.0.0.1", closed_port()), SECONDS, proxy=url(server))
+        create_connection(("127.0.0.1", CLOSED), SECONDS, proxy=url(server))
     with pytest.raises(ConnectionRefusedError):
-        create_connection(("127.0.0.1", closed_port()), SECONDS, proxy="direct")
+        create_connection(("127.0.0.1", CLOSED), SECONDS, proxy="direct")
     with pytest.raises(ProxyUnreachable):
-        create_connection(("127.0.0.1", 9), SECONDS, proxy=f"socks5://127.0.0.1:{closed_port()}")
+        create_connection(("127.0.0.1", 9), SECONDS, proxy=f"socks5://127.0.0.1:{CLOSED}")
     with pytest.raises(UsageError):
         create_connection(("no name", 9), proxy=url(server))
     with pytest.raises(OverflowError):

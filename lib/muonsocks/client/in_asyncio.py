@@ -51,7 +51,9 @@ async def open_socket(
     destination = endpoint_of(host, port)
     errand = Errand(Command.CONNECT, destination, way_to(destination, proxy))
     granted = await carry_out(lambda loop: errand.run(loop, timeout))
-    return socket.socket(fileno=granted.sock.detach())
+    sock = socket.socket(fileno=granted.sock.detach())
+    sock.setblocking(False)
+    return sock
 
 
 async def carry_out(start: Callable[[Loop], Coroutine[Waitable, None, T]]) -> T:
