@@ -22,13 +22,21 @@ class Proxy:
     """`url` leads to it, `relay` is where datagrams go; `reply` is what it answers to requests."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
+        """Be at an address, or at the path of a unix socket."""
+        is_path = "/" in host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.relay = socket.socket(family, socket.SOCK_DGRAM)
-        self.relay.bind((host, 0))
+        self.relay.bind(("127.0.0.1" if is_path else host, 0))
         self.relay.settimeout(SECONDS)
-        self._listener = socket.create_server((host, 0), family=family)
-        address, port = self._listener.getsockname()[:2]
-        self.place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        if is_path:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(host)
+            self._listener.listen()
+            self.place = f"unix:{host}"
+        else:
+            self._listener = socket.create_server((host, 0), family=family)
+            address, port = self._listener.getsockname()[:2]
+            self.place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         self.url = f"socks5h://{self.place}"
         self.reply = b"\5\0\0" + self.endpoint_of(self.relay)
         self.may_answer = threading.Event()

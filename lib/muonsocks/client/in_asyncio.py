@@ -134,6 +134,7 @@ class _Guest:
         _guests.pop(id(self._host), None)
         self._host.remove_reader(self._loop.fileno())
         self._loop.close()
+        self._loop.timers.clear()  # those that were cancelled have the loop
 
 
 # By the id of the host, which a guest keeps alive. Nothing here keeps a guest alive: what it waits
