@@ -55,7 +55,7 @@ class Pending:
                 return
             loop = thread.loop
             task = loop.spawn(start(loop), self._on_failure, self._on_success)
-            if not self.is_over:
+            if not self._is_over:
                 self._task = task
 
         thread.call(begin)
@@ -122,7 +122,7 @@ class Pending:
         result, self._result = self._result, None
         if result is not None:
             result.close()
-        elif self._task is not None and not self._task.is_over:
+        elif self._task is not None:
             self._task.interrupt(OSError(errno.ECANCELED, "nobody waits for it any more"))
 
 

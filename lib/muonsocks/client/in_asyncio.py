@@ -51,7 +51,9 @@ async def open_socket(
     destination = endpoint_of(host, port)
     errand = Errand(Command.CONNECT, destination, way_to(destination, proxy))
     granted = await carry_out(lambda loop: errand.run(loop, timeout))
-    return socket.socket(fileno=granted.sock.detach())
+    sock = socket.socket(fileno=granted.sock.detach())
+    sock.setblocking(False)
+    return sock
 
 
 async def carry_out(start: Callable[[Loop], Coroutine[Waitable, None, T]]) -> T:
@@ -132,6 +134,7 @@ class _Guest:
         _guests.pop(id(self._host), None)
         self._host.remove_reader(self._loop.fileno())
         self._loop.close()
+        self._loop.timers.clear()  # those that were cancelled have the loop
 
 
 # By the id of the host, which a guest keeps alive. Nothing here keeps a guest alive: what it waits

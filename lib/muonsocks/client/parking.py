@@ -26,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
+PROC = "/proc/self"
 _FILLING = bytes(1 << 12)  # more than the smallest buffer takes without being full
 _INT = 0xFFFFFFFF  # of data that are an int: nobody has set the rest
 
@@ -58,14 +59,16 @@ class Parking:
             self.close()
 
     def _make_room(self) -> None:
-        if self._tells_input:
-            self._far.send(b"\0")
         try:
+            if self._tells_input:
+                self._far.send(b"\0")
             while self._far.recv(len(_FILLING)):
                 pass
         except BlockingIOError:
             # That was all. What is written now would be lost: it is too early for a program.
             self._far.shutdown(SHUT_RD)
+        except OSError:
+            return  # nobody has the other end any more
 
     def close(self) -> None:
         """Give back what is left: `sock` has been put somewhere. This waits for nobody, as it may
@@ -111,7 +114,7 @@ def _watchers(fd: int) -> list[tuple[epoll, int]]:
 
 def _events_of(fd: int, number: int) -> list[int]:
     try:
-        with open(f"/proc/self/fdinfo/{number}") as file:
+        with open(f"{PROC}/fdinfo/{number}") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []  # another thread has closed it
@@ -145,7 +148,7 @@ def _epolls() -> list[int]:
 def _table_size() -> int:
     """Say which number is above those of all descriptors of this process. OSError."""
     try:
-        with open("/proc/self/status") as file:
+        with open(f"{PROC}/status") as file:
             return int(file.read().partition("FDSize:")[2].split(None, 1)[0])
     except FileNotFoundError:
         raise OSError(errno.ENOSYS, "a socket that does not block needs /proc here") from None
@@ -153,6 +156,6 @@ def _table_size() -> int:
 
 def _is_epoll(fd: int) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventpoll]"
+        return os.readlink(f"{PROC}/fd/{fd}") == "anon_inode:[eventpoll]"
     except FileNotFoundError:
         return False  # another thread has closed it

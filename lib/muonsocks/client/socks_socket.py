@@ -18,7 +18,7 @@ from muonsocks.client.errors import ProxyError, in_progress, timed_out, try_agai
 from muonsocks.client.parking import replace
 from muonsocks.client.proxies import chain_of
 from muonsocks.net.dial import set_options
-from muonsocks.socks.request import UNSPECIFIED, Command
+from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 _HAS_BROUGHT = "it has brought its connection: make another socket"
+_OF_A_VERSION = (socket.IPPROTO_IP, socket.IPPROTO_IPV6)
 _OF_ALL = (socket.SOL_SOCKET,)  # level of options that a unix socket has, too
 _NOT_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_MPTCP)
@@ -211,7 +212,8 @@ class SocksSocket(socket.socket):
         if bound is None or (not bound.port and not any(bound.packed or b"")):
             here = super().getsockname()
             if self._is_for_proxies and not isinstance(here, tuple):
-                return self._name(UNSPECIFIED)  # to the proxy it is a unix socket
+                # To the proxy it is a unix socket.
+                return ("::", 0, 0, 0) if self.family == socket.AF_INET6 else ("0.0.0.0", 0)
             return here
         return self._name(bound)
 
@@ -235,12 +237,13 @@ class SocksSocket(socket.socket):
 
     def getsockopt(self, *option: Any) -> Any:
         """Get an option; what the socket to the proxy does not have is as it was set."""
-        try:
-            return super().getsockopt(*option)
-        except OSError:
-            if not self._is_of_another_family():
-                raise
-            return self._of_a_fresh_one(c_socket.getsockopt, *option)
+        if option[0] not in _OF_A_VERSION or not self._is_of_another_family():
+            try:
+                return super().getsockopt(*option)
+            except OSError:
+                if not self._is_of_another_family():
+                    raise
+        return self._of_a_fresh_one(c_socket.getsockopt, *option)
 
     def _of_a_fresh_one(self, method: Callable[..., Any], *option: Any) -> Any:
         """Say what a socket of this kind would, where the descriptor is one of another."""
