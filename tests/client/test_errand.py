@@ -211,6 +211,8 @@ def test_what_is_our_own_fault() -> None:
         stranger = errand_to("192.0.2.7", 80, way, source=Endpoint("192.0.2.1", 0))
         got = failure(stranger)
         assert got[:3] == (ProxyUnreachable, errno.EADDRNOTAVAIL, "here")
+        six = errand_to("192.0.2.7", 80, way, source=Endpoint("::1", 0))
+        assert failure(six)[:3] == (ProxyUnreachable, errno.EAFNOSUPPORT, "here")
         loop = Loop()
         try:
             with descriptor_limit(0), pytest.raises(ProxyUnreachable) as caught:
