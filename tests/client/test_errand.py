@@ -1,5 +1,6 @@
 """Errands: who is to blame when one fails, in which time, and that nothing is left of it."""
 
+import _thread
 import contextlib
 import errno
 import os
@@ -12,7 +13,7 @@ import pytest
 from ends import PATIENCE, no_garbage, nothing_left_behind
 from nameserver import nameserver, own_files
 from places import descriptor_limit, in_own_network
-from real_server import free_port
+from real_server import free_port, until
 from upstream import END, RESET, Script, Upstream
 
 from muonsocks.address import Endpoint, parse_address
@@ -305,6 +306,7 @@ def test_a_name_server_that_is_silent(tmp_path: Path) -> None:
     def story() -> None:
         own_files(tmp_path, "127.0.0.1 localhost\n")
         with nameserver("127.0.0.1", {}, withheld) as server:
+            threads = _thread._count()
             for host, url, kind in (
                 ("slow.test", "socks5://127.0.0.1", NameTimedOut),
                 ("slow.test", "socks5h://proxy.test", ProxyTimedOut),
@@ -313,6 +315,7 @@ def test_a_name_server_that_is_silent(tmp_path: Path) -> None:
                 assert failure(errand, SHORT)[:2] == (kind, errno.ETIMEDOUT)
             assert set(server.asked) == withheld
             server.release()
+            until("the look-ups are over", lambda: _thread._count() == threads)
 
     in_own_network(story)
 
