@@ -1,15 +1,19 @@
 """Errands: who is to blame when one fails, in which time, and that nothing is left of it."""
 
+import _thread
 import contextlib
 import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ends import PATIENCE, no_garbage, nothing_left_behind
-from places import descriptor_limit
+from nameserver import nameserver, own_files
+from places import descriptor_limit, in_own_network
+from real_server import free_port, until
 from upstream import END, RESET, Script, Upstream
 
 from muonsocks.address import Endpoint, parse_address
@@ -104,12 +108,6 @@ def mute() -> Iterator[tuple[str, int]]:
         yield address
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
 # Without proxies
 
 
@@ -127,7 +125,7 @@ def test_direct() -> None:
 
 def test_direct_failures() -> None:
     refused = (ConnectionRefusedError, errno.ECONNREFUSED, "", "Connection refused")
-    port = closed_port()
+    port = free_port("127.0.0.1")
     assert failure(errand_to("127.0.0.1", port)) == refused
     assert failure(errand_to("name", port, lookup=names(name="127.0.0.1"))) == refused
     kind, number, side, _ = failure(errand_to("unknown", 80))
@@ -148,6 +146,34 @@ def test_direct_and_late() -> None:
         assert said == "Connection refused, and then the time limit has passed"
 
 
+SOURCES = {
+    "an address": ("127.0.0.9", 0),
+    "an address and a port": ("127.0.0.9", 1),
+    "a port": ("", 1),
+    "zeros and a port": ("0.0.0.0", 1),
+    "zeros of IPv6 and a port": ("::", 1),
+    "nothing": ("", 0),
+}
+
+
+@pytest.mark.parametrize("what", SOURCES)
+def test_where_it_comes_from(what: str) -> None:
+    host, has_port = SOURCES[what]
+    port = free_port("127.0.0.1") if has_port else 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        errand = errand_to(*listener.getsockname(), source=Endpoint(host, port))
+        granted = carried_out(errand)
+        peer = listener.accept()[0].getpeername()
+        granted.sock.close()
+    assert peer[0] == (host if host.startswith("127") else "127.0.0.1")
+    assert peer[1] == port or not port
+
+
+def test_a_source_that_is_a_name() -> None:
+    with pytest.raises(UsageError, match="'localhost' is no address"):
+        errand_to("192.0.2.7", 80, source=Endpoint("localhost", 0))
+
+
 # The first proxy
 
 
@@ -162,7 +188,7 @@ def test_a_name_of_several_addresses_one_of_which_answers() -> None:
 
 
 def test_no_way_to_a_proxy() -> None:
-    port = closed_port()
+    port = free_port("127.0.0.1")
     lookup = names(several="127.0.0.2 127.0.0.3")
     for host in ("127.0.0.1", "several"):
         errand = errand_to("192.0.2.7", 80, proxy(f"http://{host}:{port}"), lookup=lookup)
@@ -211,6 +237,8 @@ def test_what_is_our_own_fault() -> None:
         stranger = errand_to("192.0.2.7", 80, way, source=Endpoint("192.0.2.1", 0))
         got = failure(stranger)
         assert got[:3] == (ProxyUnreachable, errno.EADDRNOTAVAIL, "here")
+        six = errand_to("192.0.2.7", 80, way, source=Endpoint("::1", 0))
+        assert failure(six)[:3] == (ProxyUnreachable, errno.EAFNOSUPPORT, "here")
         loop = Loop()
         try:
             with descriptor_limit(0), pytest.raises(ProxyUnreachable) as caught:
@@ -269,6 +297,27 @@ def test_what_http_cannot_be_asked_for(command: int) -> None:
         carried_out(errand)
     assert (caught.value.errno, caught.value.code) == (errno.EOPNOTSUPP, None)
     assert caught.value.side == "here"
+
+
+def test_a_name_server_that_is_silent(tmp_path: Path) -> None:
+    """It is nobody's thread that waits for it."""
+    withheld = frozenset(("slow.test", "proxy.test"))
+
+    def story() -> None:
+        own_files(tmp_path, "127.0.0.1 localhost\n")
+        with nameserver("127.0.0.1", {}, withheld) as server:
+            threads = _thread._count()
+            for host, url, kind in (
+                ("slow.test", "socks5://127.0.0.1", NameTimedOut),
+                ("slow.test", "socks5h://proxy.test", ProxyTimedOut),
+            ):
+                errand = Errand(Command.CONNECT, Endpoint(host, 80), (proxy(url),))
+                assert failure(errand, SHORT)[:2] == (kind, errno.ETIMEDOUT)
+            assert set(server.asked) == withheld
+            server.release()
+            until("the look-ups are over", lambda: _thread._count() == threads)
+
+    in_own_network(story)
 
 
 # Several

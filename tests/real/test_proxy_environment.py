@@ -68,6 +68,7 @@ CASES = [
     Case({"all_proxy": f"socks5h://{PROXY}/path"}, ours="error"),
     # As whom
     Case({"all_proxy": f"socks5h://me:secret@{PROXY}"}),
+    Case({"all_proxy": f"socks5h://Me:SeCret@{PROXY}"}),
     Case({"all_proxy": f"socks5h://me@{PROXY}"}),
     Case({"all_proxy": f"socks5h://m%65:p%3a%40%2F%25@{PROXY}"}),
     Case({"all_proxy": f"socks5h://me:a,b@{PROXY}"}),

@@ -22,6 +22,7 @@ GOOD = {
     "socks5://[::1]": ("socks5", "[::1]:1080", b"", b"", ""),
     "socks5://u%40s%3Aer:p%25w%2F@proxy": ("socks5", "proxy:1080", b"u@s:er", b"p%w/", ""),
     "socks5://u@er:p@w@proxy": ("socks5", "proxy:1080", b"u@er", b"p@w", ""),
+    "socks5://Me:SeCret@proxy": ("socks5", "proxy:1080", b"Me", b"SeCret", ""),
     "socks5://:secret@proxy": ("socks5", "proxy:1080", b"", b"secret", ""),
     "socks5://user@proxy": ("socks5", "proxy:1080", b"user", b"", ""),
     "socks5h://localhost/run/proxy": ("socks5h", "localhost:1080", b"", b"", "/run/proxy"),

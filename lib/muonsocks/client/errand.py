@@ -62,15 +62,18 @@ class Errand:
         source: Endpoint | None = None,
         options: Sequence[tuple[Any, ...]] = (),
     ) -> None:
-        """`source` is the address of ours that the connection is to come from, and its port unless
-        that is 0; `options` are what the socket's setsockopt gets.
+        """`source` is the address of ours that the connection is to come from, unless that is empty
+        or zeros, and its port unless that is 0; `options` are what the socket's setsockopt gets.
+        UsageError if the source is a name.
         """
         self.command = command
         self.destination = destination
         self.chain = chain
         bind_address = None
-        if source is not None and source.packed is not None and any(source.packed):
-            bind_address = source.packed
+        if source is not None and source.host:
+            if source.packed is None:
+                raise UsageError(f"{source.host[:60]!r} is no address", "write one of this host's")
+            bind_address = source.packed if any(source.packed) else None
         self.dialler = Dialler(
             None,
             bind_address,

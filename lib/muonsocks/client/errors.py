@@ -98,7 +98,7 @@ class NameTimedOut(NameNotFound, TimeoutError):
 
 
 # What a call of ours fails with that has nothing to do with who is at the other end.
-_OURS = (*SHORTAGES, errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+_OURS = (*SHORTAGES, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 # RFC 1928 does not say what connect(2) would; this is the other half of request.reply_code.
 _BY_CODE: dict[int, tuple[type[ProxyError], int]] = {

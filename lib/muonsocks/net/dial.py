@@ -70,9 +70,9 @@ class Dialler:
         bind_port: int = 0,
         options: Sequence[tuple[Any, ...]] = (),
     ) -> None:
-        """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family.
-        `options` are what setsockopt(2) gets for each TCP socket, as far as they suit its family;
-        it has the port `bind_port`, unless that is 0.
+        """`family` is 4, 6 or None for both; `bind_address` is packed and implies its family. A
+        `bind_port` may stand alone, and is for TCP. `options` are what setsockopt(2) gets for each
+        TCP socket, as far as they suit its family.
 
         `lookup` gives what `names.addresses_of` does, `name_lookup` what `names.name_of_address`
         does; without them, those are called in a thread.
@@ -223,11 +223,11 @@ class Dialler:
             if self.interface:
                 sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, os.fsencode(self.interface))
             port = self.bind_port if is_stream else 0
-            if self.bind_address is not None:
+            if self.bind_address is not None or port:
+                anywhere = "::" if family == AF_INET6 else "0.0.0.0"
+                address = self.bind_address
                 sock.setsockopt(IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((format_address(self.bind_address), port))
-            elif port:
-                sock.bind(("", port))
+                sock.bind((anywhere if address is None else format_address(address), port))
         except OSError:
             sock.close()
             raise
