@@ -997,13 +997,12 @@ def test_fetched_through_a_proxy(machine: Machine) -> None:
 @needs("sshd")
 def test_logged_in_through_a_proxy(machine: Machine) -> None:
     """With options for who we are, and what is to be run there, behind what the page has."""
-    machine.run("mkdir -p /run/sshd /srv/ssh /root/.ssh && chmod 700 /root/.ssh")
+    machine.run("mkdir -p /run/sshd /srv/ssh ~root/.ssh && chmod 700 ~root/.ssh")
     for name in ("host", "client"):
         machine.run(f"ssh-keygen -q -t ed25519 -N '' -f /srv/ssh/{name} <&-")
     options = "-oStrictModes=no -oUsePAM=no -oAuthorizedKeysFile=/srv/ssh/client.pub -oPidFile=none"
     sshd = f"/usr/sbin/sshd -D -f /dev/null -h /srv/ssh/host -oListenAddress=192.0.2.80 {options}"
-    machine.put("/srv/ssh/config", SSH_CONFIGURATION)
-    machine.put("/root/.ssh/config", SSH_CONFIGURATION)
+    machine.run("cat > ~root/.ssh/config", input=SSH_CONFIGURATION)
     shadow = machine.run("cat /etc/shadow").stdout
     machine.put("/etc/shadow", re.sub("(?m)^root:[^:]*:", "root:*:", shadow), mode=0o640)
     try:
@@ -1011,12 +1010,12 @@ def test_logged_in_through_a_proxy(machine: Machine) -> None:
             said = paste(machine, LOG_IN.rstrip() + " 'echo $SSH_CLIENT'")
             assert said.startswith("192.0.2.80 ")
             configure, login = CONFIGURE_SSH.rstrip().rsplit("\n", 1)
-            said = paste(machine, f"export HOME=/root\n{configure}\n{login} 'echo this is $USER'")
+            said = paste(machine, f"HOME=~root; export HOME\n{configure}\n{login} 'echo this is $USER'")
             assert said == "this is root\n"
             await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
     finally:
         machine.put("/etc/shadow", shadow, mode=0o640)
-        machine.run("rm -rf /srv/ssh /root/.ssh/config")
+        machine.run("rm -rf /srv/ssh ~root/.ssh/config")
 
 
 def test_look_up_by_a_proxy(machine: Machine) -> None:

@@ -3,9 +3,11 @@
 
 client_ends.py target ADDRESS PORT
     says a byte to whoever comes to PORT, and at the next port as much as is taken
-client_ends.py connect|down KIND URL ADDRESS PORT SECONDS
-    connects by KIND through the SOCKS5 proxy of URL, again and again, or once and reads; prints
-    what was counted, connections or bytes, and in how many seconds, as JSON
+client_ends.py connect KINDS URL ADDRESS PORT SECONDS
+    connects through the SOCKS5 proxy of URL, again and again, a few times by each kind in turn;
+    prints how many seconds one took, by its kind, as JSON. KINDS have commas between them.
+client_ends.py down KIND URL ADDRESS PORT SECONDS
+    connects by one of them and reads; prints how many bytes came in a second
 """
 
 import asyncio
@@ -16,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
 PIECE = 1 << 20  # bytes
 WARM_UP = 0.25  # of the time
+BATCH = 10  # connections
 
 Connect = Callable[[str, int], socket.socket]
 
@@ -74,48 +78,51 @@ def connection_by(kind: str, url: str) -> Connect:
     return by_socket
 
 
-def connect(kind: str, url: str, host: str, port: int, seconds: float) -> tuple[int, float]:
+def batch_by(kind: str, url: str, host: str, port: int) -> Callable[[], object]:
+    """Give what makes BATCH connections, one after the other."""
     if kind == "asyncio":
-        return asyncio.run(_connect_in_asyncio(url, host, port, seconds))
+        loop = asyncio.new_event_loop()
+        return lambda: loop.run_until_complete(_batch_in_asyncio(url, host, port))
     connect = connection_by(kind, url)
-    begin, end = _times(seconds)
-    count = 0
-    while (now := time.monotonic()) < end:
-        connect(host, port).close()
-        if now >= begin:
-            count += 1
-    return count, time.monotonic() - begin
+
+    def batch() -> None:
+        for _ in range(BATCH):
+            connect(host, port).close()
+
+    return batch
 
 
-async def _connect_in_asyncio(url: str, host: str, port: int, seconds: float) -> tuple[int, float]:
+async def _batch_in_asyncio(url: str, host: str, port: int) -> None:
     from muonsocks.client import open_connection
 
-    begin, end = _times(seconds)
-    count = 0
-    while (now := time.monotonic()) < end:
+    for _ in range(BATCH):
         _, writer = await open_connection(host, port, proxy=url)
         writer.close()
-        if now >= begin:
-            count += 1
-    return count, time.monotonic() - begin
 
 
-def down(kind: str, url: str, host: str, port: int, seconds: float) -> tuple[int, float]:
+def connect(kinds: str, url: str, host: str, port: int, seconds: float) -> dict[str, float]:
+    batches = {kind: batch_by(kind, url, host, port) for kind in kinds.split(",")}
+    took: dict[str, list[float]] = {kind: [] for kind in batches}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or not all(times[1:] for times in took.values()):
+        for kind, batch in batches.items():
+            since = time.monotonic()
+            batch()
+            took[kind].append((time.monotonic() - since) / BATCH)
+    return {kind: median(times[1:]) for kind, times in took.items()}  # the first one warms up
+
+
+def down(kind: str, url: str, host: str, port: int, seconds: float) -> dict[str, float]:
     buffer = bytearray(PIECE)
     with connection_by(kind, url)(host, port + 1) as sock:
-        begin, end = _times(seconds)
+        begin = time.monotonic() + seconds * WARM_UP
         count = 0
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < begin + seconds:
             size = sock.recv_into(buffer)
             assert size, "it has ended"
             if now >= begin:
                 count += size
-        return count, time.monotonic() - begin
-
-
-def _times(seconds: float) -> tuple[float, float]:
-    begin = time.monotonic() + seconds * WARM_UP
-    return begin, begin + seconds
+        return {kind: count / (time.monotonic() - begin)}
 
 
 def main() -> None:
@@ -124,8 +131,7 @@ def main() -> None:
         target(words[0], int(words[1]))
     kind, url, host, port, seconds = words
     load = {"connect": connect, "down": down}[what]
-    count, took = load(kind, url, host, int(port), float(seconds))
-    print(json.dumps({"count": count, "seconds": took, "error": ""}))
+    print(json.dumps({"error": "", **load(kind, url, host, int(port), float(seconds))}))
 
 
 if __name__ == "__main__":
