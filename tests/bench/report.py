@@ -45,6 +45,11 @@ METRICS = {
     "host processes": Metric("host's process, MB", "idle connection", 1, True),
     "host memory": Metric("host with the kernel's share, MB", "idle connection", 1, True),
     "host alone": Metric("host with all of the files, MB", "idle connection", 1, True),
+    "start by muonsocks": Metric("socks-connect by muonsocks, ms", "byte", 1, True),
+    "start by dante": Metric("socks-connect by dante, ms", "byte", 1, True),
+    "connect by muonsocks": Metric("a connection by muonsocks, µs", "client", 0, True),
+    "connect by microsocks": Metric("a connection by microsocks, µs", "client", 0, True),
+    "client down": Metric("down in a Python program, MB/s", "stream", 0),
 }
 
 
@@ -80,8 +85,15 @@ GOALS = [
     Goal("down kept", 50, None, 90, 90),
     Goal("guest memory", 1000, None, 20, 20),
     Goal("host memory", 1000, None, 20, 20),
+    Goal("start by muonsocks", 1, "nc + python3 -IS", 1.5, 1.3),
+    Goal("start by dante", 1, "nc + python3 -IS", 1.5, 1.3),
+    Goal("start by muonsocks", 1, "nc + python3", 1.5, 1.1),
+    Goal("start by dante", 1, "nc + python3", 1.5, 1.1),
+    Goal("connect by muonsocks", 1, "PySocks", 1.3, 1.0),
+    Goal("connect by microsocks", 1, "PySocks", 1.3, 1.0),
+    Goal("client down", 1, "PySocks", 0.95, 1.0),
 ]
-REFERENCES = ["microsocks", "dante", DIRECT]
+REFERENCES = ["microsocks", "dante", "nc + python3 -IS", "nc + python3", "PySocks", DIRECT]
 
 
 class Results:
