@@ -15,7 +15,7 @@ from real_server import until
 from upstream import END, Upstream
 
 from muonsocks.client import SocksSocket, rsocks
-from muonsocks.client.background import _Thread
+from muonsocks.client.background import Thread
 from muonsocks.errors import UsageError
 
 SECONDS = 20
@@ -29,7 +29,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.contextmanager
 def _all_closed() -> Iterator[None]:
     """Hold that descriptors are closed without a collection; some of them in another thread."""
-    _Thread.of_this_process()  # which has some, for good
+    Thread.of_this_process()  # which has some, for good
     with no_garbage():
         before = descriptors()
         yield

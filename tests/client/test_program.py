@@ -154,7 +154,7 @@ def test_what_is_wrong(tmp_path: Path, words: tuple[str, ...], problem: str) -> 
     [
         ({"ALL_PROXY": ""}, "there is no proxy to go through; write --proxy socks5h://HOST:PORT"),
         ({"ALL_PROXY": "direct"}, "there is no proxy to go through"),
-        ({"ALL_PROXY": "x"}, "$ALL_PROXY: "),
+        ({"ALL_PROXY": "x://y"}, "$ALL_PROXY: "),
     ],
 )
 def test_without_a_proxy_nothing_is_run(

@@ -186,14 +186,9 @@ class _Work:
 def _destination(host: str, port: int) -> Endpoint:
     if host.startswith("[") and host.endswith("]") and ":" in host:
         host = host[1:-1]
-    try:
-        if host:
-            return endpoint_of(host, port)
-    except UsageError:
-        raise
-    except ValueError:  # what IDNA has no way to write
-        pass
-    raise UsageError(f"{host[:60]!r} is neither a name nor an address")
+    if not host:
+        raise UsageError("HOST is empty", "name a host")
+    return endpoint_of(host, port)
 
 
 def _proxies(urls: list[str]) -> Proxies:
