@@ -126,15 +126,19 @@ class Server:
             return self._whole_log
         return os.pread(self._log, 1 << 24, 0).decode()
 
+    def _lines(self) -> list[str]:
+        """The lines that are whole: who reads while one is written may see a part of it."""
+        return self.log.rpartition("\n")[0].splitlines()
+
     def count(self, pattern: str) -> int:
         """In how many lines of the log the pattern is found."""
-        return sum(bool(re.search(pattern, line)) for line in self.log.splitlines())
+        return sum(bool(re.search(pattern, line)) for line in self._lines())
 
     def await_log(self, pattern: str, times: int = 1) -> str:
         """Give the line in which the pattern is found for the nth time, once there is one."""
 
         def found() -> str:
-            lines = [line for line in self.log.splitlines() if re.search(pattern, line)]
+            lines = [line for line in self._lines() if re.search(pattern, line)]
             return lines[times - 1] if len(lines) >= times else ""
 
         try:
