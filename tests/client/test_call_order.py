@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from classic import BIND, CONNECT, HOST, PEER, forget_all, listening, reach
+from classic_calls import BIND, CONNECT, HOST, PEER, forget_all, listening, reach
 from ends import at_once
 from places import in_child
 from upstream import Upstream

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
-from classic import BIND, CONNECT, HOST, PEER, forget_all, hand, listening, reach, reply
+from classic_calls import BIND, CONNECT, HOST, PEER, forget_all, hand, listening, reach, reply
 from ends import descriptors, no_garbage, tcp_pair
 from programs import accept, listener
 from real_server import until

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from classic import HOST, Hand, forget_all, hand, reply
+from classic_calls import HOST, Hand, forget_all, hand, reply
 from ends import at_once, descriptors
 from places import in_child, in_own_network, root_only
 from programs import read_all

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from classic import (
+from classic_calls import (
     BIND,
     BOUND,
     CONNECT,
