@@ -110,6 +110,8 @@ def test_the_sequence(is_direct: bool, kind: str, timeout: float | None) -> None
             assert sock.gettimeout() is None
             assert isinstance(sock, SocksSocket) == (kind == "a SocksSocket" and not is_direct)
             exchange(sock, peer)
+        with pytest.raises(OutOfOrder, match="Rbind of another socket is due before Raccept"):
+            rsocks.Raccept(data)
         assert fds == (control.fileno(), data.fileno())
         assert (control.gettimeout(), data.gettimeout()) == (timeout, timeout)
         exchange(control, conn)

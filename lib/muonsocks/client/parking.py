@@ -40,12 +40,10 @@ class Parking:
         with self._lock:
             if self._far.fileno() < 0:
                 return  # nobody looks any more
-            try:
-                while self._far.recv(len(_FILLING)):
-                    pass
-            except BlockingIOError:
-                # That was all. What is written now would be lost: it is too early for a program.
-                self._far.shutdown(SHUT_RD)
+            # What is written from now on would be lost: it is an error, and too early.
+            self._far.shutdown(SHUT_RD)
+            while self._far.recv(len(_FILLING)):
+                pass
 
     def close(self) -> None:
         """Give back what is left: `sock` has been put somewhere."""
