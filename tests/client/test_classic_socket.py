@@ -72,12 +72,16 @@ def test_it_is_for_tcp_alone() -> None:
 
 def test_it_is_not_for_what_is_closed_or_connected() -> None:
     sock, far = tcp_pair()
-    with sock, far, pytest.raises(OSError) as caught:
-        rsocks.Rconnect(sock, (HOST, 21))
-    assert caught.value.errno == errno.EISCONN
-    with pytest.raises(OSError) as caught:
-        rsocks.Rconnect(sock, (HOST, 21))
-    assert caught.value.errno == errno.EBADF
+    with Upstream(CONNECT) as proxy, sock, far:
+        rsocks.SOCKSinit(proxy=proxy.url("socks5h"))
+        with pytest.raises(OSError) as caught:
+            rsocks.Rconnect(sock, (HOST, 21))
+        assert caught.value.errno == errno.EISCONN
+        for one in (sock, reach()):
+            one.close()
+            with pytest.raises(OSError) as caught:
+                rsocks.Rconnect(one, (HOST, 21))
+            assert caught.value.errno == errno.EBADF
 
 
 def test_what_cannot_be_a_host() -> None:

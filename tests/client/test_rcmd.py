@@ -11,6 +11,7 @@ from classic_calls import HOST, Hand, forget_all, hand, reply
 from ends import at_once, descriptors
 from places import in_child, in_own_network, root_only
 from programs import read_all
+from real_server import reset
 
 from muonsocks.client import DIRECT, rsocks
 from muonsocks.client.errors import RequestRefused
@@ -31,12 +32,13 @@ def _rrcmd(with_stderr: bool = False, timeout: float = SECONDS, host: str = HOST
 
 
 def _play(client: Callable[[], Any], host: Callable[[Hand], None]) -> None:
-    """Run both sides; nothing is left afterwards but what they give."""
+    """Run both sides; nothing is left open afterwards."""
     with hand() as proxy:
         rsocks.SOCKSinit(proxy=proxy.url)
         before = descriptors().keys()
-        at_once(client, lambda: host(proxy))
+        error, _ = at_once(client, lambda: host(proxy))
         assert descriptors().keys() == before
+        del error  # which has the frames, and what is in them
 
 
 def _main(proxy: Hand) -> socket.socket:
@@ -76,12 +78,13 @@ def test_the_command_starts() -> None:
     ],
 )
 def test_the_command_is_refused(answer: bytes, kind: type[OSError], text: str) -> None:
-    def client() -> None:
+    def client() -> OSError:
         with pytest.raises(kind) as caught:
             _rrcmd()
         said = caught.value.strerror
         assert said.startswith(text) and len(said) < 3000
         assert caught.value.errno in (errno.EACCES, errno.ECONNRESET)
+        return caught.value
 
     def host(proxy: Hand) -> None:
         with _main(proxy) as conn:
@@ -147,9 +150,10 @@ def test_standard_error_has_a_channel() -> None:
 def test_standard_error_has_none(
     bound: bytes, on_main: bytes | None, second_reply: bytes, kind: type[OSError], text: str
 ) -> None:
-    def client() -> None:
-        with pytest.raises(kind, match=text):
+    def client() -> OSError:
+        with pytest.raises(kind, match=text) as caught:
             _rrcmd(True)
+        return caught.value
 
     def host(proxy: Hand) -> None:
         with _main(proxy) as conn, proxy.take_request() as second:
@@ -161,6 +165,39 @@ def test_standard_error_has_none(
                 conn.sendall(on_main)
             second.sendall(second_reply)
             assert read_all(second) == b""
+
+    _play(client, host)
+
+
+def test_the_command_is_refused_after_all() -> None:
+    """When both channels are there."""
+
+    def client() -> OSError:
+        with pytest.raises(CommandRefused) as caught:
+            _rrcmd(True)
+        return caught.value
+
+    def host(proxy: Hand) -> None:
+        with _main(proxy) as conn, proxy.take_request() as second:
+            second.sendall(reply() + reply(0, HOST, 1022))
+            read_all(conn, 5 + len(WORDS))
+            conn.sendall(b"\1no\n")
+            assert read_all(second) == b""
+
+    _play(client, host)
+
+
+def test_the_command_is_refused_before_it_is_said() -> None:
+    """The host does not listen to the end, and has said why."""
+
+    def client() -> None:
+        with pytest.raises(CommandRefused, match="no"):
+            _rrcmd()
+
+    def host(proxy: Hand) -> None:
+        conn = proxy.take_request()
+        conn.sendall(reply() + b"\1no\n")
+        reset(conn)
 
     _play(client, host)
 

@@ -1,6 +1,7 @@
 """The sequence, blocking or not, with proxies or none; and what Rselect says meanwhile."""
 
 import errno
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -107,9 +108,11 @@ def test_the_sequence(is_direct: bool, kind: str, timeout: float | None) -> None
             assert rsocks.Rselect([data, conn], [], [], SECONDS) == ([data], [], [])
             sock, address = rsocks.Raccept(data)
             assert address[:2] == peer.getsockname()[:2]
-            assert sock.gettimeout() is None
+            assert sock.gettimeout() is None and os.get_blocking(sock.fileno())
             assert isinstance(sock, SocksSocket) == (kind == "a SocksSocket" and not is_direct)
             exchange(sock, peer)
+        with pytest.raises(OutOfOrder, match="Rbind of another socket is due before Raccept"):
+            rsocks.Raccept(data)
         assert fds == (control.fileno(), data.fileno())
         assert (control.gettimeout(), data.gettimeout()) == (timeout, timeout)
         exchange(control, conn)

@@ -10,6 +10,7 @@ from pathlib import Path
 import clients
 import pytest
 from between import CLIENT, OURS, PROXIES, PROXY, SERVER, here, networks, running
+from classic import forget_all
 from clients import which
 from ends import at_once
 from places import in_own_network, sh
@@ -106,6 +107,7 @@ def _ready(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(reason)
     if not RSHD.exists():
         pytest.skip(f"no rshd in {CACHE}: tests/run unpacks it (Debian package rsh-server)")
+    forget_all(monkeypatch)
     monkeypatch.setenv("all_proxy", f"socks5h://{PROXY[0]}")
 
 

@@ -58,8 +58,6 @@ class ClassicSocket:
     def __del__(self) -> None:
         if self._carrier is not None:
             self._carrier.detach()  # the descriptor is the program's
-        if isinstance(self.waiting, tuple):
-            self.waiting[0].close()
 
     def carrier(self, sock: socket.socket) -> SocksSocket:
         """Give what goes through proxies for the socket: itself if it can, or else one that has the
@@ -102,9 +100,7 @@ class ClassicSocket:
             self.waiting = error.with_traceback(None)
             return
         if not isinstance(sock, SocksSocket):
-            timeout = conn.gettimeout()
             conn = socket.socket(conn.family, conn.type, conn.proto, fileno=conn.detach())
-            conn.settimeout(timeout)
         self.waiting = conn, peer
 
 

@@ -62,11 +62,10 @@ class Parking:
         try:
             if self._tells_input:
                 self._far.send(b"\0")
+            # What is written from now on would be lost: it is an error, and too early.
+            self._far.shutdown(SHUT_RD)
             while self._far.recv(len(_FILLING)):
                 pass
-        except BlockingIOError:
-            # That was all. What is written now would be lost: it is too early for a program.
-            self._far.shutdown(SHUT_RD)
         except OSError:
             return  # nobody has the other end any more
 

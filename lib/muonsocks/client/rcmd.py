@@ -177,7 +177,7 @@ class _Call:
         if not first:
             reason = f"{self._host} has closed the connection without an answer"
             raise ConnectionResetError(errno.ECONNRESET, reason)
-        line = first.lstrip(b"\1")  # without it, it is not rshd but who stands before it
+        line = first  # which is printed no more than 1 is, unless it is of who stands before rshd
         while b"\n" not in line and len(line) < _LONGEST_LINE:
             more = self._receive(_LONGEST_LINE)
             if not more:
