@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from programs import accept, listener, read_all
+from real_server import running
 from upstream import BYTE_BY_BYTE, END, RESET, Script, Upstream
 
 from muonsocks.client import pysocks
@@ -346,6 +347,34 @@ def test_accept(socks: Any) -> None:
             conn.close()
 
 
+def test_datagrams(socks: Any) -> None:
+    with running() as server, socket.socket(type=socket.SOCK_DGRAM) as far:
+        far.bind(("127.0.0.1", 0))
+        far.settimeout(SECONDS)
+        for is_connected in (False, True):
+            with socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.set_proxy(socks.SOCKS5, *server.address)
+                sock.settimeout(SECONDS)
+                if is_connected:
+                    sock.connect(far.getsockname())
+                    assert sock.send(b"question") == 8
+                    assert sock.get_peername() == far.getsockname()
+                else:
+                    assert sock.sendto(b"question", far.getsockname()) == 8
+                data, relay = far.recvfrom(100)
+                assert data == b"question"
+                far.sendto(b"answer", relay)
+                assert sock.recvfrom(100) == (b"answer", far.getsockname())
+
+
+def test_datagrams_to_a_proxy_that_takes_none(socks: Any) -> None:
+    with socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.set_proxy(socks.SOCKS4, "127.0.0.1", 9)
+        with pytest.raises(OSError) as caught:
+            sock.sendto(b"lost", ("127.0.0.1", 9))
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
 # create_connection()
 
 
@@ -359,12 +388,12 @@ def test_create_connection(socks: Any) -> None:
             proxy_type=socks.PROXY_TYPE_SOCKS5,
             proxy_addr=host,
             proxy_port=int(port),
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 7)],
         ) as sock:
             assert isinstance(sock, socks.socksocket)
             assert read_all(sock, 7) == b"carried"
             assert sock.gettimeout() == SECONDS
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 7
             assert sock.getsockname()[0] == "127.0.0.5"
         assert upstream.heard == [GREETING + BY_NAME]
 

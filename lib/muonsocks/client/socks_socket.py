@@ -111,9 +111,7 @@ class SocksSocket(socket.socket):
     def connect_ex(self, address: Any) -> int:
         """Connect, but give the errno of what goes wrong, or 0."""
         try:
-            self._connect(
-                address
-            )  # ssl.SSLSocket's connect() would do more, when it derives from this
+            self._connect(address)  # connect() may be that of a ssl.SSLSocket, which does more
         except OSError as error:
             self.failure = error
             return number_of(error)
