@@ -127,6 +127,13 @@ def test_the_proxy_itself(look_ups: Any) -> None:
         assert read_all(sock, 5) == b"hello"
 
 
+def test_the_name_of_the_proxy_itself_is_looked_up_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = LookUps({"ALL_PROXY": "socks5h://proxy.invalid:1080"}, "/nonexistent")
+    monkeypatch.setattr(ProgramSocket, "look_ups", some, raising=False)
+    with ProgramSocket() as sock, pytest.raises(socket.gaierror):
+        sock.connect((some.gethostbyname("proxy.invalid"), 1080))
+
+
 def test_datagrams_to_a_proxy_that_takes_none(look_ups: Any) -> None:
     with Upstream([]) as upstream:
         look_ups(upstream, "http")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from programs import accept, listener, read_all
+from real_server import running
 from upstream import BYTE_BY_BYTE, END, RESET, Script, Upstream
 
 from muonsocks.client import pysocks
@@ -120,29 +121,37 @@ def test_where_the_proxy_is() -> None:
         assert f"{host}:{port}" == upstream.place
 
 
-@pytest.mark.parametrize("port", [1, 443])
 @pytest.mark.parametrize(("kind", "length"), [("SOCKS5", 10), ("SOCKS4", 9)])
-def test_by_address_that_is_looked_up_here(socks: Any, kind: str, length: int, port: int) -> None:
+def test_by_an_address(socks: Any, kind: str, length: int) -> None:
     script: Script = [3, NO_LOGIN, 10, GRANTED] if kind == "SOCKS5" else [9, GRANTED4]
     with Upstream(script) as upstream:
-        with proxied(socks, upstream, kind, rdns=False) as sock:
-            sock.connect(("127.0.0.9", port))
-        assert upstream.heard[0][-10 if kind == "SOCKS5" else -9 :].count(b"\x7f\0\0\x09") == 1
-    if kind == "SOCKS4":
-        with Upstream([9, GRANTED4]) as upstream:
-            with proxied(socks, upstream, kind, rdns=False) as sock:
-                sock.connect(("localhost", port))
-            assert b"\x7f\0\0\1" in upstream.heard[0]
-            assert b"localhost" not in upstream.heard[0]
+        with proxied(socks, upstream, kind) as sock:
+            sock.connect(("127.0.0.9", 80))
+        assert upstream.heard[0][-length:].count(b"\x7f\0\0\x09") == 1
 
 
-def test_an_http_proxy(socks: Any) -> None:
-    with Upstream(["HTTP"]) as upstream:
-        upstream._scripts = [[38, b"HTTP/1.1 200 Fine\r\n\r\n"]]
-        with proxied(socks, upstream, "HTTP") as sock:
-            sock.connect((NAME, 80))
-            assert sock.get_peername() == (NAME, 80)
-        assert upstream.heard[0].startswith(b"CONNECT name.example:80 HTTP/1.1\r\nHost")
+def test_by_a_name_that_is_looked_up_here(socks: Any) -> None:
+    with Upstream([9, GRANTED4]) as upstream:
+        with proxied(socks, upstream, "SOCKS4", rdns=False) as sock:
+            sock.connect(("localhost", 80))
+        assert upstream.heard == [b"\4\1\0\x50\x7f\0\0\1\0"]
+    with Upstream([3, NO_LOGIN, 10, GRANTED]) as upstream:
+        with proxied(socks, upstream, "SOCKS5", rdns=False) as sock:
+            sock.connect(("localhost", 80))
+        assert upstream.heard[0][6:7] in (b"\1", b"\4")  # an address
+        assert b"localhost" not in upstream.heard[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "rdns", "asked"), [(NAME, True, NAME), ("localhost", False, "127.0.0.1")]
+)
+def test_an_http_proxy(socks: Any, host: str, rdns: bool, asked: str) -> None:
+    line = f"CONNECT {asked}:80 HTTP/1.1\r\n".encode()
+    with Upstream([len(line), b"HTTP/1.1 200 Fine\r\n\r\n"]) as upstream:
+        with proxied(socks, upstream, "HTTP", rdns=rdns) as sock:
+            sock.connect((host, 80))
+            assert sock.get_peername()[1] == 80
+        assert upstream.heard[0].startswith(line)
 
 
 def test_ipv6() -> None:
@@ -338,6 +347,34 @@ def test_accept(socks: Any) -> None:
             conn.close()
 
 
+def test_datagrams(socks: Any) -> None:
+    with running() as server, socket.socket(type=socket.SOCK_DGRAM) as far:
+        far.bind(("127.0.0.1", 0))
+        far.settimeout(SECONDS)
+        for is_connected in (False, True):
+            with socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.set_proxy(socks.SOCKS5, *server.address)
+                sock.settimeout(SECONDS)
+                if is_connected:
+                    sock.connect(far.getsockname())
+                    assert sock.send(b"question") == 8
+                    assert sock.get_peername() == far.getsockname()
+                else:
+                    assert sock.sendto(b"question", far.getsockname()) == 8
+                data, relay = far.recvfrom(100)
+                assert data == b"question"
+                far.sendto(b"answer", relay)
+                assert sock.recvfrom(100) == (b"answer", far.getsockname())
+
+
+def test_datagrams_to_a_proxy_that_takes_none(socks: Any) -> None:
+    with socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.set_proxy(socks.SOCKS4, "127.0.0.1", 9)
+        with pytest.raises(OSError) as caught:
+            sock.sendto(b"lost", ("127.0.0.1", 9))
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
 # create_connection()
 
 
@@ -351,12 +388,12 @@ def test_create_connection(socks: Any) -> None:
             proxy_type=socks.PROXY_TYPE_SOCKS5,
             proxy_addr=host,
             proxy_port=int(port),
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 7)],
         ) as sock:
             assert isinstance(sock, socks.socksocket)
             assert read_all(sock, 7) == b"carried"
             assert sock.gettimeout() == SECONDS
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 7
             assert sock.getsockname()[0] == "127.0.0.5"
         assert upstream.heard == [GREETING + BY_NAME]
 

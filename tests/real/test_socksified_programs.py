@@ -175,12 +175,14 @@ def mail(there: Callable[..., Any], port: int) -> Iterator[None]:
 # The programs
 
 PAGE = digest(body(SIZE))[:22] + "\n"
-OF_TLS = ("https_by_urllib", "tls_that_connects_itself", "in_asyncio")
+OF_TLS = ("https_by_urllib", "https_by_client", "tls_that_connects_itself", "in_asyncio")
 EXPECTED = {
     "http_by_urllib": PAGE,
     "https_by_urllib": PAGE,
     "http_by_client": f"True True True\n{PAGE}",
+    "https_by_client": f"True True True\n{PAGE}",
     "tls_that_connects_itself": PAGE,
+    "by_requests": PAGE,  # which reads ALL_PROXY, and has PySocks go there
     "threads": f"{ {PAGE[:-1]} }\n",
     "in_asyncio": f"{ {PAGE[:-1]} }\n",
     "with_selectors": PAGE,
@@ -211,6 +213,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """What has come of each of EXPECTED; and of two of them without all this."""
     if reason := clients.missing("vsftpd", "openssl", "curl", "ip"):
         pytest.skip(reason)
+    for module in ("requests", "socks"):
+        pytest.importorskip(module, reason=f"no {module} here: tests/run installs it")
     found: dict[str, Outcome] = {}
     in_own_network(lambda: run_all(tmp_path_factory.mktemp("work"), found))
     return found
@@ -261,9 +265,17 @@ def run_all(work: Path, found: dict[str, Outcome]) -> None:
             )
             return Outcome(done, capture.take())
 
+        lacking = work / "lacking"
+        lacking.mkdir()
+        (lacking / "socks.py").write_text("raise ImportError('no PySocks')\n")
         through = f"socks5h://{PROXY}:{PORT}"
         for what in EXPECTED:
             found[what] = run(what, "-m", "muonsocks.client", ALL_PROXY=through)
+        found["requests, unaware"] = run(
+            *("by_requests", "-m", "muonsocks.client"),
+            SOCKS_SERVER=f"{PROXY}:{PORT}",
+            PYTHONPATH=f"{ROOT / 'lib'}:{lacking}",
+        )
         found["by option"] = run("child", "-m", "muonsocks.client", "--proxy", through)
         found["looked up here"] = run(
             "http_by_urllib", "-m", "muonsocks.client", ALL_PROXY=f"socks5://{PROXY}:{PORT}"
@@ -294,6 +306,12 @@ def test_nothing_leaves_but_to_the_proxy(outcomes: dict[str, Outcome], what: str
     else:
         assert one.to_proxy > 0
         assert not one.others
+
+
+def test_requests_need_no_pysocks_if_they_do_not_know(outcomes: dict[str, Outcome]) -> None:
+    one = outcomes["requests, unaware"]
+    assert (one.status, one.output) == (0, PAGE), one.errors
+    assert one.to_proxy and not one.others
 
 
 def test_a_child_goes_where_the_option_says(outcomes: dict[str, Outcome]) -> None:

@@ -43,13 +43,22 @@ def https_by_urllib() -> None:
 
 
 def http_by_client() -> None:
-    connection = http.client.HTTPConnection(host, int(port), timeout=SECONDS)
+    by_client(http.client.HTTPConnection(host, int(port), timeout=SECONDS))
+
+
+def https_by_client() -> None:
+    context = ssl.create_default_context(cafile=more[0])
+    by_client(http.client.HTTPSConnection(host, int(port), timeout=SECONDS, context=context))
+
+
+def by_client(connection: http.client.HTTPConnection) -> None:
     connection.connect()
     peer = connection.sock.getpeername()
     name, _ = socket.getnameinfo(peer, socket.NI_NAMEREQD)
     print(name == host, peer[1] == int(port), socket.gethostbyaddr(peer[0])[0] == host)
     connection.request("GET", f"/{SIZE}")
     print(digest(connection.getresponse().read()))
+    connection.close()
 
 
 def tls_that_connects_itself() -> None:
@@ -60,6 +69,12 @@ def tls_that_connects_itself() -> None:
         assert name == host
         sock.sendall(f"GET /{SIZE} HTTP/1.0\r\n\r\n".encode())
         print(digest(sock.makefile("rb").read().partition(b"\r\n\r\n")[2]))
+
+
+def by_requests() -> None:
+    import requests  # type: ignore[import-untyped]
+
+    print(digest(requests.get(f"http://{host}:{port}/{SIZE}", timeout=SECONDS).content))
 
 
 def threads() -> None:

@@ -69,15 +69,9 @@ class ProgramSocket(SocksSocket):
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
         chain = self.look_ups.way_to(destination)
-        if (
-            not chain
-            and self.type == socket.SOCK_DGRAM
-            and destination.host != address[0]
-            and destination.packed is None
-        ):
-            raise OSError(
-                errno.ENETUNREACH, f"datagrams to {destination} have no way through proxies"
-            )
+        stands_in = destination.packed is None and destination.host != address[0]
+        if stands_in and not chain and self.type != socket.SOCK_STREAM:
+            raise OSError(errno.ENETUNREACH, f"no proxy takes datagrams to {destination}")
         return destination, chain
 
     def _set_out(

@@ -299,7 +299,8 @@ def _chain(proxy: Proxy) -> Chain:
         raise GeneralProxyError("Username or password longer than 255 bytes")
     endpoint = Endpoint(_bare(addr), port or DEFAULT_PORTS[kind])
     address = ProxyAddress(_SCHEMES[kind][bool(rdns)], endpoint, user or b"", password or b"")
-    address.resolves = bool(rdns)
+    if kind == HTTP:  # which has one scheme for both
+        address.resolves = bool(rdns)
     return (address,)
 
 

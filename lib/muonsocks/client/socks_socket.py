@@ -112,7 +112,7 @@ class SocksSocket(socket.socket):
     def connect_ex(self, address: Any) -> int:
         """Connect, but give the errno of what goes wrong, or 0."""
         try:
-            self._connect(address)  # connect() may be another one's, ssl.SSLSocket's for instance
+            self._connect(address)  # connect() may be that of a ssl.SSLSocket, which does more
         except OSError as error:
             self.failure = error
             return number_of(error)
