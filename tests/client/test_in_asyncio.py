@@ -199,6 +199,7 @@ def test_a_loop_that_is_closed_in_the_middle() -> None:
     """Nobody will ever resume what it has waited for: that is garbage, and its connection goes."""
     with Proxy() as proxy, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("error", pytest.PytestUnraisableExceptionWarning)
         proxy.may_answer.clear()
 
         def story() -> None:
