@@ -316,7 +316,7 @@ def test_no_room_for_descriptors(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) 
     """It fails at once, nothing is under way, and it can be tried again."""
     from muonsocks.client import parking, under_way
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise OSError(errno.EMFILE, "too many")
 
     for module, name in ((parking, "socketpair"), (under_way, "Pending"), (under_way, "replace")):
