@@ -119,6 +119,7 @@ def test_a_failure_is_told_once(proxy: Proxy, how: str) -> None:
             with pytest.raises(DestinationRefused):
                 calls[how]()
         assert error_of(sock) == 0
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET
         proxy.reply = b"\5\0\0\1" + bytes(6)
         with says(errno.EINPROGRESS):
             sock.connect(THERE)
@@ -390,6 +391,9 @@ def test_listening(proxy: Proxy) -> None:
             assert (conn.gettimeout(), conn.getpeername(), peer) == (None, *[("192.0.2.7", 81)] * 2)
             assert os.get_blocking(conn.fileno())
             assert conn.recv(9) == b"data"
+            proxy.connection().sendall(b"more")
+            conn.settimeout(PATIENCE)
+            assert conn.recv(9, socket.MSG_PEEK) == b"more"
             assert epoll.poll(0) == [], "the connection is not where it listened"
             with says(errno.EINVAL):
                 sock.accept()
