@@ -4,6 +4,7 @@ the connections to it, and its relay for datagrams.
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -139,6 +140,8 @@ def in_child(story: Callable[[], object]) -> None:
     pid = os.fork()
     if not pid:
         status = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)  # or it would outlive the test, if it hangs
         try:
             story()
             status = 0

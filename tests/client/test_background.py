@@ -107,6 +107,22 @@ def test_dropped(when: str) -> None:
     theirs.close()
 
 
+def test_dropped_just_before_it_succeeds() -> None:
+    result, theirs = granted()
+    errand = Errand(result)
+    pending = Pending(errand.run, nothing)
+    errand.began.wait(PATIENCE)
+
+    def both() -> None:
+        pending.drop()
+        errand.gate.wake()
+
+    Thread.of_this_process().call(both)
+    assert pending.wait(PATIENCE)
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
 def test_nothing_has_to_be_collected() -> None:
     def story() -> None:
         errand = Errand(error=OSError(errno.ENETUNREACH, "no way"))

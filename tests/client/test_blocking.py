@@ -27,6 +27,15 @@ async def failure(loop: Loop) -> int:
     raise OSError(5, "it has failed")
 
 
+def test_the_loop_is_closed() -> None:
+    """With its threads, which have a descriptor."""
+
+    async def in_thread(loop: Loop) -> int:
+        return await loop.in_thread(int, "42")
+
+    assert run(in_thread) == 42
+
+
 def test_results_and_failures() -> None:
     with no_garbage():
         assert run(answer) == 42

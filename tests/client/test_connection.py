@@ -14,6 +14,7 @@ from muonsocks.client import (
     ProxyTimedOut,
     ProxyUnreachable,
     UsageError,
+    connection,
     create_connection,
 )
 
@@ -81,17 +82,21 @@ def test_time_limits(far: socket.socket, timeout: float | None) -> None:
         create_connection(far.getsockname(), -1, proxy="direct")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.9", "", "localhost"])
-def test_source_address(far: socket.socket, host: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.9", "", "here"])
+def test_source_address(far: socket.socket, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str, port: int, **_: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.8", port))]
+
+    monkeypatch.setattr(connection.socket, "getaddrinfo", look_up)
+    expected = {"": "127.0.0.1", "here": "127.0.0.8"}.get(host, host)
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind((expected, 0))
         port = probe.getsockname()[1]
     for _ in range(2):
         options = [(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)]
         with create_connection(
             far.getsockname(), SECONDS, (host, port), proxy="direct", socket_options=options
         ) as sock:
-            expected = host if host[:1].isdigit() else "127.0.0.1"
             assert sock.getsockname() == (expected, port)
             with far.accept()[0] as conn:
                 assert conn.getpeername() == (expected, port)

@@ -312,6 +312,31 @@ def test_what_is_none_is_dropped(proxy: Proxy) -> None:
             sock.recv(99)
 
 
+class Endless:
+    """A socket at which there is always something, and never anything that is wanted."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def recv_into(self, view: Any, count: int, flags: int) -> int:
+        return 4
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("timeout, error", [(0.05, TimeoutError), (0, BlockingIOError)])
+def test_what_never_ends_does_not_hold_whoever_receives(
+    proxy: Proxy, timeout: float, error: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with up(proxy, timeout=timeout) as (sock, _):
+        association = sock._association
+        monkeypatch.setattr(association, "sock", Endless(association.sock))  # type: ignore
+        with pytest.raises(error):
+            sock.recv(9)
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("timeout", [0.2, 0])
 def test_a_flood_does_not_hold_whoever_receives(proxy: Proxy, timeout: float) -> None:
     over = threading.Event()

@@ -3,13 +3,15 @@
 import asyncio
 import gc
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
-from ends import PATIENCE
+from ends import PATIENCE, tcp_pair
 from programs import closed_port
 from real_server import Server, running
 from relays import Proxy
@@ -22,6 +24,9 @@ from muonsocks.client import (
     open_connection,
     open_socket,
 )
+from muonsocks.client.errand import Granted
+from muonsocks.net.loop import Loop
+from muonsocks.net.task import Waitable
 
 THERE = ("192.0.2.1", 80)
 CLOSED = closed_port()
@@ -145,7 +150,7 @@ def test_time_is_up() -> None:
     in_time(story)
 
 
-@pytest.mark.parametrize("stage", ["start", "look-up", "connection", "request", "done"])
+@pytest.mark.parametrize("stage", ["start", "look-up", "connection", "request"])
 def test_cancelled(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each stage; nothing of it is left."""
     if stage == "look-up":
@@ -172,19 +177,12 @@ def test_cancelled(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
             task = asyncio.create_task(open_socket(*THERE, proxy=where))
             if stage != "start":
                 await asyncio.sleep(0.05)
-            if stage in ("request", "done"):
+            if stage == "request":
                 await asyncio.to_thread(proxy.connection)
-            if stage == "done":
-                fast = asyncio.get_running_loop().time() + 1
-                proxy.may_answer.set()
-                while not in_asyncio._guests or not task._fut_waiter or not task._fut_waiter.done():
-                    assert asyncio.get_running_loop().time() < fast
-                    for guest in list(in_asyncio._guests.values()):
-                        guest._turn()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            if stage in ("request", "done"):
+            if stage == "request":
                 assert await asyncio.to_thread(proxy.connection().recv, 1) == b""
             if stage == "connection":
                 for one in more:
@@ -195,10 +193,35 @@ def test_cancelled(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_time(story)
 
 
-def test_a_loop_that_is_closed_in_the_middle() -> None:
+def test_cancelled_when_it_is_there() -> None:
+    """The connection that nobody gets is closed."""
+
+    async def story() -> None:
+        ours, theirs = tcp_pair()
+        gate = Waitable()
+
+        async def errand(_: Loop) -> Granted:
+            await gate
+            return Granted(ours)
+
+        task = asyncio.create_task(in_asyncio.carry_out(errand))
+        await asyncio.sleep(0)
+        gate.wake()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert theirs.recv(1) == b""
+        theirs.close()
+
+    in_time(story)
+
+
+def test_a_loop_that_is_closed_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody will ever resume what it has waited for: that is garbage, and its connection goes."""
     with Proxy() as proxy, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        unraisable: list[Any] = []
+        monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
         proxy.may_answer.clear()
 
         def story() -> None:
@@ -214,3 +237,4 @@ def test_a_loop_that_is_closed_in_the_middle() -> None:
         gc.collect()
         assert proxy.connection().recv(1) == b""
         assert not in_asyncio._guests
+        assert [one.exc_value for one in unraisable] == []

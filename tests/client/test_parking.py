@@ -151,8 +151,8 @@ def test_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is said what is missing. Who waits needs no /proc."""
     monkeypatch.setattr(parking, "PROC", str(tmp_path))
     old, new, more = pair(), pair(), pair()
-    replace(old[0].fileno(), new[0], False)
+    replace(old[0].fileno(), new[0], True)
     with pytest.raises(OSError, match="/proc"):
-        replace(old[0].fileno(), more[0], True)
+        replace(old[0].fileno(), more[0], True, must_be=True)
     for sock in (*old, *new, *more):
         sock.close()

@@ -119,6 +119,7 @@ def test_a_failure_is_told_once(proxy: Proxy, how: str) -> None:
             with pytest.raises(DestinationRefused):
                 calls[how]()
         assert error_of(sock) == 0
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET
         proxy.reply = b"\5\0\0\1" + bytes(6)
         with says(errno.EINPROGRESS):
             sock.connect(THERE)
@@ -316,7 +317,7 @@ def test_no_room_for_descriptors(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) 
     """It fails at once, nothing is under way, and it can be tried again."""
     from muonsocks.client import parking, under_way
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise OSError(errno.EMFILE, "too many")
 
     for module, name in ((parking, "socketpair"), (under_way, "Pending"), (under_way, "replace")):
@@ -390,6 +391,9 @@ def test_listening(proxy: Proxy) -> None:
             assert (conn.gettimeout(), conn.getpeername(), peer) == (None, *[("192.0.2.7", 81)] * 2)
             assert os.get_blocking(conn.fileno())
             assert conn.recv(9) == b"data"
+            proxy.connection().sendall(b"more")
+            conn.settimeout(PATIENCE)
+            assert conn.recv(9, socket.MSG_PEEK) == b"more"
             assert epoll.poll(0) == [], "the connection is not where it listened"
             with says(errno.EINVAL):
                 sock.accept()

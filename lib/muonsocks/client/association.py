@@ -43,7 +43,8 @@ _SENDING = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM | MSG_DONTROUTE
 _RECEIVING = MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL
 _SMALLEST = 256  # bytes of SO_RCVBUF that a datagram takes at least: there is its bookkeeping
 _MOST_HEADS = 1024  # destinations that are remembered
-_DRAIN = 4096  # bytes that a proxy may say, which nobody listens to, before others have their turn
+_DRAIN = 4096  # bytes that a proxy may say at a time, and nobody listens
+_ROUNDS = 16  # of that, before others have their turn
 
 
 class Association:
@@ -132,8 +133,9 @@ class Association:
             try:
                 length = sock.recv_into(view, 0, flags & MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC)
             except BlockingIOError:
-                self.expect_life()
-                if _is_shut_down(sock):
+                is_shut_down = _is_shut_down(sock)
+                self.expect_life()  # at the end of which it is shut down, too
+                if is_shut_down:
                     return view[:0], 0, None
                 self._wait(POLLIN, deadline)
                 continue
@@ -250,11 +252,14 @@ def left(deadline: float | None) -> float | None:
 
 def _has_ended(connection: socket) -> bool:
     try:
-        return not connection.recv(_DRAIN)
+        for _ in range(_ROUNDS):
+            if not connection.recv(_DRAIN):
+                return True
     except BlockingIOError:
         return False
     except OSError:
         return True
+    return False
 
 
 def _expect(flags: int, known: int) -> None:

@@ -19,7 +19,8 @@ from muonsocks.client.association import AT_ONCE, Association, left
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Granted
 from muonsocks.client.errors import ProxyMisbehaved, timed_out, try_again
-from muonsocks.client.socks_socket import SocksSocket, become
+from muonsocks.client.parts import become
+from muonsocks.client.socks_socket import SocksSocket
 from muonsocks.socks.request import UNSPECIFIED
 
 TYPE_CHECKING = False

@@ -81,14 +81,16 @@ class _Guest:
         """Run one coroutine. A task that is cancelled interrupts it."""
         future: asyncio.Future[T] = self._host.create_future()
 
+        is_awaited = True
+
         def succeed(result: T) -> None:
-            if future.done():
+            if future.done() or not is_awaited:
                 _drop(result)
             else:
                 future.set_result(result)
 
         def fail(error: BaseException) -> None:
-            if not future.done():
+            if is_awaited and not future.done():
                 future.set_exception(error)
 
         self._tasks += 1
@@ -98,6 +100,7 @@ class _Guest:
             try:
                 return await future
             except BaseException as error:  # it is cancelled, or nobody will ever resume it
+                is_awaited = False
                 if not task.is_over:
                     task.interrupt(error)
                 elif not future.cancelled() and future.exception() is None:

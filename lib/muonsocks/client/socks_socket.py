@@ -14,8 +14,9 @@ from _socket import socket as c_socket
 from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
-from muonsocks.client.errors import ProxyError, in_progress, timed_out, try_again
+from muonsocks.client.errors import ProxyError, in_progress, number_of, timed_out, try_again
 from muonsocks.client.parking import replace
+from muonsocks.client.parts import become, own_kind
 from muonsocks.client.proxies import chain_of
 from muonsocks.net.dial import set_options
 from muonsocks.socks.request import Command
@@ -329,41 +330,3 @@ class SocksSocket(socket.socket):
     def _retire(self) -> None:
         """Be a socket at which nothing happens any more, also for an epoll that it is in."""
         self._take_over(c_socket(socket.AF_INET, socket.SOCK_DGRAM), True)
-
-
-def become(sock: SocksSocket, part: type) -> None:
-    """Have the methods of a part go before those of a socket's class, up to `be_again`.
-
-    No method is any slower for what it could be but is not.
-    """
-    kind = type(sock)
-    made = _made.get((part, kind))
-    if made is None:
-        made = _made[part, kind] = type(
-            kind.__name__, (part, kind), {"__module__": kind.__module__}
-        )
-    sock.__class__ = made
-
-
-def own_kind(sock: SocksSocket) -> type[SocksSocket]:
-    """Give the class that a socket was made of."""
-    kind = type(sock)
-    while kind in _made.values():
-        kind = kind.__bases__[1]
-    return kind
-
-
-def be_again(sock: SocksSocket) -> None:
-    """Undo the last `become`."""
-    sock.__class__ = type(sock).__bases__[1]
-
-
-_made: dict[tuple[type, type], type] = {}
-
-
-def number_of(error: OSError) -> int:
-    """Give the errno of an error, as connect_ex() and SO_ERROR have it."""
-    number = error.errno or errno.EIO
-    if isinstance(error, TimeoutError):
-        return error.errno or errno.EAGAIN
-    return number if number > 0 else errno.EHOSTUNREACH  # of getaddrinfo(3), which has its own

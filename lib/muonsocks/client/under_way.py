@@ -12,9 +12,10 @@ from _socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET, socket
 from _thread import allocate_lock
 
 from muonsocks.client.background import Pending
-from muonsocks.client.errors import timed_out
+from muonsocks.client.errors import number_of, timed_out
 from muonsocks.client.parking import Parking, replace
-from muonsocks.client.socks_socket import SocksSocket, be_again, number_of
+from muonsocks.client.parts import be_again
+from muonsocks.client.socks_socket import SocksSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Journey:
         self._parking = Parking(tells_input)
         try:
             self._pending = Pending(start, self._parking.end)
-            replace(fd, self._parking.sock, True)
+            replace(fd, self._parking.sock, True, must_be=True)
         finally:
             self._parking.sock.close()
 
