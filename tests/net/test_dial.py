@@ -539,6 +539,14 @@ def test_permit_is_asked_for_each_address(
 # From where
 
 
+def dialled(dialler: Dialler, destination: Endpoint) -> Any:
+    """The socket that a dialling came to."""
+    loop = Loop()
+    sock = loop.run(dialler.dial(loop, destination)).detach()
+    loop.close()
+    return sock
+
+
 def test_bind_address(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts(monkeypatch, V6, V4)
     for host in (V4, V6):
@@ -546,6 +554,33 @@ def test_bind_address(network: Network, monkeypatch: pytest.MonkeyPatch) -> None
     dialler = Dialler(bind_address=parse_address("127.0.0.9"))
     call = Call(dialler, Endpoint("name", network.port))
     assert (call.address, call.bound) == (V4, "127.0.0.9")
+
+
+@pytest.mark.parametrize("host", [V4, V6])
+def test_bind_port(network: Network, host: str) -> None:
+    """With no address it is claimed at all of them, of whichever family."""
+    network.listener(host)
+    with socket.create_server((host, 0), family=Endpoint(host, 0).family) as probe:
+        port = probe.getsockname()[1]
+    stream = dialled(Dialler(bind_port=port), Endpoint(host, network.port))
+    assert stream.getsockname()[:2] == (host, port)
+    stream.close()
+
+
+@pytest.mark.parametrize("host", [V4, V6])
+def test_options(network: Network, host: str) -> None:
+    """Those of the other version of IP are left out."""
+    network.listener(host)
+    tcp = (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
+    of_ip = {
+        V4: (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
+        V6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0x10),
+    }
+    options = [tcp, *of_ip.values()]
+    stream = dialled(Dialler(options=options), Endpoint(host, network.port))
+    for level, name, value in (tcp, of_ip[host]):
+        assert stream.getsockopt(level, name) == value
+    stream.close()
 
 
 def test_bind_address_that_is_not_ours(network: Network) -> None:

@@ -7,7 +7,7 @@ from strategies import endpoints, many, some
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import LocalProtocolError, RemoteProtocolError
-from muonsocks.socks.datagram import decode_header, encode_header, header_length
+from muonsocks.socks.datagram import decode_header, encode_header, header_length, last_header
 
 HEADERS = {
     "IPv4": ("000000 01 c0000201 0035", Endpoint("192.0.2.1", 53)),
@@ -89,3 +89,22 @@ def test_anything(beginning: bytes, rest: bytes, behind: int) -> None:
     assert length >= 8
     again = encode_header(endpoint)
     assert decode_header(again) == endpoint
+
+
+ONE, TWO = encode_header(Endpoint("192.0.2.1", 53)), encode_header(Endpoint("host", 80))
+
+
+def test_the_last_of_several_headers() -> None:
+    datagram = b"xx" + ONE + TWO + ONE + b"data"
+    end = len(datagram)
+    assert last_header(datagram, 2, end, 1) == (2, 2 + len(ONE))
+    assert last_header(datagram, 2, end, 2) == (2 + len(ONE), 2 + len(ONE + TWO))
+    assert last_header(memoryview(datagram), 2, end, 3) == (2 + len(ONE + TWO), end - 4)
+    assert last_header(datagram, 2, end, 4) == (0, 0)
+    assert last_header(datagram, 2, end - 5, 3) == (0, 0), "it is cut short"
+    assert last_header(datagram, 2, end - 5, 2) != (0, 0)
+    for broken in range(3):
+        headers = [ONE, TWO, ONE]
+        headers[broken] = b"\0\0\1" + headers[broken][3:]
+        whole = b"".join(headers)
+        assert last_header(whole, 0, len(whole), 3) == (0, 0), "one of them is a fragment"

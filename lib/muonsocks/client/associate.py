@@ -83,7 +83,7 @@ class Associate(Errand):
         old = self._association
         association = await self._associate(loop) if old is None else old
         try:
-            sock = _another(association.sock)
+            sock = another(association.sock)
         except BaseException:
             if old is None:
                 association.close()
@@ -109,6 +109,6 @@ class Associate(Errand):
         return bound_beside(connection, self._port, lambda sock: set_options(sock, self._options))
 
 
-def _another(sock: socket) -> socket:
+def another(sock: socket) -> socket:
     """Give another descriptor of a UDP socket."""
     return socket(sock.family, SOCK_DGRAM | SOCK_NONBLOCK, sock.proto, dup(sock.fileno()))

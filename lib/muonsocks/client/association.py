@@ -43,7 +43,8 @@ _SENDING = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM | MSG_DONTROUTE
 _RECEIVING = MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL
 _SMALLEST = 256  # bytes of SO_RCVBUF that a datagram takes at least: there is its bookkeeping
 _MOST_HEADS = 1024  # destinations that are remembered
-_DRAIN = 4096  # bytes that a proxy may say at a time; nobody listens
+_DRAIN = 4096  # bytes that a proxy may say at a time, and nobody listens
+_ROUNDS = 16  # of that, before others have their turn
 
 
 class Association:
@@ -83,15 +84,9 @@ class Association:
     def expect_life(self) -> None:
         """Hold that no proxy has ended its connection. ProxyMisbehaved (ECONNRESET)."""
         for proxy, connection in zip(self.chain, self.connections, strict=True):
-            try:
-                if connection.recv(_DRAIN):
-                    continue
-            except BlockingIOError:
-                continue
-            except OSError:
-                pass  # it is over in that way
-            self._watch.end()
-            raise ProxyMisbehaved(errno.ECONNRESET, f"{proxy}: it has ended the association")
+            if self._watch.is_over or _has_ended(connection):
+                self._watch.end()
+                raise ProxyMisbehaved(errno.ECONNRESET, f"{proxy}: it has ended the association")
 
     def head_for(self, address: Any) -> bytes | None:
         """Give what goes in front of data for an address that has been led somewhere."""
@@ -138,7 +133,10 @@ class Association:
             try:
                 length = sock.recv_into(view, 0, flags & MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC)
             except BlockingIOError:
-                self.expect_life()
+                is_shut_down = _is_shut_down(sock)
+                self.expect_life()  # at the end of which it is shut down, too
+                if is_shut_down:
+                    return view[:0], 0, None
                 self._wait(POLLIN, deadline)
                 continue
             except ConnectionRefusedError as error:
@@ -148,10 +146,6 @@ class Association:
             source = _source(view[start:data]) if data else None
             if source is not None and is_wanted(source):
                 return view[data : min(length, data + size)], length - data, source
-            if not length:
-                self.expect_life()
-                if _is_shut_down(sock):
-                    return view[:0], 0, None
             dropped += 1
             if flags & MSG_PEEK:
                 sock.recv_into(view, 0, MSG_DONTWAIT)
@@ -193,13 +187,14 @@ class _Watch:
     ends. That wakes whoever waits for the socket, in whichever way.
     """
 
-    __slots__ = ("_connections", "_lock", "_sock", "_streams", "_thread")
+    __slots__ = ("_connections", "_lock", "_sock", "_streams", "_thread", "is_over")
 
     def __init__(self, sock: socket, connections: list[socket]) -> None:
         self._sock = sock
         self._connections = connections
         self._streams: list[Stream] = []
         self._lock = allocate_lock()
+        self.is_over = False  # somebody has ended a connection
         self._thread = Thread.of_this_process()
         self._thread.call(self._begin)
 
@@ -222,6 +217,7 @@ class _Watch:
 
     def end(self) -> None:
         """Wake whoever waits for the socket. It is of no use any more."""
+        self.is_over = True
         with self._lock:
             try:
                 self._sock.shutdown(SHUT_RDWR)
@@ -252,6 +248,18 @@ class _Watch:
 def left(deadline: float | None) -> float | None:
     """Say how many seconds there are up to a deadline."""
     return None if deadline is None else max(0.0, deadline - monotonic())
+
+
+def _has_ended(connection: socket) -> bool:
+    try:
+        for _ in range(_ROUNDS):
+            if not connection.recv(_DRAIN):
+                return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _expect(flags: int, known: int) -> None:

@@ -54,7 +54,9 @@ class Pending:
             if self._is_dropped:
                 return
             loop = thread.loop
-            self._task = loop.spawn(start(loop), self._on_failure, self._on_success)
+            task = loop.spawn(start(loop), self._on_failure, self._on_success)
+            if not self._is_over:
+                self._task = task
 
         thread.call(begin)
 
@@ -71,6 +73,7 @@ class Pending:
 
     def _end(self) -> None:
         self._is_over = True
+        self._task = None
         self._over.release()
         self._on_end()
 
@@ -118,7 +121,7 @@ class Pending:
         result, self._result = self._result, None
         if result is not None:
             result.close()
-        elif self._task is not None and not self._task.is_over:
+        elif self._task is not None:
             self._task.interrupt(OSError(errno.ECANCELED, "nobody waits for it any more"))
 
 

@@ -19,3 +19,4 @@ def run(start: Callable[[Loop], Coroutine[Any, None, T]]) -> T:
         return loop.run(start(loop))
     finally:
         loop.close()
+        loop.timers.clear()  # those that were cancelled have the loop, which would be a cycle

@@ -39,7 +39,9 @@ def create_connection(
     if timeout is socket._GLOBAL_DEFAULT_TIMEOUT:  # type: ignore[attr-defined]
         timeout = socket.getdefaulttimeout()
     assert timeout is None or isinstance(timeout, int | float)
-    source = None if source_address is None else Endpoint(*source_address)
+    if timeout is not None and timeout < 0:
+        raise ValueError("Timeout value out of range")
+    source = None if source_address is None else _source(*source_address[:2])
     errand = Errand(
         Command.CONNECT, destination, way_to(destination, proxy), source, socket_options
     )
@@ -47,3 +49,12 @@ def create_connection(
     sock = socket.socket(fileno=granted.sock.detach())
     sock.settimeout(timeout)
     return sock
+
+
+def _source(host: str, port: int) -> Endpoint:
+    """Give the address of ours that a connection is to come from; it may be said by its name."""
+    endpoint = endpoint_of(host, port)
+    if endpoint.packed is None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        endpoint = Endpoint.of_socket(found[0][4])
+    return endpoint

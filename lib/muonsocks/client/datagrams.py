@@ -14,12 +14,13 @@ from _thread import allocate_lock
 from time import monotonic
 
 from muonsocks.address import Endpoint, format_address, mapped
-from muonsocks.client.associate import Associate, Lead
+from muonsocks.client.associate import Associate, Lead, another
 from muonsocks.client.association import AT_ONCE, Association, left
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Granted
 from muonsocks.client.errors import ProxyMisbehaved, timed_out, try_again
-from muonsocks.client.socks_socket import SocksSocket, become
+from muonsocks.client.parts import become
+from muonsocks.client.socks_socket import SocksSocket
 from muonsocks.socks.request import UNSPECIFIED
 
 TYPE_CHECKING = False
@@ -145,17 +146,22 @@ class Datagrams(SocksSocket):
                     sock._be_connected(address)
 
             if association is None and source is not None:
+                old = another(self)
                 self._become_fresh(True)  # or its port would not be free
+                self._have_replaced(old)
             if deadline == AT_ONCE:
                 self._leave(errand, arrive, True)
                 raise BlockingIOError(number, os.strerror(number))
             seconds = left(deadline)
             granted = run(lambda loop: errand.run(loop, seconds))
             if association is None:
+                old = another(self)
                 self._take_over(granted.sock, True)
+                arrive(self, granted)
+                self._have_replaced(old)
             else:
                 granted.sock.close()  # which is of the association that there was
-            arrive(self, granted)
+                arrive(self, granted)
         finally:
             self._beginning.release()
 
@@ -166,13 +172,14 @@ class Datagrams(SocksSocket):
         assert self._association is not None
         self._association.lead(address, lead.destination)
 
-    def _take_over(self, sock: socket, is_watched: bool) -> None:
+    def _have_replaced(self, old: socket) -> None:
+        """Wake a thread that waits at what was here before, and has not been closed yet."""
         self._turn += 1
         try:
-            socket.shutdown(self, SHUT_RD)  # for a thread that waits at what was there before
+            old.shutdown(SHUT_RD)
         except OSError:
             pass  # it is not connected, and the thread wakes nevertheless
-        super()._take_over(sock, is_watched)
+        old.close()
 
     def _lose(self, association: Association, error: ProxyMisbehaved) -> None:
         """Be without an association, up to what is sent next, which makes another one."""

@@ -130,3 +130,11 @@ def in_progress() -> BlockingIOError:
 def try_again() -> BlockingIOError:
     """Make the error of what would have to wait, as recv(2) has it."""
     return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def number_of(error: OSError) -> int:
+    """Give the errno of an error, as connect_ex() and SO_ERROR have it."""
+    number = error.errno or errno.EIO
+    if isinstance(error, TimeoutError):
+        return error.errno or errno.EAGAIN
+    return number if number > 0 else errno.EHOSTUNREACH  # of getaddrinfo(3), which has its own

@@ -51,7 +51,9 @@ async def open_socket(
     destination = endpoint_of(host, port)
     errand = Errand(Command.CONNECT, destination, way_to(destination, proxy))
     granted = await carry_out(lambda loop: errand.run(loop, timeout))
-    return socket.socket(fileno=granted.sock.detach())
+    sock = socket.socket(fileno=granted.sock.detach())
+    sock.setblocking(False)
+    return sock
 
 
 async def carry_out(start: Callable[[Loop], Coroutine[Waitable, None, T]]) -> T:
@@ -79,14 +81,16 @@ class _Guest:
         """Run one coroutine. A task that is cancelled interrupts it."""
         future: asyncio.Future[T] = self._host.create_future()
 
+        is_awaited = True
+
         def succeed(result: T) -> None:
-            if future.done():
+            if future.done() or not is_awaited:
                 _drop(result)
             else:
                 future.set_result(result)
 
         def fail(error: BaseException) -> None:
-            if not future.done():
+            if is_awaited and not future.done():
                 future.set_exception(error)
 
         self._tasks += 1
@@ -96,6 +100,7 @@ class _Guest:
             try:
                 return await future
             except BaseException as error:  # it is cancelled, or nobody will ever resume it
+                is_awaited = False
                 if not task.is_over:
                     task.interrupt(error)
                 elif not future.cancelled() and future.exception() is None:
@@ -132,6 +137,7 @@ class _Guest:
         _guests.pop(id(self._host), None)
         self._host.remove_reader(self._loop.fileno())
         self._loop.close()
+        self._loop.timers.clear()  # those that were cancelled have the loop
 
 
 # By the id of the host, which a guest keeps alive. Nothing here keeps a guest alive: what it waits

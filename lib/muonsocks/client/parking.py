@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
+PROC = "/proc/self"
 _FILLING = bytes(1 << 12)  # more than the smallest buffer takes without being full
 _INT = 0xFFFFFFFF  # of data that are an int: nobody has set the rest
 
@@ -57,13 +58,13 @@ class Parking:
             self.close()
 
     def _make_room(self) -> None:
-        if self._tells_input:
-            self._far.send(b"\0")
         try:
+            if self._tells_input:
+                self._far.send(b"\0")
             while self._far.recv(len(_FILLING)):
                 pass
-        except BlockingIOError:
-            return  # that was all
+        except OSError:
+            return  # that was all, or nobody has the other end any more
 
     def close(self) -> None:
         """Give back what is left: `sock` has been put somewhere. This waits for nobody, as it may
@@ -75,14 +76,14 @@ class Parking:
             self._lock.release()
 
 
-def replace(fd: int, sock: socket, is_watched: bool) -> None:
+def replace(fd: int, sock: socket, is_watched: bool, must_be: bool = False) -> None:
     """Let a descriptor's number stand for another socket, which is closed elsewhere. With
     `is_watched` the epolls of this process that have the number go on with what it stands for.
-    OSError.
+    OSError; also where there is no /proc to find them in, if that `must_be`.
     """
     watchers = []
     try:
-        for watcher, events in _watchers(fd) if is_watched else []:
+        for watcher, events in _watchers(fd, must_be) if is_watched else []:
             try:
                 watcher.unregister(fd)
             except FileNotFoundError:
@@ -95,13 +96,13 @@ def replace(fd: int, sock: socket, is_watched: bool) -> None:
         watcher.register(fd, events)
 
 
-def _watchers(fd: int) -> list[tuple[epoll, int]]:
+def _watchers(fd: int, must_be: bool) -> list[tuple[epoll, int]]:
     """Find the epolls of this process that a descriptor is in, and for which events (proc(5)).
 
     Python has its number as their data; what else has is not for us to imitate.
     """
     found = []
-    for number in _epolls():
+    for number in _epolls(must_be):
         for events in _events_of(fd, number):
             found.append((epoll.fromfd(os.dup(number)), events))
     return found
@@ -109,7 +110,7 @@ def _watchers(fd: int) -> list[tuple[epoll, int]]:
 
 def _events_of(fd: int, number: int) -> list[int]:
     try:
-        with open(f"/proc/self/fdinfo/{number}") as file:
+        with open(f"{PROC}/fdinfo/{number}") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []  # another thread has closed it
@@ -122,35 +123,36 @@ def _events_of(fd: int, number: int) -> list[int]:
     ]
 
 
-def _epolls() -> list[int]:
+def _epolls(must_be: bool) -> list[int]:
     """Find the epolls of this process. Its descriptors may be many: to ask the kernel for the inode
-    of each is the fastest way to tell, as all epolls have the same one, with few others.
+    of each is the fastest way to tell, as all epolls have the same one, with few others. OSError.
     """
     with epoll(1) as sample:
         one = fstat(sample.fileno())
         inode, device, ours = one.st_ino, one.st_dev, sample.fileno()
         found = []
-        for number in range(_table_size()):
+        for number in _descriptors(must_be):
             try:
                 status = fstat(number)
             except OSError:
-                continue
+                continue  # another thread has closed it
             if status.st_ino == inode and status.st_dev == device and number != ours:
                 found.append(number)
     return [number for number in found if _is_epoll(number)]
 
 
-def _table_size() -> int:
-    """Say which number is above those of all descriptors of this process. OSError."""
+def _descriptors(must_be: bool) -> list[int]:
+    """Give the numbers of all descriptors of this process."""
     try:
-        with open("/proc/self/status") as file:
-            return int(file.read().partition("FDSize:")[2].split(None, 1)[0])
+        return [int(name) for name in os.listdir(f"{PROC}/fd")]
     except FileNotFoundError:
+        if not must_be:
+            return []
         raise OSError(errno.ENOSYS, "a socket that does not block needs /proc here") from None
 
 
 def _is_epoll(fd: int) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventpoll]"
+        return os.readlink(f"{PROC}/fd/{fd}") == "anon_inode:[eventpoll]"
     except FileNotFoundError:
         return False  # another thread has closed it

@@ -14,11 +14,12 @@ from _socket import socket as c_socket
 from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
-from muonsocks.client.errors import in_progress, timed_out, try_again
+from muonsocks.client.errors import in_progress, number_of, timed_out, try_again
 from muonsocks.client.parking import replace
+from muonsocks.client.parts import become, own_kind
 from muonsocks.client.proxies import chain_of
 from muonsocks.net.dial import set_options
-from muonsocks.socks.request import UNSPECIFIED, Command
+from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 _HAS_BROUGHT = "it has brought its connection: make another socket"
+_OF_A_VERSION = (socket.IPPROTO_IP, socket.IPPROTO_IPV6)
 _OF_ALL = (socket.SOL_SOCKET,)  # level of options that a unix socket has, too
 _NOT_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_MPTCP)
@@ -210,9 +212,10 @@ class SocksSocket(socket.socket):
         bound = self._bound
         if bound is None or (not bound.port and not any(bound.packed or b"")):
             here = super().getsockname()
-            if self._is_for_proxies and not isinstance(here, tuple):
-                return self._name(UNSPECIFIED)  # to the proxy it is a unix socket
-            return here
+            if isinstance(here, tuple) or not self._is_for_proxies:
+                return here
+            # The proxy is at a unix socket.
+            return ("::", 0, 0, 0) if self.family == socket.AF_INET6 else ("0.0.0.0", 0)
         return self._name(bound)
 
     def _name(self, endpoint: Endpoint) -> tuple[Any, ...]:
@@ -235,12 +238,13 @@ class SocksSocket(socket.socket):
 
     def getsockopt(self, *option: Any) -> Any:
         """Get an option; what the socket to the proxy does not have is as it was set."""
-        try:
-            return super().getsockopt(*option)
-        except OSError:
-            if not self._is_of_another_family():
-                raise
-            return self._of_a_fresh_one(c_socket.getsockopt, *option)
+        if option[0] not in _OF_A_VERSION or not self._is_of_another_family():
+            try:
+                return super().getsockopt(*option)
+            except OSError:
+                if not self._is_of_another_family():
+                    raise
+        return self._of_a_fresh_one(c_socket.getsockopt, *option)
 
     def _of_a_fresh_one(self, method: Callable[..., Any], *option: Any) -> Any:
         """Say what a socket of this kind would, where the descriptor is one of another."""
@@ -326,41 +330,3 @@ class SocksSocket(socket.socket):
     def _retire(self) -> None:
         """Be a socket at which nothing happens any more, also for an epoll that it is in."""
         self._take_over(c_socket(socket.AF_INET, socket.SOCK_DGRAM), True)
-
-
-def become(sock: SocksSocket, part: type) -> None:
-    """Have the methods of a part go before those of a socket's class, up to `be_again`.
-
-    No method is any slower for what it could be but is not.
-    """
-    kind = type(sock)
-    made = _made.get((part, kind))
-    if made is None:
-        made = _made[part, kind] = type(
-            kind.__name__, (part, kind), {"__module__": kind.__module__}
-        )
-    sock.__class__ = made
-
-
-def own_kind(sock: SocksSocket) -> type[SocksSocket]:
-    """Give the class that a socket was made of."""
-    kind = type(sock)
-    while kind in _made.values():
-        kind = kind.__bases__[1]
-    return kind
-
-
-def be_again(sock: SocksSocket) -> None:
-    """Undo the last `become`."""
-    sock.__class__ = type(sock).__bases__[1]
-
-
-_made: dict[tuple[type, type], type] = {}
-
-
-def number_of(error: OSError) -> int:
-    """Give the errno of an error, as connect_ex() and SO_ERROR have it."""
-    number = error.errno or errno.EIO
-    if isinstance(error, TimeoutError):
-        return error.errno or errno.EAGAIN
-    return number if number > 0 else errno.EHOSTUNREACH  # of getaddrinfo(3), which has its own

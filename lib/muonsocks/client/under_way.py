@@ -12,9 +12,10 @@ from _socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET, socket
 from _thread import allocate_lock
 
 from muonsocks.client.background import Pending
-from muonsocks.client.errors import timed_out
+from muonsocks.client.errors import number_of, timed_out
 from muonsocks.client.parking import Parking, replace
-from muonsocks.client.socks_socket import SocksSocket, be_again, number_of
+from muonsocks.client.parts import be_again
+from muonsocks.client.socks_socket import SocksSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Journey:
         self._parking = Parking(tells_input)
         try:
             self._pending = Pending(start, self._parking.end)
-            replace(fd, self._parking.sock, True)
+            replace(fd, self._parking.sock, True, must_be=True)
         finally:
             self._parking.sock.close()
 
@@ -86,7 +87,7 @@ class UnderWay(SocksSocket):
 
     def connect(self, address: Any) -> None:
         """Say that it is still on its way (EALREADY), or how that has ended."""
-        self._await_end(errno.EALREADY)
+        _await_end(self, errno.EALREADY)
         if self._peer is None or not self.type & SOCK_STREAM:
             self.connect(address)  # that was another way, or destination
 
@@ -94,7 +95,7 @@ class UnderWay(SocksSocket):
 
     def listen(self, backlog: int = 1, *, peer: tuple[str, int] = ("0.0.0.0", 0)) -> None:
         """The same."""
-        self._await_end(errno.EALREADY)
+        _await_end(self, errno.EALREADY)
         if self._asking is None:
             self.listen(backlog, peer=peer)
 
@@ -109,7 +110,7 @@ class UnderWay(SocksSocket):
         journey = self._journey
         if journey is not None and (not journey.is_over or journey.has_failed):
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        self._end(journey)
+        _end(self, journey)
         return self.getpeername()
 
     def setsockopt(self, *option: Any) -> None:
@@ -127,50 +128,61 @@ class UnderWay(SocksSocket):
         journey = self._journey
         if journey is not None and journey.is_over:
             try:
-                self._end(journey)
+                _end(self, journey)
             except OSError as error:
                 self.failure = error
                 return number_of(error)
         return 0
 
-    def _await_end(self, number: int) -> None:
-        journey, timeout = self._journey, self.gettimeout()
-        if journey is not None and not journey.is_over:
-            if timeout == 0:
-                raise OSError(number, os.strerror(number))
-            if not journey.wait(timeout):
-                raise timed_out()
-        self._end(journey)
 
-    def _end(self, journey: Journey | None) -> None:
-        """Be a SocksSocket again, which has arrived; or raise why it has not."""
-        if self.fileno() < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # another thread has closed it
-        if journey is None:
-            return
-        with journey.lock:
-            if self._journey is not journey:
-                return  # another thread has been here
-            try:
-                granted = journey.end()
-            except BaseException:
-                self._arrived()
-                self._become_fresh(True)
-                raise
-            self._take_over(granted.sock, True)
-            journey.arrive(self, granted)
-            self._arrived()
-            for option in journey.options:
-                self.setsockopt(*option)
+# No methods, as another thread may have changed the class of a socket already.
 
-    def _arrived(self) -> None:
-        self._journey = None
-        be_again(self)
+
+def _await_end(sock: SocksSocket, number: int) -> None:
+    journey, timeout = sock._journey, sock.gettimeout()
+    if journey is not None and not journey.is_over:
+        if timeout == 0:
+            raise OSError(number, os.strerror(number))
+        if not journey.wait(timeout):
+            raise timed_out()
+    _end(sock, journey)
+
+
+def _end(sock: SocksSocket, journey: Journey | None) -> None:
+    """Have it be a SocksSocket again, which has arrived; or raise why it has not."""
+    if journey is None or sock.fileno() < 0:
+        _expect_open(sock)
+        return
+    with journey.lock:
+        if sock._journey is not journey:
+            _expect_open(sock)
+            return  # another thread has been here
+        try:
+            granted = journey.end()
+        except BaseException:
+            _be_again(sock)
+            sock._become_fresh(True)
+            raise
+        sock._take_over(granted.sock, True)
+        journey.arrive(sock, granted)
+        _be_again(sock)
+        for option in journey.options:
+            sock.setsockopt(*option)
+
+
+def _be_again(sock: SocksSocket) -> None:
+    be_again(sock)
+    sock._journey = None  # after that, or it would look as if it had been closed
+
+
+def _expect_open(sock: SocksSocket) -> None:
+    if isinstance(sock, UnderWay) or sock.fileno() < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # another thread closes it
 
 
 def _at_the_end(name: str) -> Callable[..., Any]:
     def method(self: UnderWay, *arguments: Any, **named: Any) -> Any:
-        self._await_end(errno.EAGAIN)
+        _await_end(self, errno.EAGAIN)
         return getattr(self, name)(*arguments, **named)
 
     method.__name__ = name
