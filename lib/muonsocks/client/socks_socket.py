@@ -212,10 +212,10 @@ class SocksSocket(socket.socket):
         bound = self._bound
         if bound is None or (not bound.port and not any(bound.packed or b"")):
             here = super().getsockname()
-            if self._is_for_proxies and not isinstance(here, tuple):
-                # To the proxy it is a unix socket.
-                return ("::", 0, 0, 0) if self.family == socket.AF_INET6 else ("0.0.0.0", 0)
-            return here
+            if isinstance(here, tuple) or not self._is_for_proxies:
+                return here
+            # The proxy is at a unix socket.
+            return ("::", 0, 0, 0) if self.family == socket.AF_INET6 else ("0.0.0.0", 0)
         return self._name(bound)
 
     def _name(self, endpoint: Endpoint) -> tuple[Any, ...]:
