@@ -1010,7 +1010,9 @@ def test_logged_in_through_a_proxy(machine: Machine) -> None:
             said = paste(machine, LOG_IN.rstrip() + " 'echo $SSH_CLIENT'")
             assert said.startswith("192.0.2.80 ")
             configure, login = CONFIGURE_SSH.rstrip().rsplit("\n", 1)
-            said = paste(machine, f"HOME=~root; export HOME\n{configure}\n{login} 'echo this is $USER'")
+            said = paste(
+                machine, f"HOME=~root; export HOME\n{configure}\n{login} 'echo this is $USER'"
+            )
             assert said == "this is root\n"
             await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
     finally:
