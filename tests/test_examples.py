@@ -153,7 +153,7 @@ FORWARDER_THROUGH_A_PROXY = shown("README.md", ":8082")
 SSH = shown("README.md", "ProxyCommand='socks-connect --proxy")
 GIT = shown("README.md", "git clone")
 CLIENT_PROGRAMS = [
-    shown("README.md", "create_connection(("),
+    shown("README.md", "import create_connection"),
     shown("README.md", "await open_connection"),
     shown("README.md", "requests.get"),
 ]
@@ -606,7 +606,7 @@ def test_ssh_through_a_proxy(machine: Machine) -> None:
         serving(machine, SSHD, "192.0.2.80:22"),
     ):
         assert "load average" in paste(machine, SSH)
-        await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
+        await_log(machine, "closed .* target=www.example.com:22 ")
 
 
 @needs("sshd")
@@ -624,7 +624,7 @@ def test_git_through_a_proxy(machine: Machine) -> None:
         finally:
             paste(machine, "rm -rf project copy /srv/project")
         for port in (22, 9418):
-            await_log(machine, f"closed .* target=www.example.com:{port} .* end=closed")
+            await_log(machine, f"closed .* target=www.example.com:{port} ")
 
 
 @pytest.mark.parametrize("text", CLIENT_PROGRAMS, ids=range(len(CLIENT_PROGRAMS)))
@@ -1087,7 +1087,7 @@ def test_logged_in_through_a_proxy(machine: Machine) -> None:
         finally:
             machine.run(f"{HOME}rm -f ~/.ssh/config")
         assert said == "this is root\n"
-        await_log(machine, "closed .* target=www.example.com:22 .* end=closed")
+        await_log(machine, "closed .* target=www.example.com:22 ")
 
 
 def test_look_up_by_a_proxy(machine: Machine) -> None:

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("relays")
+# Those of other directories, too, which come later.
+pytest.register_assert_rewrite(
+    *("classic_calls", "each_client", "relays", "conformance", "ends", "faults", "nameserver"),
+    *("crowd", "places", "programs", "real_server"),
+)
 
 from ends import nothing_left_behind  # noqa: E402
 from relays import settle  # noqa: E402

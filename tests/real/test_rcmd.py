@@ -10,7 +10,7 @@ from pathlib import Path
 import clients
 import pytest
 from between import CLIENT, OURS, PROXIES, PROXY, SERVER, here, networks, running
-from classic import forget_all
+from classic_calls import forget_all
 from clients import which
 from ends import at_once
 from places import in_own_network, sh

@@ -57,7 +57,8 @@ class ClassicSocket:
 
     def __del__(self) -> None:
         if self._carrier is not None:
-            self._carrier.detach()  # the descriptor is the program's
+            self._carrier._drop()
+            socket.socket.detach(self._carrier)  # now, and not at the end: it is the program's
 
     def carrier(self, sock: socket.socket) -> SocksSocket:
         """Give what goes through proxies for the socket: itself if it can, or else one that has the
