@@ -1,9 +1,11 @@
 """Errands: who is to blame when one fails, in which time, and that nothing is left of it."""
 
 import _thread
+import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -28,7 +30,11 @@ from muonsocks.client import (
     ProxyTimedOut,
     ProxyUnreachable,
     RequestRefused,
+    SocksSocket,
+    create_connection,
+    open_connection,
 )
+from muonsocks.client.background import Thread
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
 from muonsocks.errors import NameNotResolved, UsageError
@@ -45,6 +51,7 @@ Lookup = Callable[[str], Awaitable[list[tuple[bytes, int]]]]
 
 @pytest.fixture(autouse=True)
 def leaks_nothing() -> Iterator[None]:
+    Thread.of_this_process()  # which has some, for good
     with nothing_left_behind():
         yield
 
@@ -484,3 +491,23 @@ def test_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert way_to(host, DIRECT) == way_to(host, "direct") == ()
     assert way_to(Endpoint("excepted", 80), None) == ()
     assert len(way_to(Endpoint("excepted", 80), "http://one")) == 1, "it is the program that says"
+
+
+# No limit of the program's
+
+
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that never answers, and a program that has set no time limit."""
+    monkeypatch.setattr("muonsocks.client.errand.LONGEST", SHORT)
+    with Upstream([3]) as upstream:
+        url = str(upstream.url("socks5h"))
+        with pytest.raises(ProxyTimedOut):
+            create_connection(("name.example", 80), None, proxy=url)
+        with SocksSocket(proxy=url) as sock:
+            sock.setblocking(False)
+            assert sock.connect_ex(("name.example", 80)) == errno.EINPROGRESS
+            assert select.select([], [sock], [], PATIENCE)[1]
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ETIMEDOUT
+            assert isinstance(sock.failure, ProxyTimedOut)
+        with pytest.raises(ProxyTimedOut):
+            asyncio.run(open_connection("name.example", 80, proxy=url))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_request import ProxyRequest
     from muonsocks.socks.rules import Chain
 
-_FOREVER = 1e9  # s: no limit but the kernel's own
+LONGEST = 300.0  # s that a program waits that has set no limit: connect(2) has one, too
+_FOREVER = 1e9  # s: no limit but another one
 
 
 class Granted:
@@ -84,11 +85,12 @@ class Errand:
         )
 
     async def run(self, loop: Loop, timeout: float | None = None) -> Granted:
-        """Do it, all within so many seconds. OSError, of the family of `errors`, or of connect(2).
+        """Do it, all within so many seconds, by default LONGEST. OSError, of the family of
+        `errors`, or of connect(2).
 
         This is for the loop of another one: whoever interrupts it has nothing to tidy up.
         """
-        deadline = loop.deadline(_FOREVER if timeout is None else timeout)
+        deadline = loop.deadline(LONGEST if timeout is None else timeout)
         try:
             with deadline:
                 return await self._run(loop)
