@@ -163,6 +163,7 @@ CLIENT_PROGRAMS += [
     shown("muonsocks-client.3", "requests.get"),
 ]
 DATAGRAMS = shown("muonsocks-client.3", "SOCK_DGRAM")
+CLASSIC = shown("muonsocks-client.3", "Rconnect(")
 UNCHANGED_PROGRAMS = [
     shown("README.md", "fetch.py"),
     shown("muonsocks-client.3", "fetch.py"),
@@ -632,6 +633,11 @@ def test_programs_of_the_library(machine: Machine, text: str) -> None:
     with serving(machine, RESIDENT, "1080"):
         assert WWW in paste(machine, f"{PYTHON} -", input=text)
         await_log(machine, "closed .* target=[^ ]*:80 .* end=closed")
+
+
+def test_classic_sequence() -> None:
+    """It is a program that real/test_client_ftp.py runs."""
+    assert CLASSIC == (ROOT / "tests/real/classic_ftp.py").read_text()
 
 
 @needs("dnsmasq")
