@@ -119,6 +119,47 @@ def test_this_host(look_ups: Any) -> None:
             assert read_all(near, 4) == b"here"
 
 
+@pytest.mark.parametrize("name", ["localhost.", "any.localhost"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_names_of_this_host_are_no_question_to_others(
+    look_ups: Any, name: str, family: int
+) -> None:
+    """The C library would ask DNS for these."""
+    look_ups(None)
+    with ProgramSocket(family) as far, ProgramSocket(family) as near:
+        far.bind((name, 0))
+        far.listen()
+        near.connect((name, far.getsockname()[1]))
+        assert near.getpeername() == far.getsockname()
+    kind = socket.SOCK_DGRAM
+    with ProgramSocket(family, kind) as far, ProgramSocket(family, kind) as near:
+        far.settimeout(SECONDS)
+        far.bind((name, 0))
+        near.sendto(b"to a name", (name, far.getsockname()[1]))
+        assert far.recv(9) == b"to a name"
+        near.connect((name, far.getsockname()[1]))
+        near.send(b"connected")
+        assert far.recv(9) == b"connected"
+
+
+def test_names_of_others_are_no_question_either(look_ups: Any) -> None:
+    """Wherever a program may write one, no matter to which end."""
+    look_ups(None)
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with ProgramSocket(type=kind) as sock, pytest.raises(OSError) as caught:
+            sock.bind((NAME, 0))
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+    with ProgramSocket() as far, ProgramSocket() as near:
+        far.bind(("", 0))
+        far.listen()
+        near.connect(("127.0.0.1", far.getsockname()[1]))
+        assert near.sendto(b"1", (NAME, 80)) == near.sendto(b"2", 0, (NAME, 80)) == 1
+        assert near.sendmsg([b"3"], [], 0, (NAME, 80)) == 1
+        conn, _ = far.accept()
+        with conn:
+            assert read_all(conn, 3) == b"123"
+
+
 def test_the_proxy_itself(look_ups: Any) -> None:
     with Upstream([b"hello"]) as upstream, ProgramSocket() as sock:
         look_ups(upstream, "socks5")

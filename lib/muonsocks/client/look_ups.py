@@ -97,6 +97,18 @@ class LookUps:
         chain = from_environment(destination, self._environ)
         return DIRECT if _is_proxy_itself(destination, chain) else chain
 
+    def without_name(self, address: tuple[Any, ...], family: int, kind: int) -> tuple[Any, ...]:
+        """Give an address that has no name in it, which the C library would ask DNS for. OSError as
+        `getaddrinfo`.
+        """
+        if address[0] in _SPECIAL:
+            return address
+        meant = self.meant(address)
+        if meant.packed is not None:
+            return address
+        found: tuple[Any, ...] = self.getaddrinfo(meant.host, meant.port, family, kind)[0][4]
+        return found
+
     def stand_in(self, name: str, family: int) -> str:
         """Give the address of a family that stands for a name."""
         with self._lock:

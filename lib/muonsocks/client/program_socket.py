@@ -59,13 +59,6 @@ class ProgramSocket(SocksSocket):
         if fileno is not None and self._is_for_proxies:
             self._peer, self._bound = _known.get(_identity(fileno), (None, None))
 
-    def _connect(self, address: Any) -> None:
-        if self._is_for_proxies:
-            meant = self.look_ups.meant(address)
-            if meant.packed is None:
-                address = (meant.host, meant.port)  # if no proxy leads there
-        super()._connect(address)
-
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
         chain = self.look_ups.way_to(destination)
@@ -73,6 +66,11 @@ class ProgramSocket(SocksSocket):
         if stands_in and not chain and self.type != socket.SOCK_STREAM:
             raise OSError(errno.ENETUNREACH, f"no proxy takes datagrams to {destination}")
         return destination, chain
+
+    def _for_system(self, address: Any) -> Any:
+        if not self._is_for_proxies or not isinstance(address, tuple):
+            return address
+        return self.look_ups.without_name(address, self.family, self.type)
 
     def _set_out(
         self,
@@ -95,18 +93,22 @@ class ProgramSocket(SocksSocket):
             endpoint = Endpoint(stand_in, endpoint.port)
         return super()._name(endpoint)
 
-    # TCP Fast Open connects without connect().
+    # TCP Fast Open connects without connect(). An address is of no use without it, but what names
+    # it has would be looked up.
 
     def sendto(self, *arguments: Any) -> int:
         """Send, but do not connect."""
         if len(arguments) == 3:
             self._expect_no_connection(arguments[1])
+        if len(arguments) > 1:
+            arguments = (*arguments[:-1], self._for_system(arguments[-1]))
         return super().sendto(*arguments)
 
     def sendmsg(self, *arguments: Any) -> int:
         """Send, but do not connect."""
         if len(arguments) > 3:
             self._expect_no_connection(arguments[2])
+            arguments = (*arguments[:3], self._for_system(arguments[3]))
         return super().sendmsg(*arguments)
 
     def _expect_no_connection(self, flags: int) -> None:
