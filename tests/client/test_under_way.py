@@ -157,6 +157,19 @@ def test_epolls(proxy: Proxy, mode: int, when: str) -> None:
         epoll.unregister(number)
 
 
+def test_an_epoll_and_an_address_of_ours(proxy: Proxy) -> None:
+    """What the errand is to come from is let go of before it; that is another descriptor, too."""
+    proxy.may_answer.set()
+    with SocksSocket(proxy=proxy.url) as sock, select.epoll() as epoll:
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+        epoll.register(sock, OUT)
+        epoll.poll(0)
+        assert sock.connect_ex(THERE) == errno.EINPROGRESS
+        assert epoll.poll(PATIENCE) == [(sock.fileno(), OUT)]
+        assert error_of(sock) == 0
+
+
 def test_poll_and_duplicated_epolls(proxy: Proxy) -> None:
     with set_out(proxy) as sock, select.epoll() as epoll:
         epoll.register(sock, OUT)

@@ -147,7 +147,7 @@ class Datagrams(SocksSocket):
 
             if association is None and source is not None:
                 old = another(self)
-                self._become_fresh(True)  # or its port would not be free
+                self._become_fresh()  # or its port would not be free
                 self._have_replaced(old)
             if deadline == AT_ONCE:
                 self._leave(errand, arrive, True)
@@ -186,7 +186,7 @@ class Datagrams(SocksSocket):
         if association is self._association:
             self._association, self._bound, self._loss = None, None, error
             association.close()
-            self._become_fresh(True)
+            self._become_fresh()
 
     def dup(self) -> Datagrams:
         """Give another socket object with the same association."""

@@ -322,9 +322,9 @@ class SocksSocket(socket.socket):
         replace(self.fileno(), sock, is_watched)
         os.set_blocking(self.fileno(), self.gettimeout() is None)
 
-    def _become_fresh(self, is_watched: bool = False) -> None:
-        """Be a socket that has done nothing yet."""
-        self._take_over(self._fresh(), is_watched)
+    def _become_fresh(self) -> None:
+        """Be a socket that has done nothing yet, also for an epoll that it is in."""
+        self._take_over(self._fresh(), True)
 
     def _fresh(self) -> c_socket:
         sock = c_socket(self.family, c_socket.type.__get__(self), self.proto)

@@ -161,7 +161,7 @@ def _end(sock: SocksSocket, journey: Journey | None) -> None:
             granted = journey.end()
         except BaseException:
             _be_again(sock)
-            sock._become_fresh(True)
+            sock._become_fresh()
             raise
         sock._take_over(granted.sock, True)
         journey.arrive(sock, granted)
