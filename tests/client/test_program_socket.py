@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_who_knows_them_are_not_more_and_more(
     look_ups: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program_socket, "_MOST_KNOWN", 3)
-    monkeypatch.setattr(program_socket, "_known", {})
+    monkeypatch.setattr(program_socket, "_known", OrderedDict())
     with Upstream(SCRIPT) as upstream:
         look_ups(upstream)
         for _ in range(5):

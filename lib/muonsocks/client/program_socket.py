@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from _socket import MSG_FASTOPEN
+from collections import OrderedDict
 
 from muonsocks.address import Endpoint
 from muonsocks.client.socks_socket import SocksSocket
@@ -82,8 +83,8 @@ class ProgramSocket(SocksSocket):
         def arrive_and_tell(sock: SocksSocket, granted: Granted) -> None:
             arrive(sock, granted)
             _known[_identity(sock.fileno())] = (sock._peer, sock._bound)
-            while len(_known) > _MOST_KNOWN:
-                del _known[next(iter(_known))]
+            if len(_known) > _MOST_KNOWN:
+                _known.popitem(last=False)  # in one step: other threads are here, too
 
         super()._set_out(command, destination, chain, arrive_and_tell)
 
@@ -118,7 +119,7 @@ class ProgramSocket(SocksSocket):
 
 # Where the connections lead whose descriptors are handed on from socket to socket, as ssl and dup()
 # do: by the inode, which is no other connection's as long as this one lasts, and long after.
-_known: dict[int, tuple[Endpoint | None, Endpoint | None]] = {}
+_known: OrderedDict[int, tuple[Endpoint | None, Endpoint | None]] = OrderedDict()
 
 
 def _identity(fd: int) -> int:
