@@ -127,6 +127,16 @@ def test_a_failure_is_told_once(proxy: Proxy, how: str) -> None:
         assert sock.connect_ex(THERE) == 0
 
 
+def test_who_waits_for_input_is_told_of_a_failure(proxy: Proxy) -> None:
+    proxy.reply = REFUSED
+    with set_out(proxy) as sock:
+        assert select.select([sock], [], [], 0.01)[0] == []
+        proxy.may_answer.set()
+        assert select.select([sock], [], [], PATIENCE)[0] == [sock]
+        with pytest.raises(DestinationRefused):
+            sock.recv(9)
+
+
 @pytest.mark.parametrize("mode", [0, select.EPOLLET, select.EPOLLONESHOT])
 @pytest.mark.parametrize("when", ["before", "meanwhile", "afterwards"])
 def test_epolls(proxy: Proxy, mode: int, when: str) -> None:
