@@ -132,7 +132,7 @@ class Datagrams(SocksSocket):
         """Learn where a destination is, and make the association if there is none."""
         seconds = left(deadline)
         if not self._beginning.acquire(timeout=-1 if seconds is None else seconds):
-            raise timed_out() if seconds else try_again()
+            raise try_again() if deadline == AT_ONCE else timed_out()
         try:
             if self._association is not association:
                 return  # another thread has been here
