@@ -227,6 +227,35 @@ def test_what_leads_nowhere_else(look_ups: Any, family: int) -> None:
         assert not sock._is_for_proxies
 
 
+GROUP = socket.inet_aton("239.1.2.3")
+GROUP6 = socket.inet_pton(socket.AF_INET6, "ff05::123")
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+@pytest.mark.parametrize(
+    ("family", "option"),
+    [
+        (socket.AF_INET, (0, socket.IP_ADD_MEMBERSHIP, GROUP + bytes(4))),
+        (socket.AF_INET, (0, 39, GROUP + bytes(4) + b"\xc0\0\2\1")),
+        (socket.AF_INET6, (41, socket.IPV6_JOIN_GROUP, GROUP6 + bytes(4))),
+    ],
+)
+def test_groups_are_not_joined(look_ups: Any, kind: int, family: int, option: Any) -> None:
+    """That is a packet to others, IGMP or MLD, at once."""
+    look_ups(None)
+    with ProgramSocket(family, kind) as sock, pytest.raises(PermissionError, match="groups"):
+        sock.setsockopt(*option)
+
+
+def test_groups_are_not_joined_on_the_way_either(look_ups: Any) -> None:
+    with Upstream([3]) as upstream, ProgramSocket() as sock:
+        look_ups(upstream)
+        sock.setblocking(False)
+        assert sock.connect_ex((NAME, 80)) == errno.EINPROGRESS
+        with pytest.raises(PermissionError, match="groups"):
+            sock.setsockopt(0, socket.IP_ADD_MEMBERSHIP, GROUP + bytes(4))
+
+
 def test_no_connection_but_by_connect(look_ups: Any) -> None:
     look_ups(None)
     with socket.create_server(("127.0.0.1", 0)) as far, ProgramSocket() as sock:

@@ -92,8 +92,10 @@ class LookUps:
                 return DIRECT
         elif _is_here(packed):
             return DIRECT
-        elif (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
-            return DIRECT
+        else:
+            with self._lock:
+                if (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
+                    return DIRECT
         chain = from_environment(destination, self._environ)
         return DIRECT if _is_proxy_itself(destination, chain) else chain
 

@@ -26,6 +26,11 @@ _HARMLESS = tuple(
     getattr(socket, name)
     for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG", "AF_VSOCK", "AF_CAN", "AF_BLUETOOTH")
 )
+# IGMP and MLD say these to the network (ip(7), ipv6(7)): IP_ADD_MEMBERSHIP and the like.
+_JOINING = (
+    *((socket.IPPROTO_IP, number) for number in (35, 39, 42, 46)),
+    *((socket.IPPROTO_IPV6, number) for number in (20, 27, 42, 46)),
+)
 _MOST_KNOWN = 4096  # connections
 
 
@@ -93,6 +98,10 @@ class ProgramSocket(SocksSocket):
             stand_in = self.look_ups.stand_in(endpoint.host, self.family)
             endpoint = Endpoint(stand_in, endpoint.port)
         return super()._name(endpoint)
+
+    def _expect_option(self, option: tuple[Any, ...]) -> None:
+        if self._is_for_proxies and option[:2] in _JOINING:
+            raise PermissionError(errno.EPERM, "groups cannot be joined through proxies")
 
     # TCP Fast Open connects without connect(). An address is of no use without it, but what names
     # it has would be looked up.

@@ -227,6 +227,7 @@ class SocksSocket(socket.socket):
 
     def setsockopt(self, *option: Any) -> None:
         """Set an option, of this socket and of the one to the proxy, as far as that has it."""
+        self._expect_option(option)
         try:
             super().setsockopt(*option)
         except OSError:
@@ -235,6 +236,9 @@ class SocksSocket(socket.socket):
             self._of_a_fresh_one(c_socket.setsockopt, *option)
         if self._is_for_proxies:
             self._options[option[:2]] = option
+
+    def _expect_option(self, option: tuple[Any, ...]) -> None:
+        """Hold that an option may be set at all. OSError."""
 
     def getsockopt(self, *option: Any) -> Any:
         """Get an option; what the socket to the proxy does not have is as it was set."""

@@ -116,6 +116,7 @@ class UnderWay(SocksSocket):
     def setsockopt(self, *option: Any) -> None:
         """Set an option, now and of what will be in its place."""
         journey = self._journey
+        self._expect_option(option)
         self._of_a_fresh_one(socket.setsockopt, *option)
         self._options[option[:2]] = option
         if journey is not None:
