@@ -2,6 +2,7 @@
 
 import errno
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -51,20 +52,20 @@ def granted() -> tuple[Granted, socket.socket]:
     return Granted(socket.socket(fileno=ours.detach())), theirs
 
 
-def nothing() -> None:
+def nothing(_: bool) -> None:
     pass
 
 
 def test_success() -> None:
     result, theirs = granted()
     errand = Errand(result)
-    ended = threading.Event()
-    pending = Pending(errand.run, ended.set)
+    ended: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    pending = Pending(errand.run, ended.put)
     assert not pending.wait(0.01)
     assert not pending.is_over and not pending.has_failed
     errand.go_on()
     assert pending.wait(None) and pending.wait(0)
-    assert ended.wait(PATIENCE)
+    assert ended.get(timeout=PATIENCE) is False
     assert pending.is_over and not pending.has_failed
     assert pending.take() is result
     result.close()

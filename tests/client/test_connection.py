@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from programs import SECONDS, closed_port
@@ -132,3 +133,10 @@ def test_what_is_raised(server: Server) -> None:
         create_connection(("no name", 9), proxy=url(server))
     with pytest.raises(OverflowError):
         create_connection(("name", 99999), proxy=url(server))
+
+
+@pytest.mark.parametrize("timeout", [-1, 1e300, float("inf"), float("nan"), "5"])
+def test_timeouts_that_are_none(timeout: Any) -> None:
+    """Of those that a socket would not take, either, nobody is asked for anything."""
+    with pytest.raises((ValueError, TypeError), match=r"[Tt]imeout"):
+        create_connection(("127.0.0.1", 9), timeout, proxy="direct")

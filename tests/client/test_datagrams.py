@@ -19,7 +19,13 @@ from ends import PATIENCE
 from real_server import Server, running, until
 from relays import Proxy, in_child, settle
 
-from muonsocks.client import ProxyError, ProxyMisbehaved, ProxyUnreachable, RequestRefused
+from muonsocks.client import (
+    ProxyError,
+    ProxyMisbehaved,
+    ProxyUnreachable,
+    RequestRefused,
+    association,
+)
 from muonsocks.client import SocksSocket as AnySocket
 from muonsocks.client.datagrams import Datagrams
 
@@ -663,6 +669,45 @@ def test_time_is_up(proxy: Proxy) -> None:
         with pytest.raises(ProxyError) as told:
             sock.sendto(b"data", THERE)
         assert isinstance(told.value, TimeoutError)
+
+
+def test_time_is_up_while_another_thread_makes_it(proxy: Proxy) -> None:
+    with udp(proxy.url, timeout=1e-6) as sock, sock._beginning:
+        with pytest.raises(TimeoutError, match="timed out"):
+            sock.sendto(b"data", THERE)
+        sock.setblocking(False)
+        with says(errno.EAGAIN):
+            sock.sendto(b"data", THERE)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_nobody_can_look_after_it(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, blocks: bool
+) -> None:
+    """Its thread cannot be had, say: nothing stays open, and nothing is printed."""
+
+    def no_more(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    problems: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", problems.append)
+    with udp(proxy.url) as sock, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with monkeypatch.context() as patch:
+            patch.setattr(association, "_Watch", no_more)
+            if not blocks:
+                sock.setblocking(False)
+                with says(errno.EAGAIN):
+                    sock.sendto(b"data", THERE)
+                assert select.select([], [sock], [], PATIENCE)[1]
+            with says(errno.EMFILE):
+                sock.sendto(b"data", THERE)
+        gc.collect()
+        assert proxy.connection().recv(1) == b"", "it has been closed"
+        sock.settimeout(PATIENCE)
+        sock.sendto(b"data", THERE)
+        assert proxy.heard()[:2] == (THERE, b"data")
+    assert not said and not problems
 
 
 # From where

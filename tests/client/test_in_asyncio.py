@@ -25,6 +25,7 @@ from muonsocks.client import (
     open_socket,
 )
 from muonsocks.client.errand import Granted
+from muonsocks.errors import UsageError
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
 
@@ -51,6 +52,16 @@ def in_time(story: Callable[[], Awaitable[None]]) -> None:
         assert not in_asyncio._guests, "the guest has gone when it has nothing to do"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["local_addr", "family", "sock", "happy_eyeballs_delay"])
+def test_what_asyncio_would_ignore(name: str) -> None:
+    async def story() -> None:
+        with pytest.raises(UsageError, match=f"{name} has no meaning here"):
+            more: dict[str, Any] = {name: None}
+            await open_connection(*THERE, proxy="socks5h://127.0.0.1:9", **more)
+
+    in_time(story)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

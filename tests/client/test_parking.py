@@ -37,6 +37,15 @@ def test_nothing_happens_up_to_the_end(tells_input: bool) -> None:
     one.sock.close()
 
 
+def test_a_failure_is_an_end_too() -> None:
+    """As a connection that cannot be is to poll(2), but for POLLERR."""
+    one = Parking()
+    one.end(True)
+    assert events_of(one.sock) == BOTH | select.POLLHUP | select.POLLRDHUP
+    one.close()
+    one.sock.close()
+
+
 def test_it_is_small() -> None:
     """Hundreds may wait at once."""
     one = Parking()

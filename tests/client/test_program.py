@@ -1,5 +1,6 @@
 """A program is run as python3 would run it, but for its sockets."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from muonsocks.client.program_socket import ProgramSocket
 
 LIB = Path(__file__).resolve().parents[2] / "lib"
 PYTHON = "/usr/bin/python3"
@@ -124,6 +127,19 @@ def test_modules(tmp_path: Path, words: tuple[str, ...]) -> None:
     (tmp_path / "package" / "__init__.py").write_text("")
     (tmp_path / "failing.py").write_text(ENDS["an exception"])
     assert_same(tmp_path, *words)
+
+
+def test_all_names_of_the_class_of_sockets(tmp_path: Path) -> None:
+    """There are two in the module that programs import."""
+    (tmp_path / "p.py").write_text(
+        "import socket\n"
+        "print(socket.SocketType.__mro__[0], socket.SocketType is socket.socket)\n"
+        "sock = socket.SocketType(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "print(isinstance(sock, socket.SocketType), sock.connect_ex(('192.0.2.1', 53)))\n"
+    )
+    status, out, problems = outcome(run(tmp_path, "p.py", ALL_PROXY="http://127.0.0.1:9"))
+    assert (status, problems) == (0, "")
+    assert out == f"{ProgramSocket} True\nTrue {errno.EOPNOTSUPP}\n"
 
 
 # The command line and the environment

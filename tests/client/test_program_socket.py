@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_who_knows_them_are_not_more_and_more(
     look_ups: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program_socket, "_MOST_KNOWN", 3)
-    monkeypatch.setattr(program_socket, "_known", {})
+    monkeypatch.setattr(program_socket, "_known", OrderedDict())
     with Upstream(SCRIPT) as upstream:
         look_ups(upstream)
         for _ in range(5):
@@ -117,6 +118,47 @@ def test_this_host(look_ups: Any) -> None:
             assert peer == near.getsockname()
             conn.sendall(b"here")
             assert read_all(near, 4) == b"here"
+
+
+@pytest.mark.parametrize("name", ["localhost.", "any.localhost"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_names_of_this_host_are_no_question_to_others(
+    look_ups: Any, name: str, family: int
+) -> None:
+    """The C library would ask DNS for these."""
+    look_ups(None)
+    with ProgramSocket(family) as far, ProgramSocket(family) as near:
+        far.bind((name, 0))
+        far.listen()
+        near.connect((name, far.getsockname()[1]))
+        assert near.getpeername() == far.getsockname()
+    kind = socket.SOCK_DGRAM
+    with ProgramSocket(family, kind) as far, ProgramSocket(family, kind) as near:
+        far.settimeout(SECONDS)
+        far.bind((name, 0))
+        near.sendto(b"to a name", (name, far.getsockname()[1]))
+        assert far.recv(9) == b"to a name"
+        near.connect((name, far.getsockname()[1]))
+        near.send(b"connected")
+        assert far.recv(9) == b"connected"
+
+
+def test_names_of_others_are_no_question_either(look_ups: Any) -> None:
+    """Wherever a program may write one, no matter to which end."""
+    look_ups(None)
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with ProgramSocket(type=kind) as sock, pytest.raises(OSError) as caught:
+            sock.bind((NAME, 0))
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+    with ProgramSocket() as far, ProgramSocket() as near:
+        far.bind(("", 0))
+        far.listen()
+        near.connect(("127.0.0.1", far.getsockname()[1]))
+        assert near.sendto(b"1", (NAME, 80)) == near.sendto(b"2", 0, (NAME, 80)) == 1
+        assert near.sendmsg([b"3"], [], 0, (NAME, 80)) == 1
+        conn, _ = far.accept()
+        with conn:
+            assert read_all(conn, 3) == b"123"
 
 
 def test_the_proxy_itself(look_ups: Any) -> None:
@@ -183,6 +225,35 @@ def test_what_leads_nowhere_else(look_ups: Any, family: int) -> None:
     with ProgramSocket(family, kind) as sock, socket.socket(family, kind) as plain:
         assert sock.getsockname() == plain.getsockname()
         assert not sock._is_for_proxies
+
+
+GROUP = socket.inet_aton("239.1.2.3")
+GROUP6 = socket.inet_pton(socket.AF_INET6, "ff05::123")
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+@pytest.mark.parametrize(
+    ("family", "option"),
+    [
+        (socket.AF_INET, (0, socket.IP_ADD_MEMBERSHIP, GROUP + bytes(4))),
+        (socket.AF_INET, (0, 39, GROUP + bytes(4) + b"\xc0\0\2\1")),
+        (socket.AF_INET6, (41, socket.IPV6_JOIN_GROUP, GROUP6 + bytes(4))),
+    ],
+)
+def test_groups_are_not_joined(look_ups: Any, kind: int, family: int, option: Any) -> None:
+    """That is a packet to others, IGMP or MLD, at once."""
+    look_ups(None)
+    with ProgramSocket(family, kind) as sock, pytest.raises(PermissionError, match="groups"):
+        sock.setsockopt(*option)
+
+
+def test_groups_are_not_joined_on_the_way_either(look_ups: Any) -> None:
+    with Upstream([3]) as upstream, ProgramSocket() as sock:
+        look_ups(upstream)
+        sock.setblocking(False)
+        assert sock.connect_ex((NAME, 80)) == errno.EINPROGRESS
+        with pytest.raises(PermissionError, match="groups"):
+            sock.setsockopt(0, socket.IP_ADD_MEMBERSHIP, GROUP + bytes(4))
 
 
 def test_no_connection_but_by_connect(look_ups: Any) -> None:

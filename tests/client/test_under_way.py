@@ -127,6 +127,16 @@ def test_a_failure_is_told_once(proxy: Proxy, how: str) -> None:
         assert sock.connect_ex(THERE) == 0
 
 
+def test_who_waits_for_input_is_told_of_a_failure(proxy: Proxy) -> None:
+    proxy.reply = REFUSED
+    with set_out(proxy) as sock:
+        assert select.select([sock], [], [], 0.01)[0] == []
+        proxy.may_answer.set()
+        assert select.select([sock], [], [], PATIENCE)[0] == [sock]
+        with pytest.raises(DestinationRefused):
+            sock.recv(9)
+
+
 @pytest.mark.parametrize("mode", [0, select.EPOLLET, select.EPOLLONESHOT])
 @pytest.mark.parametrize("when", ["before", "meanwhile", "afterwards"])
 def test_epolls(proxy: Proxy, mode: int, when: str) -> None:
@@ -155,6 +165,19 @@ def test_epolls(proxy: Proxy, mode: int, when: str) -> None:
         proxy.connection().sendall(b"answer")
         assert epoll.poll(PATIENCE) == [(number, select.EPOLLIN)]
         epoll.unregister(number)
+
+
+def test_an_epoll_and_an_address_of_ours(proxy: Proxy) -> None:
+    """What the errand is to come from is let go of before it; that is another descriptor, too."""
+    proxy.may_answer.set()
+    with SocksSocket(proxy=proxy.url) as sock, select.epoll() as epoll:
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+        epoll.register(sock, OUT)
+        epoll.poll(0)
+        assert sock.connect_ex(THERE) == errno.EINPROGRESS
+        assert epoll.poll(PATIENCE) == [(sock.fileno(), OUT)]
+        assert error_of(sock) == 0
 
 
 def test_poll_and_duplicated_epolls(proxy: Proxy) -> None:

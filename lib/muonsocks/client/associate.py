@@ -97,13 +97,15 @@ class Associate(Errand):
             requests = [Request(Command.ASSOCIATE, UNSPECIFIED)]
             return await proxy_chain.ask(loop, self.dialler, way, requests)
 
+        sock: socket | None = None
         try:
             sock, relays = await to_relays(self.chain, ask, streams, self._socket_beside)
+            return Association(self.chain, sock, relays, [stream.detach() for stream in streams])
         except BaseException:
-            for stream in streams:
-                stream.close()
+            for one in (*streams, sock):
+                if one is not None:
+                    one.close()
             raise
-        return Association(self.chain, sock, relays, [stream.detach() for stream in streams])
 
     def _socket_beside(self, connection: socket) -> socket:
         return bound_beside(connection, self._port, lambda sock: set_options(sock, self._options))

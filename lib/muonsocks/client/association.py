@@ -57,14 +57,16 @@ class Association:
     def __init__(
         self, chain: Chain, sock: socket, relays: list[Endpoint], connections: list[socket]
     ) -> None:
+        """Take over the sockets. OSError, and they are still the caller's."""
+        self._owners = 0
         self.chain = chain
         self.sock = sock
         self.bound = relays[-1]
         self.connections = connections
         self._outer = b"".join(map(encode_header, relays[1:]))
         self._heads: dict[Any, bytes] = {}
-        self._owners = 1
         self._watch = _Watch(sock, connections)
+        self._owners = 1
 
     def share(self) -> Association:
         """Have one owner more."""

@@ -37,9 +37,11 @@ class Pending:
     def __init__(
         self,
         start: Callable[[Loop], Coroutine[Waitable, None, Granted]],
-        on_end: Callable[[], None],
+        on_end: Callable[[bool], None],
     ) -> None:
-        """Begin. `on_end` is called in that thread when it is over. OSError."""
+        """Begin. `on_end` is called in that thread when it is over, with whether it has failed.
+        OSError.
+        """
         self._on_end = on_end
         self._over = allocate_lock()
         self._over.acquire()
@@ -65,18 +67,18 @@ class Pending:
             result.close()
         else:
             self._result = result
-        self._end()
+        self._end(has_failed=False)
 
     def _on_failure(self, error: BaseException) -> None:
         if not self._is_dropped:
             self._error = error
-        self._end()
+        self._end(has_failed=True)
 
-    def _end(self) -> None:
+    def _end(self, has_failed: bool) -> None:
         self._task = None  # which has this
         self._is_over = True
         self._over.release()
-        self._on_end()
+        self._on_end(has_failed)
 
     @property
     def is_over(self) -> bool:

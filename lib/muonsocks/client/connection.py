@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from muonsocks.client.proxies import Proxies
 
 
+_LONGEST = 2147483.0  # s; a socket counts milliseconds in an int
+
+
 def create_connection(
     address: tuple[str | bytes | None, int | str],
     timeout: float | object | None = socket._GLOBAL_DEFAULT_TIMEOUT,  # type: ignore[attr-defined]
@@ -38,9 +41,11 @@ def create_connection(
     destination = endpoint_of(host, port)
     if timeout is socket._GLOBAL_DEFAULT_TIMEOUT:  # type: ignore[attr-defined]
         timeout = socket.getdefaulttimeout()
-    assert timeout is None or isinstance(timeout, int | float)
-    if timeout is not None and timeout < 0:
-        raise ValueError("Timeout value out of range")
+    if timeout is not None:
+        if not isinstance(timeout, int | float):
+            raise TypeError(f"a timeout is a number of seconds, not {timeout!r}")
+        if not 0 <= timeout <= _LONGEST:
+            raise ValueError("Timeout value out of range")
     source = None if source_address is None else _source(*source_address[:2])
     errand = Errand(
         Command.CONNECT, destination, way_to(destination, proxy), source, socket_options

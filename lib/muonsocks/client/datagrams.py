@@ -50,7 +50,7 @@ class Datagrams(SocksSocket):
         BlockingIOError (EINPROGRESS) then, as for TCP.
         """
         if self._lead(address, self._deadline(), errno.EINPROGRESS) is None:
-            socket.connect(self, address)
+            socket.connect(self, self._for_system(address))
             return
         self._be_connected(address)
 
@@ -132,7 +132,7 @@ class Datagrams(SocksSocket):
         """Learn where a destination is, and make the association if there is none."""
         seconds = left(deadline)
         if not self._beginning.acquire(timeout=-1 if seconds is None else seconds):
-            raise timed_out() if seconds else try_again()
+            raise try_again() if deadline == AT_ONCE else timed_out()
         try:
             if self._association is not association:
                 return  # another thread has been here
@@ -147,7 +147,7 @@ class Datagrams(SocksSocket):
 
             if association is None and source is not None:
                 old = another(self)
-                self._become_fresh(True)  # or its port would not be free
+                self._become_fresh()  # or its port would not be free
                 self._have_replaced(old)
             if deadline == AT_ONCE:
                 self._leave(errand, arrive, True)
@@ -186,7 +186,7 @@ class Datagrams(SocksSocket):
         if association is self._association:
             self._association, self._bound, self._loss = None, None, error
             association.close()
-            self._become_fresh(True)
+            self._become_fresh()
 
     def dup(self) -> Datagrams:
         """Give another socket object with the same association."""
@@ -237,7 +237,8 @@ class Datagrams(SocksSocket):
         else:
             head = self._lead(there, deadline, errno.EAGAIN)
         if head is None:
-            return socket.sendmsg(self, buffers, ancdata, flags, address)
+            there = None if address is None else self._for_system(address)
+            return socket.sendmsg(self, buffers, ancdata, flags, there)
         if ancdata:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return self._send([head, *buffers], flags, deadline) - len(head)

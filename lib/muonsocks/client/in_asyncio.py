@@ -7,6 +7,7 @@ import socket
 from weakref import WeakValueDictionary
 
 from muonsocks.client.errand import Errand, Granted, endpoint_of, way_to
+from muonsocks.errors import UsageError
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
 from muonsocks.socks.request import Command
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+_OF_THE_WAY = {
+    *("all_errors", "family", "flags", "happy_eyeballs_delay", "interleave"),
+    *("local_addr", "proto", "sock"),
+}
+
 
 async def open_connection(
     host: str,
@@ -30,10 +36,13 @@ async def open_connection(
     **more: Any,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect through `proxy`, as asyncio.open_connection does without, which gets all `more`, for
-    TLS say. What `proxy` is and what is raised is as for `create_connection`.
+    TLS say; but UsageError if that says how to connect. What `proxy` is and what else is raised is
+    as for `create_connection`.
 
     `timeout` is in seconds, and for all up to the connection.
     """
+    for name in _OF_THE_WAY & more.keys():  # asyncio ignores these when it gets a socket
+        raise UsageError(f"{name} has no meaning here", "give a socket to asyncio.open_connection")
     if more.get("ssl") and "server_hostname" not in more:
         more["server_hostname"] = host
     sock = await open_socket(host, port, proxy=proxy, timeout=timeout)

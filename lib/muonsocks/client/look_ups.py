@@ -92,10 +92,24 @@ class LookUps:
                 return DIRECT
         elif _is_here(packed):
             return DIRECT
-        elif (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
-            return DIRECT
+        else:
+            with self._lock:
+                if (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
+                    return DIRECT
         chain = from_environment(destination, self._environ)
         return DIRECT if _is_proxy_itself(destination, chain) else chain
+
+    def without_name(self, address: tuple[Any, ...], family: int, kind: int) -> tuple[Any, ...]:
+        """Give an address that has no name in it, which the C library would ask DNS for. OSError as
+        `getaddrinfo`.
+        """
+        if address[0] in _SPECIAL:
+            return address
+        meant = self.meant(address)
+        if meant.packed is not None:
+            return address
+        found: tuple[Any, ...] = self.getaddrinfo(meant.host, meant.port, family, kind)[0][4]
+        return found
 
     def stand_in(self, name: str, family: int) -> str:
         """Give the address of a family that stands for a name."""

@@ -1,7 +1,8 @@
 """What has a descriptor's number while a connection for it is made elsewhere.
 
 A program that does not wait looks at its descriptor, with poll(2) or epoll(7), until there is room
-for output, as connect(2) has it. So the number gets a socket that has none, up to the end.
+for output, as connect(2) has it; or for input, which there is when that fails. So the number gets a
+socket that has neither, up to the end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from _socket import (
     AF_UNIX,
     SHUT_RD,
+    SHUT_RDWR,
     SO_SNDBUF,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -50,20 +52,22 @@ class Parking:
         except BlockingIOError:
             return  # it is full
 
-    def end(self) -> None:
-        """Have whoever looks at it find that there is room."""
+    def end(self, has_failed: bool = False) -> None:
+        """Have whoever looks at it find that there is room; and that there is an end, if it has
+        failed.
+        """
         with self._lock:
             if not self._is_left:
-                self._make_room()
+                self._make_room(SHUT_RDWR if has_failed else SHUT_RD)
         if self._is_left:
             self.close()
 
-    def _make_room(self) -> None:
+    def _make_room(self, ends: int) -> None:
         try:
             if self._tells_input:
                 self._far.send(b"\0")
             # What is written from now on would be lost: it is an error, and too early.
-            self._far.shutdown(SHUT_RD)
+            self._far.shutdown(ends)
             while self._far.recv(len(_FILLING)):
                 pass
         except OSError:

@@ -119,7 +119,10 @@ def exchange(look_ups: LookUps) -> None:
             raise UsageError(problem, "find out which .pth file of Python's does that")
     ProgramSocket.look_ups = look_ups
     os.register_at_fork(after_in_child=look_ups.renew_lock)
-    exchanged: list[tuple[Any, Any]] = [(socket.socket, ProgramSocket)]
+    exchanged: list[tuple[Any, Any]] = [
+        (socket.socket, ProgramSocket),
+        (socket.SocketType, ProgramSocket),  # which is that of _socket
+    ]
     exchanged += [(getattr(socket, name), getattr(look_ups, name)) for name in _FUNCTIONS]
     _put_in_place(socket, exchanged)
     if ssl is not None:

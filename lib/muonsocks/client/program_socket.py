@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from _socket import MSG_FASTOPEN
+from collections import OrderedDict
 
 from muonsocks.address import Endpoint
 from muonsocks.client.socks_socket import SocksSocket
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 _HARMLESS = tuple(
     getattr(socket, name)
     for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG", "AF_VSOCK", "AF_CAN", "AF_BLUETOOTH")
+)
+# IGMP and MLD say these to the network (ip(7), ipv6(7)): IP_ADD_MEMBERSHIP and the like.
+_JOINING = (
+    *((socket.IPPROTO_IP, number) for number in (35, 39, 42, 46)),
+    *((socket.IPPROTO_IPV6, number) for number in (20, 27, 42, 46)),
 )
 _MOST_KNOWN = 4096  # connections
 
@@ -59,13 +65,6 @@ class ProgramSocket(SocksSocket):
         if fileno is not None and self._is_for_proxies:
             self._peer, self._bound = _known.get(_identity(fileno), (None, None))
 
-    def _connect(self, address: Any) -> None:
-        if self._is_for_proxies:
-            meant = self.look_ups.meant(address)
-            if meant.packed is None:
-                address = (meant.host, meant.port)  # if no proxy leads there
-        super()._connect(address)
-
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
         chain = self.look_ups.way_to(destination)
@@ -73,6 +72,11 @@ class ProgramSocket(SocksSocket):
         if stands_in and not chain and self.type != socket.SOCK_STREAM:
             raise OSError(errno.ENETUNREACH, f"no proxy takes datagrams to {destination}")
         return destination, chain
+
+    def _for_system(self, address: Any) -> Any:
+        if not self._is_for_proxies or not isinstance(address, tuple):
+            return address
+        return self.look_ups.without_name(address, self.family, self.type)
 
     def _set_out(
         self,
@@ -84,8 +88,8 @@ class ProgramSocket(SocksSocket):
         def arrive_and_tell(sock: SocksSocket, granted: Granted) -> None:
             arrive(sock, granted)
             _known[_identity(sock.fileno())] = (sock._peer, sock._bound)
-            while len(_known) > _MOST_KNOWN:
-                del _known[next(iter(_known))]
+            if len(_known) > _MOST_KNOWN:
+                _known.popitem(last=False)  # in one step: other threads are here, too
 
         super()._set_out(command, destination, chain, arrive_and_tell)
 
@@ -95,18 +99,26 @@ class ProgramSocket(SocksSocket):
             endpoint = Endpoint(stand_in, endpoint.port)
         return super()._name(endpoint)
 
-    # TCP Fast Open connects without connect().
+    def _expect_option(self, option: tuple[Any, ...]) -> None:
+        if self._is_for_proxies and option[:2] in _JOINING:
+            raise PermissionError(errno.EPERM, "groups cannot be joined through proxies")
+
+    # TCP Fast Open connects without connect(). An address is of no use without it, but what names
+    # it has would be looked up.
 
     def sendto(self, *arguments: Any) -> int:
         """Send, but do not connect."""
         if len(arguments) == 3:
             self._expect_no_connection(arguments[1])
+        if len(arguments) > 1:
+            arguments = (*arguments[:-1], self._for_system(arguments[-1]))
         return super().sendto(*arguments)
 
     def sendmsg(self, *arguments: Any) -> int:
         """Send, but do not connect."""
         if len(arguments) > 3:
             self._expect_no_connection(arguments[2])
+            arguments = (*arguments[:3], self._for_system(arguments[3]))
         return super().sendmsg(*arguments)
 
     def _expect_no_connection(self, flags: int) -> None:
@@ -116,7 +128,7 @@ class ProgramSocket(SocksSocket):
 
 # Where the connections lead whose descriptors are handed on from socket to socket, as ssl and dup()
 # do: by the inode, which is no other connection's as long as this one lasts, and long after.
-_known: dict[int, tuple[Endpoint | None, Endpoint | None]] = {}
+_known: OrderedDict[int, tuple[Endpoint | None, Endpoint | None]] = OrderedDict()
 
 
 def _identity(fd: int) -> int:

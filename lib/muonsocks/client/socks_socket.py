@@ -101,7 +101,7 @@ class SocksSocket(socket.socket):
             raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
         destination, chain = self._way_to(address)
         if not chain:
-            super().connect(address)
+            super().connect(self._for_system(address))
             return
 
         def arrive(sock: SocksSocket, granted: Granted) -> None:
@@ -121,7 +121,7 @@ class SocksSocket(socket.socket):
 
     def bind(self, address: Any) -> None:
         """Have the connection to the first proxy come from this address of ours."""
-        super().bind(address)
+        super().bind(self._for_system(address))
         if self._is_for_proxies:
             self._source = Endpoint.of_socket(super().getsockname())
 
@@ -227,6 +227,7 @@ class SocksSocket(socket.socket):
 
     def setsockopt(self, *option: Any) -> None:
         """Set an option, of this socket and of the one to the proxy, as far as that has it."""
+        self._expect_option(option)
         try:
             super().setsockopt(*option)
         except OSError:
@@ -235,6 +236,9 @@ class SocksSocket(socket.socket):
             self._of_a_fresh_one(c_socket.setsockopt, *option)
         if self._is_for_proxies:
             self._options[option[:2]] = option
+
+    def _expect_option(self, option: tuple[Any, ...]) -> None:
+        """Hold that an option may be set at all. OSError."""
 
     def getsockopt(self, *option: Any) -> Any:
         """Get an option; what the socket to the proxy does not have is as it was set."""
@@ -281,6 +285,10 @@ class SocksSocket(socket.socket):
         destination = endpoint_of(*address[:2])
         return destination, way_to(destination, self._proxies)
 
+    def _for_system(self, address: Any) -> Any:
+        """Give what the system is told of an address that no proxy leads to."""
+        return address
+
     def _set_out(
         self,
         command: int,
@@ -318,9 +326,9 @@ class SocksSocket(socket.socket):
         replace(self.fileno(), sock, is_watched)
         os.set_blocking(self.fileno(), self.gettimeout() is None)
 
-    def _become_fresh(self, is_watched: bool = False) -> None:
-        """Be a socket that has done nothing yet."""
-        self._take_over(self._fresh(), is_watched)
+    def _become_fresh(self) -> None:
+        """Be a socket that has done nothing yet, also for an epoll that it is in."""
+        self._take_over(self._fresh(), True)
 
     def _fresh(self) -> c_socket:
         sock = c_socket(self.family, c_socket.type.__get__(self), self.proto)

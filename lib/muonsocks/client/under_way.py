@@ -116,6 +116,7 @@ class UnderWay(SocksSocket):
     def setsockopt(self, *option: Any) -> None:
         """Set an option, now and of what will be in its place."""
         journey = self._journey
+        self._expect_option(option)
         self._of_a_fresh_one(socket.setsockopt, *option)
         self._options[option[:2]] = option
         if journey is not None:
@@ -161,7 +162,7 @@ def _end(sock: SocksSocket, journey: Journey | None) -> None:
             granted = journey.end()
         except BaseException:
             _be_again(sock)
-            sock._become_fresh(True)
+            sock._become_fresh()
             raise
         sock._take_over(granted.sock, True)
         journey.arrive(sock, granted)
