@@ -50,7 +50,7 @@ class Datagrams(SocksSocket):
         BlockingIOError (EINPROGRESS) then, as for TCP.
         """
         if self._lead(address, self._deadline(), errno.EINPROGRESS) is None:
-            socket.connect(self, address)
+            socket.connect(self, self._here(address))
             return
         self._be_connected(address)
 
@@ -237,7 +237,8 @@ class Datagrams(SocksSocket):
         else:
             head = self._lead(there, deadline, errno.EAGAIN)
         if head is None:
-            return socket.sendmsg(self, buffers, ancdata, flags, address)
+            there = address if address is None else self._here(address)
+            return socket.sendmsg(self, buffers, ancdata, flags, there)
         if ancdata:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return self._send([head, *buffers], flags, deadline) - len(head)

@@ -120,6 +120,7 @@ def exchange(look_ups: LookUps) -> None:
     ProgramSocket.look_ups = look_ups
     os.register_at_fork(after_in_child=look_ups.renew_lock)
     exchanged: list[tuple[Any, Any]] = [(socket.socket, ProgramSocket)]
+    exchanged += [(socket.SocketType, ProgramSocket)]  # which is the one in C, by another name
     exchanged += [(getattr(socket, name), getattr(look_ups, name)) for name in _FUNCTIONS]
     _put_in_place(socket, exchanged)
     if ssl is not None:

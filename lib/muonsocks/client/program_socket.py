@@ -6,12 +6,14 @@ import errno
 import os
 import socket
 from _socket import MSG_FASTOPEN
+from _socket import socket as c_socket
 
 from muonsocks.address import Endpoint
 from muonsocks.client.socks_socket import SocksSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from muonsocks.client.errand import Granted
@@ -24,13 +26,21 @@ if TYPE_CHECKING:
 _HARMLESS = tuple(
     getattr(socket, name)
     for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG", "AF_VSOCK", "AF_CAN", "AF_BLUETOOTH")
+    if hasattr(socket, name)  # that depends on how Python was built
 )
+# Options that have the kernel tell the network that there is a member of a group (linux/in.h and
+# linux/in6.h): IP_ADD_MEMBERSHIP and IP_ADD_SOURCE_MEMBERSHIP, IPV6_JOIN_GROUP and
+# IPV6_JOIN_ANYCAST, MCAST_JOIN_GROUP and MCAST_JOIN_SOURCE_GROUP of both.
+_JOINING = {
+    *((socket.IPPROTO_IP, option) for option in (35, 39, 42, 46)),
+    *((socket.IPPROTO_IPV6, option) for option in (20, 27, 42, 46)),
+}
 _MOST_KNOWN = 4096  # connections
 
 
 class ProgramSocket(SocksSocket):
     """A socket of such a program. What can lead to other hosts without a proxy cannot be made
-    (EPERM): raw sockets, those of packets, protocols other than TCP and UDP.
+    (EPERM): raw sockets, those of packets, protocols other than TCP and UDP, members of groups.
 
     It listens here. Names, and the addresses that stand for them, are gone to through the proxies
     that `look_ups` has for them; getpeername() gives such an address.
@@ -50,21 +60,37 @@ class ProgramSocket(SocksSocket):
     ) -> None:
         """`proxy` is of no importance."""
         super().__init__(family, type, proto, fileno)
-        if not self._is_for_proxies and self.family not in _HARMLESS:
+        is_harmless = self.family in _HARMLESS
+        if self._is_for_proxies:
+            is_harmless = fileno is None or self._is_of_its_kind()
+        if not is_harmless:
             if fileno is None:
                 self.close()
             else:
                 self.detach()
-            raise PermissionError(errno.EPERM, "such a socket cannot go through proxies")
+            raise _not_permitted()
         if fileno is not None and self._is_for_proxies:
             self._peer, self._bound = _known.get(_identity(fileno), (None, None))
 
-    def _connect(self, address: Any) -> None:
-        if self._is_for_proxies:
-            meant = self.look_ups.meant(address)
-            if meant.packed is None:
-                address = (meant.host, meant.port)  # if no proxy leads there
-        super()._connect(address)
+    def _is_of_its_kind(self) -> bool:
+        """Say whether a descriptor is not of the other kind: one of UDP would not go through
+        proxies with the methods for TCP.
+        """
+        if c_socket.getsockopt(self, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX:
+            return True  # that of a proxy, or one that is parked
+        kind = c_socket.getsockopt(self, socket.SOL_SOCKET, socket.SO_TYPE)
+        return bool(kind == c_socket.type.__get__(self))
+
+    def _here(self, address: Any) -> Any:
+        """Look a name up as `look_ups` does: the kernel's would be by DNS."""
+        if not self._is_for_proxies:
+            return address
+        meant = self.look_ups.meant(address)
+        if meant.packed is not None or not meant.host:
+            return address
+        kind = c_socket.type.__get__(self)
+        found = self.look_ups.getaddrinfo(meant.host, meant.port, self.family, kind)
+        return found[0][4]
 
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
@@ -95,23 +121,42 @@ class ProgramSocket(SocksSocket):
             endpoint = Endpoint(stand_in, endpoint.port)
         return super()._name(endpoint)
 
+    def setsockopt(self, *option: Any) -> None:
+        """Set an option; but none that has this host join a group (EPERM)."""
+        if self._is_for_proxies and option[:2] in _JOINING:
+            raise _not_permitted()
+        super().setsockopt(*option)
+
+    def _of_a_fresh_one(self, method: Callable[..., Any], *option: Any) -> Any:
+        if option[:2] in _JOINING:
+            raise _not_permitted()
+        return super()._of_a_fresh_one(method, *option)
+
     # TCP Fast Open connects without connect().
 
     def sendto(self, *arguments: Any) -> int:
         """Send, but do not connect."""
         if len(arguments) == 3:
             self._expect_no_connection(arguments[1])
+        if len(arguments) > 1:
+            arguments = (*arguments[:-1], self._here(arguments[-1]))
         return super().sendto(*arguments)
 
     def sendmsg(self, *arguments: Any) -> int:
         """Send, but do not connect."""
         if len(arguments) > 3:
             self._expect_no_connection(arguments[2])
+            if arguments[3] is not None:
+                arguments = (*arguments[:3], self._here(arguments[3]))
         return super().sendmsg(*arguments)
 
     def _expect_no_connection(self, flags: int) -> None:
         if self._is_for_proxies and flags & MSG_FASTOPEN:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def _not_permitted() -> PermissionError:
+    return PermissionError(errno.EPERM, "such a socket cannot go through proxies")
 
 
 # Where the connections lead whose descriptors are handed on from socket to socket, as ssl and dup()

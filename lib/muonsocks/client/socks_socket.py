@@ -101,7 +101,7 @@ class SocksSocket(socket.socket):
             raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
         destination, chain = self._way_to(address)
         if not chain:
-            super().connect(address)
+            super().connect(self._here(address))
             return
 
         def arrive(sock: SocksSocket, granted: Granted) -> None:
@@ -121,7 +121,7 @@ class SocksSocket(socket.socket):
 
     def bind(self, address: Any) -> None:
         """Have the connection to the first proxy come from this address of ours."""
-        super().bind(address)
+        super().bind(self._here(address))
         if self._is_for_proxies:
             self._source = Endpoint.of_socket(super().getsockname())
 
@@ -280,6 +280,10 @@ class SocksSocket(socket.socket):
         """Say which destination an address means, and which proxies lead there."""
         destination = endpoint_of(*address[:2])
         return destination, way_to(destination, self._proxies)
+
+    def _here(self, address: Any) -> Any:
+        """Give what the kernel is told where no proxies lead, which may have a name."""
+        return address
 
     def _set_out(
         self,
