@@ -58,7 +58,7 @@ class LookUps:
         """Have the proxies of this environment, as it is now: a program that changes its own goes
         through them all the same.
         """
-        self._environ = dict(environ)
+        self.environ = dict(environ)
         self._of_this_host = _of_this_host(hosts)
         self._fakes = FakeAddresses()
         self._lock = allocate_lock()
@@ -94,7 +94,7 @@ class LookUps:
             return DIRECT
         elif (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
             return DIRECT
-        chain = from_environment(destination, self._environ)
+        chain = from_environment(destination, self.environ)
         return DIRECT if _is_proxy_itself(destination, chain) else chain
 
     def stand_in(self, name: str, family: int) -> str:
@@ -135,7 +135,7 @@ class LookUps:
         name = destination.host
         addresses = self._addresses_here(name)
         if not addresses:
-            chain = from_environment(destination, self._environ)
+            chain = from_environment(destination, self.environ)
             is_proxy = _is_proxy_itself(destination, chain)
             if is_proxy or not chain or not chain[-1].resolves:
                 found = list(_found_here(host, port, family, type, proto, flags))
