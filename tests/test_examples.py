@@ -637,7 +637,7 @@ def test_programs_of_the_library(machine: Machine, text: str) -> None:
 
 def test_classic_sequence() -> None:
     """It is a program that real/test_client_ftp.py runs."""
-    assert CLASSIC == (ROOT / "tests/real/classic_ftp.py").read_text()
+    assert (ROOT / "tests/real/classic_ftp.py").read_text() == CLASSIC
 
 
 @needs("dnsmasq")

@@ -215,7 +215,7 @@ def test_proxies_of_the_command_line(tmp_path: Path) -> None:
 SOCKETS = """\
 import asyncio, http.client, socket, ssl, sys, urllib.request
 import muonsocks.client.program_socket as ours
-assert socket.socket is ours.ProgramSocket
+assert socket.socket is socket.SocketType is ours.ProgramSocket
 assert issubclass(ssl.SSLSocket, ours.ProgramSocket), ssl.SSLSocket.__mro__
 assert ssl.SSLContext.sslsocket_class is ssl.SSLSocket
 assert socket.gethostbyname("a.example") == "198.18.0.1"
@@ -271,3 +271,11 @@ def test_a_fork_asks_while_another_thread_does(tmp_path: Path) -> None:
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert outcome(run(tmp_path, "p.py")) == (0, "0\n", "")
+
+
+def test_a_python_without_some_families(tmp_path: Path) -> None:
+    """Which ones there are depends on how it was built."""
+    (tmp_path / "sitecustomize.py").write_text("import socket\ndel socket.AF_BLUETOOTH\n")
+    (tmp_path / "p.py").write_text("print('run')")
+    done = run(tmp_path, "p.py", PYTHONPATH=f"{LIB}:{tmp_path}")
+    assert outcome(done) == (0, "run\n", "")

@@ -309,3 +309,62 @@ def test_a_class_that_derives_from_it_and_connects_in_its_own_way(look_ups: Any)
         sock.settimeout(SECONDS)
         assert sock.connect_ex((NAME, 80)) == 0
         assert sock.calls == 0
+
+
+# Nobody is asked
+
+
+def test_names_of_this_host(look_ups: Any) -> None:
+    """The C library would ask a name server for what is below localhost."""
+    look_ups(None)
+    with ProgramSocket() as far, ProgramSocket() as near:
+        far.bind(("there.localhost", 0))
+        far.listen()
+        near.connect(("there.localhost", far.getsockname()[1]))
+    with ProgramSocket(type=socket.SOCK_DGRAM) as far, ProgramSocket(type=socket.SOCK_DGRAM) as one:
+        far.bind(("there.localhost", 0))
+        far.settimeout(SECONDS)
+        port = far.getsockname()[1]
+        one.sendto(b"1", ("there.localhost", port))
+        one.sendmsg([b"2"], [], 0, ("there.localhost", port))
+        one.connect(("there.localhost", port))
+        one.send(b"3")
+        assert [far.recv(9) for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_name_to_be_bound_to(look_ups: Any, kind: int) -> None:
+    look_ups(None)
+    with ProgramSocket(type=kind) as sock, pytest.raises(OSError) as caught:
+        sock.bind((NAME, 0))
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_a_name_that_a_stream_is_sent_to(look_ups: Any) -> None:
+    look_ups(None)
+    with ProgramSocket() as sock:
+        for send in (
+            lambda: sock.sendto(b"x", (NAME, 80)),
+            lambda: sock.sendto(b"x", 0, (NAME, 80)),
+            lambda: sock.sendmsg([b"x"], [], 0, (NAME, 80)),
+        ):
+            with pytest.raises(BrokenPipeError):
+                send()
+        for arguments in [(), (b"x",), (b"x", 0, (NAME, 80), 1)]:
+            with pytest.raises(TypeError):
+                sock.sendto(*arguments)
+
+
+# What would go its own way
+
+
+def test_a_descriptor_of_the_other_kind(look_ups: Any) -> None:
+    """It would send datagrams with the methods for TCP."""
+    look_ups(None)
+    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    for kind, other in (kinds, kinds[::-1]):
+        with ProgramSocket(type=kind) as sock:
+            with pytest.raises(PermissionError):
+                ProgramSocket(socket.AF_INET, other, 0, fileno=sock.fileno())
+            ProgramSocket(socket.AF_INET, kind, 0, fileno=sock.fileno()).detach()
+            ProgramSocket(fileno=sock.fileno()).detach()

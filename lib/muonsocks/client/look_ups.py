@@ -58,7 +58,7 @@ class LookUps:
         """Have the proxies of this environment, as it is now: a program that changes its own goes
         through them all the same.
         """
-        self._environ = dict(environ)
+        self.environ = dict(environ)
         self._of_this_host = _of_this_host(hosts)
         self._fakes = FakeAddresses()
         self._lock = allocate_lock()
@@ -96,7 +96,7 @@ class LookUps:
             with self._lock:
                 if (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
                     return DIRECT
-        chain = from_environment(destination, self._environ)
+        chain = from_environment(destination, self.environ)
         return DIRECT if _is_proxy_itself(destination, chain) else chain
 
     def without_name(self, address: tuple[Any, ...], family: int, kind: int) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ class LookUps:
         name = destination.host
         addresses = self._addresses_here(name)
         if not addresses:
-            chain = from_environment(destination, self._environ)
+            chain = from_environment(destination, self.environ)
             is_proxy = _is_proxy_itself(destination, chain)
             if is_proxy or not chain or not chain[-1].resolves:
                 found = list(_found_here(host, port, family, type, proto, flags))

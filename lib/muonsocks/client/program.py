@@ -12,8 +12,8 @@ and nearly everything else in Python, goes through the proxies, or nowhere. Data
 ASSOCIATE, if the last proxy can do that. What the program listens for comes to this host.
 
 What cannot be covered: libraries in C that make sockets themselves, programs that import _socket,
-and child processes that are other programs (a fork is covered). Those that know ALL_PROXY find it
-in the environment.
+and child processes that are other programs; those that know ALL_PROXY find it in the environment.
+Forks are covered, and what multiprocessing starts in whichever way.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from zipimport import ZipImportError, zipimporter
 
 from muonsocks.address import Endpoint
 from muonsocks.client.look_ups import LookUps
+from muonsocks.client.program_children import cover_children
 from muonsocks.client.program_socket import ProgramSocket
 from muonsocks.client.proxies import chain_of, from_environment
 from muonsocks.client.socks_socket import SocksSocket
@@ -119,6 +120,7 @@ def exchange(look_ups: LookUps) -> None:
             raise UsageError(problem, "find out which .pth file of Python's does that")
     ProgramSocket.look_ups = look_ups
     os.register_at_fork(after_in_child=look_ups.renew_lock)
+    cover_children(look_ups.environ)
     exchanged: list[tuple[Any, Any]] = [
         (socket.socket, ProgramSocket),
         (socket.SocketType, ProgramSocket),  # which is that of _socket

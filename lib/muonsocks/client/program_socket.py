@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from _socket import MSG_FASTOPEN
+from _socket import socket as c_socket
 from collections import OrderedDict
 
 from muonsocks.address import Endpoint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HARMLESS = tuple(
     getattr(socket, name)
     for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG", "AF_VSOCK", "AF_CAN", "AF_BLUETOOTH")
+    if hasattr(socket, name)  # that depends on how Python was built
 )
 # IGMP and MLD say these to the network (ip(7), ipv6(7)): IP_ADD_MEMBERSHIP and the like.
 _JOINING = (
@@ -36,7 +38,7 @@ _MOST_KNOWN = 4096  # connections
 
 class ProgramSocket(SocksSocket):
     """A socket of such a program. What can lead to other hosts without a proxy cannot be made
-    (EPERM): raw sockets, those of packets, protocols other than TCP and UDP.
+    (EPERM): raw sockets, those of packets, protocols other than TCP and UDP, members of groups.
 
     It listens here. Names, and the addresses that stand for them, are gone to through the proxies
     that `look_ups` has for them; getpeername() gives such an address.
@@ -56,14 +58,26 @@ class ProgramSocket(SocksSocket):
     ) -> None:
         """`proxy` is of no importance."""
         super().__init__(family, type, proto, fileno)
-        if not self._is_for_proxies and self.family not in _HARMLESS:
+        is_harmless = self.family in _HARMLESS
+        if self._is_for_proxies:
+            is_harmless = fileno is None or self._is_of_its_kind()
+        if not is_harmless:
             if fileno is None:
                 self.close()
             else:
                 self.detach()
-            raise PermissionError(errno.EPERM, "such a socket cannot go through proxies")
+            raise _not_permitted()
         if fileno is not None and self._is_for_proxies:
             self._peer, self._bound = _known.get(_identity(fileno), (None, None))
+
+    def _is_of_its_kind(self) -> bool:
+        """Say whether a descriptor is not of the other kind: one of UDP would not go through
+        proxies with the methods for TCP.
+        """
+        if c_socket.getsockopt(self, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX:
+            return True  # that of a proxy, or one that is parked
+        kind = c_socket.getsockopt(self, socket.SOL_SOCKET, socket.SO_TYPE)
+        return bool(kind == c_socket.type.__get__(self))
 
     def _way_to(self, address: Any) -> tuple[Endpoint, Chain]:
         destination = self.look_ups.meant(address)
@@ -124,6 +138,10 @@ class ProgramSocket(SocksSocket):
     def _expect_no_connection(self, flags: int) -> None:
         if self._is_for_proxies and flags & MSG_FASTOPEN:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def _not_permitted() -> PermissionError:
+    return PermissionError(errno.EPERM, "such a socket cannot go through proxies")
 
 
 # Where the connections lead whose descriptors are handed on from socket to socket, as ssl and dup()
