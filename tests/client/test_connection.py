@@ -9,6 +9,7 @@ from programs import SECONDS, closed_port
 from real_server import Server, running, works
 from relays import Proxy
 
+from muonsocks import client
 from muonsocks.client import (
     DestinationRefused,
     ProxyTimedOut,
@@ -132,3 +133,14 @@ def test_what_is_raised(server: Server) -> None:
         create_connection(("no name", 9), proxy=url(server))
     with pytest.raises(OverflowError):
         create_connection(("name", 99999), proxy=url(server))
+
+
+def test_a_timeout_that_is_none() -> None:
+    with pytest.raises(TypeError, match="a number of seconds or None, not str"):
+        create_connection(("127.0.0.1", CLOSED), "3", proxy="direct")
+
+
+def test_what_the_package_has() -> None:
+    names = dir(client)
+    assert len(names) == len(set(names))
+    assert set(client.__all__) <= set(names)

@@ -38,7 +38,8 @@ def create_connection(
     destination = endpoint_of(host, port)
     if timeout is socket._GLOBAL_DEFAULT_TIMEOUT:  # type: ignore[attr-defined]
         timeout = socket.getdefaulttimeout()
-    assert timeout is None or isinstance(timeout, int | float)
+    if timeout is not None and not isinstance(timeout, int | float):
+        raise TypeError(f"a timeout is a number of seconds or None, not {type(timeout).__name__}")
     if timeout is not None and timeout < 0:
         raise ValueError("Timeout value out of range")
     source = None if source_address is None else _source(*source_address[:2])
