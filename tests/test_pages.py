@@ -202,3 +202,13 @@ def test_the_readers_of_options(tmp_path: Path) -> None:
     }
     said = {names(option): option.argcount for option in docopt_options(SAMPLE_TEXT)}
     assert said == {bind: 1, idle: 1, frozenset({"-4", "--ipv4"}): 0, frozenset({"--refuse"}): 0}
+
+
+def test_the_page_of_the_library_has_every_name() -> None:
+    text = (ROOT / "man" / "muonsocks-client.3").read_text()
+    classic = importlib.import_module("muonsocks.client.rsocks")
+    calls = [name for name in vars(classic) if re.match("SOCKS|R[a-z]+$|OutOf", name)]
+    calls.remove("Reached")  # is of no use to a program
+    assert len(calls) == 9
+    for name in [*importlib.import_module("muonsocks.client").__all__, *calls]:
+        assert re.search(rf"\b{name}\b", text), name

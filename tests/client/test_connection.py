@@ -10,6 +10,7 @@ from programs import SECONDS, closed_port
 from real_server import Server, running, works
 from relays import Proxy
 
+from muonsocks import client
 from muonsocks.client import (
     DestinationRefused,
     ProxyTimedOut,
@@ -140,3 +141,9 @@ def test_timeouts_that_are_none(timeout: Any) -> None:
     """Of those that a socket would not take, either, nobody is asked for anything."""
     with pytest.raises((ValueError, TypeError), match=r"[Tt]imeout"):
         create_connection(("127.0.0.1", 9), timeout, proxy="direct")
+
+
+def test_what_the_package_has() -> None:
+    names = dir(client)
+    assert len(names) == len(set(names))
+    assert set(client.__all__) <= set(names)

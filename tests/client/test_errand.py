@@ -479,6 +479,11 @@ def test_what_is_no_port(port: int | str) -> None:
         endpoint_of("host", port)
 
 
+def test_services_are_not_looked_up() -> None:
+    with pytest.raises(UsageError, match="'http' is not a port; give its number"):
+        endpoint_of("host", "http")
+
+
 def test_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the program says; or else the environment."""
     monkeypatch.setenv("all_proxy", "socks5h://from.environment")

@@ -191,7 +191,8 @@ def test_help(tmp_path: Path) -> None:
     for option in ("-h", "--help"):
         status, output, errors = outcome(run(tmp_path, option, ALL_PROXY=""))
         assert (status, errors) == (0, "")
-        assert "python3 -m muonsocks.client [--proxy URL]... PROGRAM.py" in output
+        assert "python3 -m muonsocks.client [--proxy=URL]... PROGRAM.py" in output
+        assert "`" not in output  # it is for users, who have never seen the modules
 
 
 def test_proxies_of_the_command_line(tmp_path: Path) -> None:

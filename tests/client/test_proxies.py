@@ -3,6 +3,7 @@ curl makes of the same environments is for tests/real.
 """
 
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,7 @@ def test_as_other_things() -> None:
     assert chain_of(one) == (one,)
     assert chain_of([one, "socks4://b"])[0] is one  # type: ignore[index]
     assert shown(chain_of(iter(["socks5://a", "http://b"]))) == "socks5://a:1080 http://b:1080"
-    assert chain_of(()) == chain_of("") == chain_of(DIRECT) == DIRECT
+    assert chain_of(()) == chain_of(DIRECT) == DIRECT
 
 
 @pytest.mark.parametrize("text", ["a:1080", "socks5h://a b", "socks5h://a,b", "socks5h://a direct"])
@@ -61,6 +62,28 @@ def test_what_is_no_proxy(text: str) -> None:
 def test_a_password_with_a_comma() -> None:
     [proxy] = chain_of("socks5h://me:a,b@c") or ()
     assert (proxy.user, proxy.password) == (b"me", b"a,b")
+
+
+@pytest.mark.parametrize("text", ["", " ", ","])
+def test_an_empty_text_leads_nowhere(text: str) -> None:
+    """It is a setting that is missing, and must not lead past the proxy."""
+    with pytest.raises(UsageError, match="write direct if none is meant"):
+        chain_of(text)
+    if text == ",":
+        with pytest.raises(UsageError, match="ALL_PROXY"):
+            from_environment(HERE, {"ALL_PROXY": text})
+
+
+@pytest.mark.parametrize("said", ["direct http://a", "http://a direct", ("direct", "http://a")])
+def test_direct_is_no_part_of_a_way(said: str | tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="let it stand alone"):
+        chain_of(said)
+
+
+@pytest.mark.parametrize("said", [b"http://a", 5, [b"http://a"], [None]])
+def test_what_is_no_text(said: Any) -> None:
+    with pytest.raises(TypeError):
+        chain_of(said)
 
 
 # What its environment says

@@ -51,9 +51,9 @@ def test_who_resolves_names(scheme: str, resolves: bool) -> None:
 
 
 BAD = {
-    "proxy:1080": "what has no scheme is no kind of proxy; write socks4, socks4a, socks5",
+    "proxy:1080": "what has no scheme is no kind of proxy; write socks5h://HOST:PORT, say",
     "": "what has no scheme",
-    "https://proxy": "'https' is no kind of proxy",
+    "https://proxy": "'https' is no kind of proxy; there are socks4, socks4a, socks5, socks5h",
     "socks://proxy": "'socks' is no kind of proxy",
     "socks5://": "'' is not where a proxy can be",
     "socks5://:1080": "is not where a proxy can be",

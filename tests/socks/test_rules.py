@@ -473,7 +473,7 @@ deny * 25 # no mail
         ("via socks5://p via", "the line ends where a proxy should be"),
         ("via socks5://p", "the line is not a rule"),
         ("via direct", "the line is not a rule"),
-        ("via proxy *", "what has no scheme is no kind of proxy; write socks4, socks4a, socks5"),
+        ("via proxy *", "what has no scheme is no kind of proxy; write socks5h://HOST:PORT"),
         ("via ftp://p *", "'ftp' is no kind of proxy"),
         ("via socks5://p via direct *", "what has no scheme is no kind of proxy"),
         ("via socks5://p " * 9 + "*", "there are more than 8 proxies in one chain"),

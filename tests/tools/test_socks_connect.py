@@ -296,7 +296,7 @@ def test_quiet() -> None:
         (["a b", "80"], "'a b' cannot be the name of a host"),
         (["\xe9" * 99, "80"], f"{chr(0xE9) * 60!r} cannot be the name of a host"),
         (["--proxy", "host", "80"], "HOST or PORT is missing; see --help"),
-        (["--proxy=ftp://x", "host", "80"], "--proxy: 'ftp' is no kind of proxy; write socks4"),
+        (["--proxy=ftp://x", "host", "80"], "--proxy: 'ftp' is no kind of proxy; there are socks4"),
         (["--proxy=socks5://x:0", "host", "80"], "--proxy: that is not where a proxy can be"),
         (["--proxy=direct", "--proxy=direct", "host", "80"], "--proxy: what has no scheme"),
         (["--proxy=socks4://u:secret@x", "h", "80"], "--proxy: socks4 has no passwords"),

@@ -43,7 +43,8 @@ def create_connection(
         timeout = socket.getdefaulttimeout()
     if timeout is not None:
         if not isinstance(timeout, int | float):
-            raise TypeError(f"a timeout is a number of seconds, not {timeout!r}")
+            kind = type(timeout).__name__
+            raise TypeError(f"a timeout is a number of seconds or None, not {kind}")
         if not 0 <= timeout <= _LONGEST:
             raise ValueError("Timeout value out of range")
     source = None if source_address is None else _source(*source_address[:2])

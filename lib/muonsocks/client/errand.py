@@ -152,10 +152,13 @@ async def second_reply(
 
 def endpoint_of(host: str | bytes | None, port: int | str) -> Endpoint:
     """Make an endpoint of what a program says of a destination. ValueError or OverflowError, as
-    `socket` has it, if it can be none.
+    `socket` has it, if it can be none. A port is a number: services are not looked up.
     """
     name = host.decode("ascii") if isinstance(host, bytes | bytearray) else host or "0.0.0.0"
-    number = int(port)
+    try:
+        number = int(port)
+    except ValueError:
+        raise UsageError(f"{port!r:.60} is not a port", "give its number") from None
     if not 0 <= number <= 65535:
         raise OverflowError("port must be 0-65535.")
     address, percent, zone = name.partition("%")

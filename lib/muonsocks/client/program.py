@@ -1,19 +1,26 @@
-"""Programs that know nothing of proxies, run so that their connections go through proxies.
+"""
+Run a Python program that knows nothing of proxies, so that it goes through them.
 
-    python3 -m muonsocks.client [--proxy URL]... PROGRAM.py [ARGUMENT]...
-    python3 -m muonsocks.client [--proxy URL]... -m MODULE [ARGUMENT]...
+Usage:
+  python3 -m muonsocks.client [--proxy=URL]... PROGRAM.py [ARGUMENT...]
+  python3 -m muonsocks.client [--proxy=URL]... -m MODULE [ARGUMENT...]
+  python3 -m muonsocks.client (-h | --help)
 
-The proxies are those of the environment, see `proxies`; --proxy is all_proxy for the program and
-what it starts, each further one is behind the one before. Without any the program is not run.
+Options:
+  --proxy=URL   through this proxy, socks5h://HOST:PORT say; one through the other if it is
+                repeated. It is all_proxy for the program and what that starts.
 
-In the program socket.socket is `program_socket.ProgramSocket`, and the functions of the socket
-module that are about names are those of `look_ups`: what uses them, that is ssl, asyncio, urllib
-and nearly everything else in Python, goes through the proxies, or nowhere. Datagrams go by UDP
-ASSOCIATE, if the last proxy can do that. What the program listens for comes to this host.
+Without --proxy the proxies are those of the environment: all_proxy, ALL_PROXY, SOCKS5_SERVER,
+SOCKS_SERVER or SOCKS4_SERVER; what no_proxy or NO_PROXY has goes without. If there is none the
+program is not run.
 
-What cannot be covered: libraries in C that make sockets themselves, programs that import _socket,
-and child processes that are other programs; those that know ALL_PROXY find it in the environment.
-Forks are covered, and what multiprocessing starts in whichever way.
+What uses the sockets of Python, that is ssl, asyncio, urllib and nearly everything else, goes
+through the proxies, or nowhere; names are looked up there. Datagrams go by UDP ASSOCIATE, if the
+last proxy can do that. What the program listens for comes to this host.
+
+Not covered are libraries in C that make sockets themselves, programs that import _socket, and child
+processes that are other programs, also Python when it is started anew, as subprocess does. Those
+that know ALL_PROXY find it in the environment. Forks are covered, and what multiprocessing starts.
 """
 
 from __future__ import annotations
@@ -111,7 +118,8 @@ def _expect_proxies() -> None:
 
 def exchange(look_ups: LookUps) -> None:
     """Let the sockets of this process go through proxies from now on, and names be looked up as
-    `look_ups` has it. UsageError if something has been loaded for which that is too late.
+    `look_ups` has it: socket.socket is ProgramSocket, and what the module has about names is
+    `look_ups`' own. UsageError if something has been loaded for which that is too late.
     """
     ssl = sys.modules.get("ssl")  # by site, or a .pth file of it
     for kind in socket.socket.__subclasses__():

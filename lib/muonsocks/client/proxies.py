@@ -55,12 +55,24 @@ def chain_of(proxies: Proxies) -> Chain | None:
         proxies = _urls(proxies)
         if proxies == ["direct"]:
             return DIRECT
-    chain = [one if isinstance(one, ProxyAddress) else ProxyAddress.parse(one) for one in proxies]
+        if not proxies:  # a setting that is missing must not lead past the proxy
+            raise UsageError("there is no proxy in an empty text", "write direct if none is meant")
+    chain = [_address_of(one) for one in proxies]
     if len(chain) > 1:
         from muonsocks.socks.rules import expect_chain
 
         expect_chain(chain)
     return tuple(chain)
+
+
+def _address_of(proxy: object) -> ProxyAddress:
+    if isinstance(proxy, ProxyAddress):
+        return proxy
+    if not isinstance(proxy, str):
+        raise TypeError(f"a proxy is a URL or a ProxyAddress, not {type(proxy).__name__}")
+    if proxy == "direct":
+        raise UsageError("direct is for no proxies at all", "let it stand alone")
+    return ProxyAddress.parse(proxy)
 
 
 def _urls(text: str) -> list[str]:

@@ -24,7 +24,7 @@ SCHEMES = ("socks4", "socks4a", "socks5", "socks5h", "http")
 _RESOLVING = ("socks4a", "socks5h", "http")
 _WITHOUT_PASSWORD = ("socks4", "socks4a")
 _LONGEST = 255  # bytes of a user, and of a password (RFC 1929)
-_HINT = "write socks5h://HOST:PORT, or see --help"
+_HINT = "write socks5h://HOST:PORT, say"
 
 
 class ProxyAddress:
@@ -57,8 +57,10 @@ class ProxyAddress:
         scheme = scheme.lower()
         if not slashes or scheme not in SCHEMES:
             is_scheme = slashes and scheme.isalnum()  # and no login in the wrong place
-            shown = f"{scheme[:20]!r}" if is_scheme else "what has no scheme"
-            raise UsageError(f"{shown} is no kind of proxy", f"write {', '.join(SCHEMES)}")
+            if not is_scheme:
+                raise UsageError("what has no scheme is no kind of proxy", _HINT)
+            problem = f"{scheme[:20]!r} is no kind of proxy"
+            raise UsageError(problem, f"there are {', '.join(SCHEMES)}")
         if rest.startswith("unix:"):
             login, at, place = "", "", rest
         elif "@unix:" in rest:
