@@ -211,6 +211,20 @@ def test_proxies_of_the_command_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("words", [("--proxy", "{}"), ("--proxy={}",)])
+def test_a_password_is_not_in_the_process_list(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "p.py").write_text(
+        "import os\n"
+        "print(open('/proc/self/cmdline').read().split(chr(0))[3:])\n"
+        "print(os.environ['all_proxy'])\n"
+    )
+    url = "socks5h://me:s3cret@127.0.0.1:7"
+    done = run(tmp_path, *(word.format(url) for word in words), "p.py", "an argument")
+    shown = [word.format(url.replace("s3cret", "******")) for word in words]
+    expected = f"{[*shown, 'p.py', 'an argument', '']}\n{url}\n"
+    assert outcome(done) == (0, expected, "")
+
+
 # What is exchanged
 
 SOCKETS = """\

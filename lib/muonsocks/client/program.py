@@ -42,6 +42,7 @@ from muonsocks.client.program_socket import ProgramSocket
 from muonsocks.client.proxies import chain_of, from_environment
 from muonsocks.client.socks_socket import SocksSocket
 from muonsocks.errors import UsageError, in_one_line
+from muonsocks.net.process_list import hide_password
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def main(arguments: list[str]) -> int:
         proxies, module, words = _read(arguments)
         if proxies:
             chain_of(proxies)
+            for url in proxies:
+                hide_password(url, "put it into $ALL_PROXY")
             os.environ.update(all_proxy=" ".join(proxies))  # it goes before ALL_PROXY
         _expect_proxies()
         start = _module(module, words) if module else _script(words)

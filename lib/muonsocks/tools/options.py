@@ -59,7 +59,7 @@ def users(options: Options) -> Users | None:
     if (name is None) != (password is None):
         raise UsageError("-U and -P go together", "or use --users FILE")
     if name is not None and password is not None:
-        from muonsocks.tools.process_list import hide_argument
+        from muonsocks.net.process_list import hide_argument
 
         hide_argument(password, password, "put it into a file, see --users")
         if path is not None:

@@ -18,11 +18,10 @@ def named_by(option: str, urls: list[str]) -> tuple[ProxyAddress, ...]:
             proxies.append(ProxyAddress.parse(url))
         except UsageError as error:
             raise UsageError(f"{option}: {error}") from None
-        secret = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
-        if secret:
-            from muonsocks.tools.process_list import hide_argument
+        if "@" in url:
+            from muonsocks.net.process_list import hide_password
 
-            hide_argument(url, secret, _ELSEWHERE[option])
+            hide_password(url, _ELSEWHERE[option])
     if len(proxies) > 1:
         from muonsocks.socks.rules import expect_chain
 

@@ -18,6 +18,13 @@ def hide_argument(value: str, secret: str, hint: str) -> None:
         raise UsageError(problem, hint) from None
 
 
+def hide_password(url: str, hint: str) -> None:
+    """Overwrite the password in a URL, if it has one, in the same way."""
+    secret = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
+    if secret:
+        hide_argument(url, secret, hint)
+
+
 def _overwrite(value: bytes, secret: bytes) -> None:
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
