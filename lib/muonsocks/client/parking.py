@@ -12,7 +12,6 @@ import os
 from _socket import (
     AF_UNIX,
     SHUT_RD,
-    SHUT_RDWR,
     SO_SNDBUF,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -53,21 +52,23 @@ class Parking:
             return  # it is full
 
     def end(self, has_failed: bool = False) -> None:
-        """Have whoever looks at it find that there is room; and that there is an end, if it has
+        """Have whoever looks at it find that there is room; and an error and an end, if it has
         failed.
         """
         with self._lock:
-            if not self._is_left:
-                self._make_room(SHUT_RDWR if has_failed else SHUT_RD)
+            if has_failed:
+                self._far.close()  # with unread data, which makes it an error
+            elif not self._is_left:
+                self._make_room()
         if self._is_left:
             self.close()
 
-    def _make_room(self, ends: int) -> None:
+    def _make_room(self) -> None:
         try:
             if self._tells_input:
                 self._far.send(b"\0")
             # What is written from now on would be lost: it is an error, and too early.
-            self._far.shutdown(ends)
+            self._far.shutdown(SHUT_RD)
             while self._far.recv(len(_FILLING)):
                 pass
         except OSError:
