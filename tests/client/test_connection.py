@@ -147,3 +147,18 @@ def test_what_the_package_has() -> None:
     names = dir(client)
     assert len(names) == len(set(names))
     assert set(client.__all__) <= set(names)
+
+
+@pytest.mark.parametrize("way", ["through a proxy", "direct"])
+def test_the_socket_is_a_plain_one(server: Server, far: socket.socket, way: str) -> None:
+    """What our own relays want is not for programs: delays, and urgent data, are as ever."""
+    proxy = "direct" if way == "direct" else url(server)
+    with (
+        create_connection(far.getsockname(), SECONDS, proxy=proxy) as sock,
+        socket.create_connection(far.getsockname()) as plain,
+    ):
+        for option in (
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            (socket.SOL_SOCKET, socket.SO_OOBINLINE),
+        ):
+            assert sock.getsockopt(*option) == plain.getsockopt(*option) == 0

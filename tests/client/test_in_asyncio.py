@@ -249,3 +249,9 @@ def test_a_loop_that_is_closed_in_the_middle(monkeypatch: pytest.MonkeyPatch) ->
         assert proxy.connection().recv(1) == b""
         assert not in_asyncio._guests
         assert [one.exc_value for one in unraisable] == []
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "5"])
+def test_timeouts_that_are_none(timeout: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"[Tt]imeout"):
+        asyncio.run(open_socket("192.0.2.1", 9, proxy="socks5h://192.0.2.1", timeout=timeout))

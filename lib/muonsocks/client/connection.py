@@ -6,7 +6,7 @@ import socket
 
 from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
-from muonsocks.client.errand import Errand, endpoint_of, way_to
+from muonsocks.client.errand import Errand, endpoint_of, expect_timeout, way_to
 from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from muonsocks.client.proxies import Proxies
-
-
-_LONGEST = 2147483.0  # s; a socket counts milliseconds in an int
 
 
 def create_connection(
@@ -41,19 +38,14 @@ def create_connection(
     destination = endpoint_of(host, port)
     if timeout is socket._GLOBAL_DEFAULT_TIMEOUT:  # type: ignore[attr-defined]
         timeout = socket.getdefaulttimeout()
-    if timeout is not None:
-        if not isinstance(timeout, int | float):
-            kind = type(timeout).__name__
-            raise TypeError(f"a timeout is a number of seconds or None, not {kind}")
-        if not 0 <= timeout <= _LONGEST:
-            raise ValueError("Timeout value out of range")
+    limit = expect_timeout(timeout)
     source = None if source_address is None else _source(*source_address[:2])
     errand = Errand(
         Command.CONNECT, destination, way_to(destination, proxy), source, socket_options
     )
-    granted = run(lambda loop: errand.run(loop, timeout))
+    granted = run(lambda loop: errand.run(loop, limit))
     sock = socket.socket(fileno=granted.sock.detach())
-    sock.settimeout(timeout)
+    sock.settimeout(limit)
     return sock
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from muonsocks.socks.rules import Chain
 
 LONGEST = 300.0  # s that a program waits that has set no limit: connect(2) has one, too
+_LONGEST_TIMEOUT = 2147483.0  # s; a socket counts milliseconds in an int
 _FOREVER = 1e9  # s: no limit but another one
 
 
@@ -83,6 +84,7 @@ class Errand:
             bind_port=source.port if source else 0,
             options=options,
         )
+        self.dialler.for_relay = False
 
     async def run(self, loop: Loop, timeout: float | None = None) -> Granted:
         """Do it, all within so many seconds, by default LONGEST. OSError, of the family of
@@ -148,6 +150,20 @@ async def second_reply(
 
 
 # What programs say
+
+
+def expect_timeout(timeout: object) -> float | None:
+    """Give a time limit in seconds, or None for none, if that is what it is. TypeError or
+    ValueError, as `socket` has it, if it is not.
+    """
+    if timeout is None:
+        return None
+    if not isinstance(timeout, int | float):
+        kind = type(timeout).__name__
+        raise TypeError(f"a timeout is a number of seconds or None, not {kind}")
+    if not 0 <= timeout <= _LONGEST_TIMEOUT:
+        raise ValueError("Timeout value out of range")
+    return timeout
 
 
 def endpoint_of(host: str | bytes | None, port: int | str) -> Endpoint:

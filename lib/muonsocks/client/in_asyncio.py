@@ -6,7 +6,7 @@ import asyncio
 import socket
 from weakref import WeakValueDictionary
 
-from muonsocks.client.errand import Errand, Granted, endpoint_of, way_to
+from muonsocks.client.errand import Errand, Granted, endpoint_of, expect_timeout, way_to
 from muonsocks.errors import UsageError
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
@@ -57,9 +57,9 @@ async def open_socket(
     host: str, port: int | str, *, proxy: Proxies = None, timeout: float | None = None
 ) -> socket.socket:
     """The same, but give the socket, for loop.create_connection() and the like."""
-    destination = endpoint_of(host, port)
+    destination, limit = endpoint_of(host, port), expect_timeout(timeout)
     errand = Errand(Command.CONNECT, destination, way_to(destination, proxy))
-    granted = await carry_out(lambda loop: errand.run(loop, timeout))
+    granted = await carry_out(lambda loop: errand.run(loop, limit))
     sock = socket.socket(fileno=granted.sock.detach())
     sock.setblocking(False)
     return sock

@@ -50,6 +50,7 @@ class Dialler:
         "connect_timeout",
         "dial_timeout",
         "family",
+        "for_relay",
         "interface",
         "lookup",
         "mark",
@@ -90,6 +91,7 @@ class Dialler:
         self.name_lookup = name_lookup
         self.bind_port = bind_port
         self.options = options
+        self.for_relay = True  # or a TCP socket is as the kernel makes it
 
     async def dial(
         self,
@@ -213,11 +215,11 @@ class Dialler:
         sock = socket(family, kind | SOCK_NONBLOCK, IPPROTO_TCP if is_stream else 0)
         try:
             if is_stream:
-                prepare_tcp(sock)
+                if self.for_relay:
+                    prepare_tcp(sock)
+                set_options(sock, self.options)
             elif family == AF_INET6:
                 sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
-            if is_stream:
-                set_options(sock, self.options)
             if self.mark:
                 sock.setsockopt(SOL_SOCKET, SO_MARK, self.mark)
             if self.interface:

@@ -129,6 +129,7 @@ class _Work:
         source = None if text is None else Endpoint.at(packed_address(text, "-b"), 0)
         self._errand = Errand(command, destination, chain, source)
         self._errand.dialler.family = family(given)
+        self._errand.dialler.for_relay = not self._program
         self._limit = given.seconds("--connect-timeout", 120)
         self._bind_limit = given.seconds("--bind-timeout", _FOREVER)
         self._limits = (
