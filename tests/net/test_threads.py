@@ -4,7 +4,9 @@ import ctypes
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ends import PATIENCE, no_garbage, nothing_left_behind
@@ -338,3 +340,68 @@ def test_no_cycles(loop: Loop) -> None:
 
     with no_garbage():
         loop.run(main())
+
+
+def test_calls_that_go_on_for_loops_that_are_closed_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "MOST", 3)
+    goes_on = threading.Lock()
+    ended = threading.Semaphore(0)
+
+    def work() -> None:
+        with goes_on:
+            ended.release()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError), loop.deadline(0):
+            await loop.in_thread(work)
+
+    async def fail() -> None:
+        for _ in range(5):  # and no turn is lost by that
+            with pytest.raises(OSError, match="not over yet") as caught, loop.deadline(1):
+                await loop.in_thread(work)
+            assert caught.value.errno == errno.EAGAIN
+
+    with nothing_left_behind(), goes_on:
+        for run in (give_up, give_up, give_up, fail, fail):
+            loop = Loop()
+            loop.run(run())
+            loop.close()
+        child = os.fork()  # which has none of them
+        if not child:
+            loop = Loop()
+            os._exit(loop.run(loop.in_thread(int, "7")))  # type: ignore[arg-type]
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    for _ in range(3):
+        assert ended.acquire(timeout=PATIENCE)
+    while threads._process.orphans:
+        time.sleep(0.001)
+    loop = Loop()
+    assert loop.run(loop.in_thread(int, "8")) == 8
+    loop.close()
+
+
+def test_the_stacks_of_others_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when several loops start threads at the same time."""
+    start = threads.start_new_thread
+
+    def start_slowly(*arguments: Any) -> int:
+        time.sleep(0.001)  # others have the processor meanwhile
+        return start(*arguments)
+
+    def work() -> None:
+        loop = Loop()
+        for _ in range(10):
+            loop.run(loop.in_thread(int))
+        loop.close()
+
+    usual = threading.stack_size()
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    monkeypatch.setattr(threads, "start_new_thread", start_slowly)
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    found = threading.stack_size(usual)
+    assert found == usual

@@ -11,6 +11,7 @@ from os import (
     eventfd,
     eventfd_read,
     eventfd_write,
+    register_at_fork,
     sched_getaffinity,
 )
 
@@ -55,6 +56,39 @@ class _Job(Waitable):
             self.error = error
 
 
+class _Process:
+    """What all loops of this process have in common: `orphans` is how many calls go on after the
+    loop that they were for has been closed.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Have no such calls, as in a child process."""
+        self._lock = allocate_lock()
+        self._start_lock = allocate_lock()
+        self.orphans = 0
+
+    def add_orphans(self, change: int) -> None:
+        """Have so many more."""
+        with self._lock:
+            self.orphans += change
+
+    def start_thread(self, function: Callable[[_Job], None], job: _Job) -> None:
+        """Start a thread with a small stack. RuntimeError."""
+        with self._start_lock:  # or the usual size would be forgotten, by two of them at once
+            usual = stack_size(_STACK)
+            try:
+                start_new_thread(function, (job,))
+            finally:
+                stack_size(usual)
+
+
+_process = _Process()
+register_at_fork(after_in_child=_process.renew)
+
+
 class Threads:
     """Threads that report to the loop through an eventfd when their job is done.
 
@@ -62,13 +96,14 @@ class Threads:
     processor and memory busy: as many as this process may use processors.
     """
 
-    __slots__ = ("_done", "_lock", "_loop", "_signal", "computing", "waiting")
+    __slots__ = ("_at_work", "_done", "_lock", "_loop", "_signal", "computing", "waiting")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.waiting = Turns(MOST)
         self.computing = Turns(len(sched_getaffinity(0)))
-        self._lock = allocate_lock()  # for the next two, which the threads use as well
+        self._lock = allocate_lock()  # for the next three, which the threads use as well
+        self._at_work = 0
         self._done: list[_Job] = []
         self._signal = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         loop.register(self._signal, self._collect)
@@ -79,17 +114,20 @@ class Threads:
         """Call a function in a thread when it has its turn; give or raise what it does.
 
         A task that is interrupted before that leaves the queue; later, the call goes on, and keeps
-        its turn until it is over.
+        its turn until it is over. OSError if too many go on for loops that are closed.
         """
         await turns.take()
+        if _process.orphans >= MOST:
+            turns.give_back()
+            raise OSError(errno.EAGAIN, "too many calls that nobody waits for are not over yet")
         job = _Job(function, arguments, turns)
+        with self._lock:
+            self._at_work += 1
         try:
-            usual = stack_size(_STACK)
-            try:
-                start_new_thread(self._serve, (job,))
-            finally:
-                stack_size(usual)
+            _process.start_thread(self._serve, job)
         except RuntimeError as error:
+            with self._lock:
+                self._at_work -= 1
             turns.give_back()
             raise OSError(errno.EAGAIN, "no thread can be started") from error
         await job
@@ -103,9 +141,12 @@ class Threads:
     def _serve(self, job: _Job) -> None:
         job.work()
         with self._lock:
-            if self._signal >= 0:  # else the loop is closed, and nobody waits any more
-                self._done.append(job)
-                eventfd_write(self._signal, 1)
+            if self._signal < 0:  # the loop is closed, and nobody waits any more
+                _process.add_orphans(-1)
+                return
+            self._at_work -= 1
+            self._done.append(job)
+            eventfd_write(self._signal, 1)
 
     def _collect(self, _: int) -> None:
         try:
@@ -123,5 +164,6 @@ class Threads:
         """Stop listening to the threads that are still at work."""
         with self._lock:
             signal, self._signal = self._signal, -1
+            _process.add_orphans(self._at_work)
         self._loop.unregister(signal)
         close(signal)
