@@ -2,12 +2,11 @@
 
 import errno
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from programs import SECONDS, closed_port
-from real_server import Server, running, works
+from real_server import Server, works
 from relays import Proxy
 
 from muonsocks import client
@@ -24,27 +23,9 @@ CLOSED = closed_port()
 pytestmark = pytest.mark.usefixtures("clean")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def far() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        one.settimeout(SECONDS)
-        yield one
-
-
-def url(server: Server) -> str:
-    host, port = server.address
-    return f"socks5h://{host}:{port}"
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", b"localhost"])
 def test_it_is_a_plain_socket(server: Server, far: socket.socket, host: str | bytes) -> None:
-    with create_connection((host, far.getsockname()[1]), SECONDS, proxy=url(server)) as sock:
+    with create_connection((host, far.getsockname()[1]), SECONDS, proxy=server.url) as sock:
         assert type(sock) is socket.socket
         assert (sock.family, sock.type, sock.proto) == (
             socket.AF_INET,
@@ -125,15 +106,15 @@ def test_options(far: socket.socket) -> None:
 
 def test_what_is_raised(server: Server) -> None:
     with pytest.raises(DestinationRefused):
-        create_connection(("127.0.0.1", CLOSED), SECONDS, proxy=url(server))
+        create_connection(("127.0.0.1", CLOSED), SECONDS, proxy=server.url)
     with pytest.raises(ConnectionRefusedError):
         create_connection(("127.0.0.1", CLOSED), SECONDS, proxy="direct")
     with pytest.raises(ProxyUnreachable):
         create_connection(("127.0.0.1", 9), SECONDS, proxy=f"socks5://127.0.0.1:{CLOSED}")
     with pytest.raises(UsageError):
-        create_connection(("no name", 9), proxy=url(server))
+        create_connection(("no name", 9), proxy=server.url)
     with pytest.raises(OverflowError):
-        create_connection(("name", 99999), proxy=url(server))
+        create_connection(("name", 99999), proxy=server.url)
 
 
 @pytest.mark.parametrize("timeout", [-1, 1e300, float("inf"), float("nan"), "5"])
@@ -152,7 +133,7 @@ def test_what_the_package_has() -> None:
 @pytest.mark.parametrize("way", ["through a proxy", "direct"])
 def test_the_socket_is_a_plain_one(server: Server, far: socket.socket, way: str) -> None:
     """What our own relays want is not for programs: delays, and urgent data, are as ever."""
-    proxy = "direct" if way == "direct" else url(server)
+    proxy = "direct" if way == "direct" else server.url
     with (
         create_connection(far.getsockname(), SECONDS, proxy=proxy) as sock,
         socket.create_connection(far.getsockname()) as plain,

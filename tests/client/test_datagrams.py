@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from associated import far_end, header
 from ends import PATIENCE
-from real_server import Server, running, until
+from real_server import Server, until
 from relays import Proxy, in_child, settle
 
 from muonsocks.client import (
@@ -63,12 +63,6 @@ def says(number: int) -> Any:
 
 
 # Through real proxies
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--bind-any") as server:
-        yield server
 
 
 def real(server: Server, count: int) -> list[str]:

@@ -6,14 +6,14 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from ends import PATIENCE, tcp_pair
 from programs import closed_port
-from real_server import Server, running
+from real_server import Server
 from relays import Proxy
 
 from muonsocks.client import (
@@ -32,17 +32,6 @@ from muonsocks.net.task import Waitable
 THERE = ("192.0.2.1", 80)
 CLOSED = closed_port()
 pytestmark = pytest.mark.usefixtures("clean")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
-def url(server: Server) -> str:
-    host, port = server.address
-    return f"socks5h://{host}:{port}"
 
 
 def in_time(story: Callable[[], Awaitable[None]]) -> None:
@@ -89,7 +78,7 @@ async def ask(port: int, proxy: str, text: bytes = b"question") -> None:
 def test_many_at_once(server: Server, count: int) -> None:
     async def story() -> None:
         async with echo() as port:
-            tasks = [ask(port, url(server), b"question %d" % n) for n in range(count)]
+            tasks = [ask(port, server.url, b"question %d" % n) for n in range(count)]
             await asyncio.gather(*tasks)
 
     in_time(story)
@@ -99,7 +88,7 @@ def test_two_loops_in_two_threads(server: Server) -> None:
     async def story() -> None:
         async with echo() as port:
             for _ in range(5):
-                await asyncio.gather(*(ask(port, url(server)) for _ in range(10)))
+                await asyncio.gather(*(ask(port, server.url) for _ in range(10)))
 
     failures: list[BaseException] = []
 
@@ -120,7 +109,7 @@ def test_two_loops_in_two_threads(server: Server) -> None:
 def test_open_socket(server: Server) -> None:
     async def story() -> None:
         async with echo() as port:
-            sock = await open_socket("127.0.0.1", port, proxy=url(server))
+            sock = await open_socket("127.0.0.1", port, proxy=server.url)
             assert type(sock) is socket.socket
             assert sock.gettimeout() == 0, "as asyncio wants it"
             reader, writer = await asyncio.open_connection(sock=sock)
@@ -135,13 +124,13 @@ def test_open_socket(server: Server) -> None:
 def test_what_is_raised(server: Server) -> None:
     async def story() -> None:
         with pytest.raises(DestinationRefused):
-            await open_connection("127.0.0.1", CLOSED, proxy=url(server))
+            await open_connection("127.0.0.1", CLOSED, proxy=server.url)
         with pytest.raises(ProxyUnreachable):
             await open_connection("127.0.0.1", 9, proxy=f"socks5://127.0.0.1:{CLOSED}")
         with pytest.raises(ConnectionRefusedError):
             await open_connection("127.0.0.1", CLOSED, proxy="direct")
         with pytest.raises(ValueError):
-            await open_connection("no name", 9, proxy=url(server))
+            await open_connection("no name", 9, proxy=server.url)
 
     in_time(story)
 

@@ -17,7 +17,7 @@ import pytest
 from conformance import BOUND_OF_ITS_OWN, Conformance, Join, Joint
 from ends import End, Outcome, no_garbage, nothing_left_behind, set_small_buffers
 from programs import SECONDS, accept, closed_port, read_all
-from real_server import Server, running, works
+from real_server import Server, works
 from relays import Proxy, settle
 
 from muonsocks.client import (
@@ -33,28 +33,10 @@ CLOSED = closed_port()
 clean = pytest.mark.usefixtures("clean")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--bind-any") as server:
-        yield server
-
-
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
     with Proxy() as one:
         yield one
-
-
-@pytest.fixture
-def far() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        one.settimeout(SECONDS)
-        yield one
-
-
-def url(server: Server) -> str:
-    host, port = server.address
-    return f"socks5h://{host}:{port}"
 
 
 def says(number: int) -> Any:
@@ -100,9 +82,9 @@ class TestConformance(Conformance):
         set_small_buffers(far)
         sock: socket.socket
         if way == "create_connection":
-            sock = create_connection(far.getsockname(), SECONDS, proxy=url(server))
+            sock = create_connection(far.getsockname(), SECONDS, proxy=server.url)
         else:
-            sock = made(url(server))
+            sock = made(server.url)
             if way == "without blocking":
                 sock.setblocking(False)
                 assert sock.connect_ex(far.getsockname()) == errno.EINPROGRESS
@@ -146,7 +128,7 @@ def test_connected_it_is_a_plain_socket(proxy: Proxy, is_blocking: bool) -> None
 
 @clean
 def test_names_and_addresses(server: Server, far: socket.socket) -> None:
-    with made(url(server)) as sock:
+    with made(server.url) as sock:
         sock.connect(("localhost", far.getsockname()[1]))
         with accept(far) as conn:
             assert works(sock, conn)
@@ -159,7 +141,7 @@ def test_names_and_addresses(server: Server, far: socket.socket) -> None:
 
 @clean
 def test_again_after_a_failure(server: Server, far: socket.socket) -> None:
-    with made(url(server)) as sock:
+    with made(server.url) as sock:
         for _ in range(2):
             with pytest.raises(DestinationRefused):
                 sock.connect(("127.0.0.1", CLOSED))
@@ -348,7 +330,7 @@ def test_tls(
 
     thread = threading.Thread(target=serve)
     thread.start()
-    sock = made(url(server))
+    sock = made(server.url)
     sock.setblocking(is_blocking)
     sock.connect_ex(("localhost", far.getsockname()[1]))
     sock.settimeout(SECONDS)
@@ -369,7 +351,7 @@ def test_http(server: Server, far: socket.socket) -> None:
             conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndata")
 
     def create(address: Any, timeout: Any, source: Any) -> SocksSocket:
-        sock = made(url(server))
+        sock = made(server.url)
         sock.connect(address)
         return sock
 
@@ -420,7 +402,7 @@ def test_other_kinds(proxy: Proxy, tmp_path: Path) -> None:
 @clean
 @pytest.mark.parametrize("timeout", [SECONDS, None])
 def test_bind_through_a_real_proxy(server: Server, timeout: float | None) -> None:
-    with made(url(server)) as sock:
+    with made(server.url) as sock:
         sock.listen(peer=("127.0.0.1", 0))
         where = sock.getsockname()
         assert where[0] != "0.0.0.0"

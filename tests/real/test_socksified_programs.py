@@ -18,31 +18,21 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import between
 import clients
 import pytest
+from between import CLIENT, OURS, SERVER, here, running
 from clients import MUONSOCKS, SECONDS, Web, body, which
 from nameserver import nameserver, own_files
 from places import another_network, in_own_network, join_networks, sh
-from test_active_ftp import here, running
 from test_pysocks_users import certificate, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("unaware_program.py")
-CLIENT, PROXY, PORT = "198.51.100.2", "198.51.100.1", 1080
-OURS, SERVER = "192.0.2.1", "192.0.2.2"
+PROXY, PORT = between.PROXY
 NAME = "server.example"
 SIZE = 50_000
-VSFTPD = """\
-listen=YES
-background=NO
-anonymous_enable=YES
-no_anon_password=YES
-anon_root={root}
-ftp_username=daemon
-secure_chroot_dir={empty}
-pasv_enable=YES
-seccomp_sandbox=NO
-"""
+VSFTPD = between.VSFTPD.replace("pasv_enable=NO", "pasv_enable=YES")
 
 
 class Capture:

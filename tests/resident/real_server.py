@@ -126,6 +126,12 @@ class Server:
             return self._whole_log
         return os.pread(self._log, 1 << 24, 0).decode()
 
+    @property
+    def url(self) -> str:
+        """As clients name it that leave names to it."""
+        host, port = self.address
+        return f"socks5h://{host}:{port}"
+
     def _lines(self) -> list[str]:
         """The lines that are whole: who reads while one is written may see a part of it."""
         return self.log.rpartition("\n")[0].splitlines()
