@@ -625,6 +625,21 @@ def test_in_a_child_process(proxy: Proxy) -> None:
         in_child(wait)
 
 
+def test_a_child_that_is_forked_while_the_thread_is_at_work(proxy: Proxy) -> None:
+    """As it is when a proxy ends the association in that very moment."""
+    with up(proxy) as (sock, _):
+
+        def wait() -> None:
+            with pytest.raises(ProxyMisbehaved):
+                sock.recv(9)
+            sock.close()
+
+        association: Any = sock._association
+        with association._watch._lock:
+            proxy.connection().shutdown(socket.SHUT_RDWR)
+            in_child(wait)
+
+
 def test_threads_at_once_have_one_association(proxy: Proxy) -> None:
     proxy.may_answer.clear()
     with udp(proxy.url) as sock:

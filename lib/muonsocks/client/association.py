@@ -220,11 +220,23 @@ class _Watch:
     def end(self) -> None:
         """Wake whoever waits for the socket. It is of no use any more."""
         self.is_over = True
+        self._alone(self._shut_down)
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(SHUT_RDWR)
+        except OSError:
+            return  # it has been done, or it is closed
+
+    def _alone(self, act: Callable[[], None]) -> None:
+        """Do it while the background thread does not. A child process has none: there the lock may
+        be what that of its parent had when they were forked, for ever.
+        """
+        if not self._thread.is_here:
+            act()
+            return
         with self._lock:
-            try:
-                self._sock.shutdown(SHUT_RDWR)
-            except OSError:
-                pass  # it has been done, or it is closed
+            act()
 
     def _leave(self) -> None:
         streams, self._streams = self._streams, []
@@ -233,8 +245,7 @@ class _Watch:
 
     def close(self) -> None:
         """Let go of all of it."""
-        with self._lock:
-            self._sock.close()
+        self._alone(self._sock.close)
         if self._thread.is_here:
             self._thread.call(self._close_connections)
         else:
