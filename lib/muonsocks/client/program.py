@@ -40,7 +40,7 @@ from muonsocks.client.look_ups import LookUps
 from muonsocks.client.program_children import cover_children
 from muonsocks.client.program_socket import ProgramSocket
 from muonsocks.client.proxies import chain_of, from_environment
-from muonsocks.client.socks_socket import SocksSocket
+from muonsocks.client.replaceable import Replaceable
 from muonsocks.errors import UsageError, in_one_line
 from muonsocks.net.process_list import hide_password
 
@@ -126,7 +126,7 @@ def exchange(look_ups: LookUps) -> None:
     """
     ssl = sys.modules.get("ssl")  # by site, or a .pth file of it
     for kind in socket.socket.__subclasses__():
-        if not issubclass(kind, SocksSocket) and kind.__module__ != "ssl":
+        if not issubclass(kind, Replaceable) and kind.__module__ != "ssl":
             problem = f"{kind.__module__} is loaded already, and has sockets of its own"
             raise UsageError(problem, "find out which .pth file of Python's does that")
     ProgramSocket.look_ups = look_ups

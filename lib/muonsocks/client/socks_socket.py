@@ -15,10 +15,9 @@ from muonsocks.address import Endpoint
 from muonsocks.client.blocking import run
 from muonsocks.client.errand import Errand, Granted, endpoint_of, second_reply, way_to
 from muonsocks.client.errors import ProxyError, in_progress, number_of, timed_out, try_again
-from muonsocks.client.parking import replace
 from muonsocks.client.parts import become, own_kind
 from muonsocks.client.proxies import chain_of
-from muonsocks.net.dial import set_options
+from muonsocks.client.replaceable import Replaceable
 from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
@@ -33,16 +32,11 @@ if TYPE_CHECKING:
 
     Arrive = Callable[["SocksSocket", Granted], None]  # what holds no socket, or it would for ever
 
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 _HAS_BROUGHT = "it has brought its connection: make another socket"
-_OF_A_VERSION = (socket.IPPROTO_IP, socket.IPPROTO_IPV6)
-_OF_ALL = (socket.SOL_SOCKET,)  # level of options that a unix socket has, too
 _NOT_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-_PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_MPTCP)
 
 
-class SocksSocket(socket.socket):
+class SocksSocket(Replaceable):
     """A TCP socket that connects, listens and accepts through proxies, or a UDP socket that sends
     and receives through one. Of any other kind it is a socket.socket.
 
@@ -66,7 +60,6 @@ class SocksSocket(socket.socket):
         """`proxy` is as for `create_connection`."""
         self.failure: OSError | None = None
         self._proxies: Proxies = chain_of(proxy)
-        self._options: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._source: Endpoint | None = None
         self._peer: Endpoint | None = None  # the destination, once it is connected to
         self._bound: Endpoint | None = None  # what the last proxy has bound
@@ -74,11 +67,7 @@ class SocksSocket(socket.socket):
         self._visitor: Endpoint | None = None  # who has come, and has no socket yet
         self._journey: Journey | None = None
         super().__init__(family, type, proto, fileno)
-        kind = c_socket.type.__get__(self)
-        self._is_for_proxies = (
-            self.family in _FAMILIES and kind in _KINDS and self.proto in _PROTOCOLS
-        )
-        if self._is_for_proxies and kind == socket.SOCK_DGRAM:
+        if self._is_for_proxies and c_socket.type.__get__(self) == socket.SOCK_DGRAM:
             from muonsocks.client.datagrams import prepare
 
             prepare(self)
@@ -223,45 +212,6 @@ class SocksSocket(socket.socket):
             return (endpoint.host, endpoint.port, 0, endpoint.scope)
         return (endpoint.host, endpoint.port)
 
-    # Options
-
-    def setsockopt(self, *option: Any) -> None:
-        """Set an option, of this socket and of the one to the proxy, as far as that has it."""
-        self._expect_option(option)
-        try:
-            super().setsockopt(*option)
-        except OSError:
-            if not self._is_of_another_family():
-                raise
-            self._of_a_fresh_one(c_socket.setsockopt, *option)
-        if self._is_for_proxies:
-            self._options[option[:2]] = option
-
-    def _expect_option(self, option: tuple[Any, ...]) -> None:
-        """Hold that an option may be set at all. OSError."""
-
-    def getsockopt(self, *option: Any) -> Any:
-        """Get an option; what the socket to the proxy does not have is as it was set."""
-        if option[0] not in _OF_A_VERSION or not self._is_of_another_family():
-            try:
-                return super().getsockopt(*option)
-            except OSError:
-                if not self._is_of_another_family():
-                    raise
-        return self._of_a_fresh_one(c_socket.getsockopt, *option)
-
-    def _of_a_fresh_one(self, method: Callable[..., Any], *option: Any) -> Any:
-        """Say what a socket of this kind would, where the descriptor is one of another."""
-        model = self._fresh()
-        try:
-            return method(model, *option)
-        finally:
-            model.close()
-
-    def _is_of_another_family(self) -> bool:
-        found = super().getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
-        return self._is_for_proxies and found != self.family
-
     # The end
 
     def detach(self) -> int:
@@ -318,23 +268,3 @@ class SocksSocket(socket.socket):
 
         self._journey = Journey(self.fileno(), errand.run, arrive, tells_input)
         become(self, UnderWay)
-
-    def _take_over(self, sock: c_socket, is_watched: bool) -> None:
-        """Have another socket in this one's place, with this one's mode."""
-        if sock.family == socket.AF_UNIX:
-            set_options(sock, [one for one in self._options.values() if one[0] in _OF_ALL])
-        replace(self.fileno(), sock, is_watched)
-        os.set_blocking(self.fileno(), self.gettimeout() is None)
-
-    def _become_fresh(self) -> None:
-        """Be a socket that has done nothing yet, also for an epoll that it is in."""
-        self._take_over(self._fresh(), True)
-
-    def _fresh(self) -> c_socket:
-        sock = c_socket(self.family, c_socket.type.__get__(self), self.proto)
-        set_options(sock, self._options.values())
-        return sock
-
-    def _retire(self) -> None:
-        """Be a socket at which nothing happens any more, also for an epoll that it is in."""
-        self._take_over(c_socket(socket.AF_INET, socket.SOCK_DGRAM), True)
