@@ -130,9 +130,9 @@ class Bench:
     def down(self, number: int) -> Iterator[Sample]:
         place = self.place()
         with servers.running("muonsocks", place):
-            for kind in (OURS, PYSOCKS, DIRECT):
-                seconds = self.args.seconds
-                yield from self.loaded("down", "client down", kind, place, seconds, number)
+            kinds = (OURS, PYSOCKS, DIRECT)
+            seconds = len(kinds) * self.args.seconds
+            yield from self.loaded("down", "client down", ",".join(kinds), place, seconds, number)
 
     def loaded(
         self, what: str, metric: str, kinds: str, place: Place, seconds: float, number: int

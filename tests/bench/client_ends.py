@@ -6,11 +6,12 @@ client_ends.py target ADDRESS PORT
 client_ends.py connect KINDS URL ADDRESS PORT SECONDS
     connects through the SOCKS5 proxy of URL, again and again, a few times by each kind in turn;
     prints how many seconds one took, by its kind, as JSON. KINDS have commas between them.
-client_ends.py down KIND URL ADDRESS PORT SECONDS
-    connects by one of them and reads; prints how many bytes came in a second
+client_ends.py down KINDS URL ADDRESS PORT SECONDS
+    connects by each of them and reads in turn; prints how many bytes came in a second
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -24,7 +25,8 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
 PIECE = 1 << 20  # bytes
-WARM_UP = 0.25  # of the time
+SLICE = 0.1  # s
+WARM_UP = 0.5  # of a slice, before it
 BATCH = 10  # connections
 
 Connect = Callable[[str, int], socket.socket]
@@ -44,14 +46,19 @@ def target(address: str, port: int) -> None:
 
 
 def _fill(listener: socket.socket) -> None:
-    zeros = bytes(PIECE)
     while True:
-        with listener.accept()[0] as conn:
-            try:
-                while True:
-                    conn.sendall(zeros)
-            except OSError:
-                pass  # that was enough
+        conn, _ = listener.accept()
+        threading.Thread(target=_fill_one, args=(conn,), daemon=True).start()
+
+
+def _fill_one(conn: socket.socket) -> None:
+    zeros = bytes(PIECE)
+    with conn:
+        try:
+            while True:
+                conn.sendall(zeros)
+        except OSError:
+            return  # it has gone again
 
 
 def connection_by(kind: str, url: str) -> Connect:
@@ -112,17 +119,28 @@ def connect(kinds: str, url: str, host: str, port: int, seconds: float) -> dict[
     return {kind: median(times[1:]) for kind, times in took.items()}  # the first one warms up
 
 
-def down(kind: str, url: str, host: str, port: int, seconds: float) -> dict[str, float]:
+def down(kinds: str, url: str, host: str, port: int, seconds: float) -> dict[str, float]:
+    """Read from a connection of each kind, in turn for a moment: what else the machine does is the
+    same for all of them. What is not read meanwhile fills the buffers, and counts for nobody.
+    """
     buffer = bytearray(PIECE)
-    with connection_by(kind, url)(host, port + 1) as sock:
-        begin = time.monotonic() + seconds * WARM_UP
-        count = 0
-        while (now := time.monotonic()) < begin + seconds:
-            size = sock.recv_into(buffer)
-            assert size, "it has ended"
-            if now >= begin:
-                count += size
-        return {kind: count / (time.monotonic() - begin)}
+    slices = {kind: list[float]() for kind in kinds.split(",")}
+    with contextlib.ExitStack() as stack:
+        socks = {}
+        for kind in slices:
+            socks[kind] = stack.enter_context(connection_by(kind, url)(host, port + 1))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or not all(slices.values()):
+            for kind, sock in socks.items():
+                begin = time.monotonic() + SLICE * WARM_UP
+                count = 0
+                while (now := time.monotonic()) < begin + SLICE:
+                    size = sock.recv_into(buffer)
+                    assert size, "it has ended"
+                    if now >= begin:
+                        count += size
+                slices[kind].append(count / (time.monotonic() - begin))
+    return {kind: median(rates) for kind, rates in slices.items()}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ends import PATIENCE, no_garbage, nothing_left_behind
 from places import descriptor_limit, in_own_network, root_only, sh
+from real_server import free_port
 
 from muonsocks.address import Endpoint, format_address, parse_address
 from muonsocks.errors import DialError, NameNotResolved, RefusedByRule
@@ -560,8 +561,7 @@ def test_bind_address(network: Network, monkeypatch: pytest.MonkeyPatch) -> None
 def test_bind_port(network: Network, host: str) -> None:
     """With no address it is claimed at all of them, of whichever family."""
     network.listener(host)
-    with socket.create_server((host, 0), family=Endpoint(host, 0).family) as probe:
-        port = probe.getsockname()[1]
+    port = free_port(host)
     stream = dialled(Dialler(bind_port=port), Endpoint(host, network.port))
     assert stream.getsockname()[:2] == (host, port)
     stream.close()

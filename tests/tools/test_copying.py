@@ -3,6 +3,7 @@
 There is no proxy here: what a connection goes through changes nothing of this.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -118,6 +119,19 @@ def test_the_far_end_ends_first(kind: str) -> None:
             program.client.end()
             assert read_all(conn) == b""
         assert program.status == 0
+
+
+def test_the_far_end_has_gone_when_more_comes() -> None:
+    """It has said all that it had to: git, say, takes leave of who is gone, and all is well."""
+    with listener() as far, serving(*direct(far), over="pipes") as program:
+        with accept(far) as conn:
+            conn.sendall(b"answer")
+        assert program.client.rest() == b"answer"
+        with contextlib.suppress(BrokenPipeError):
+            while True:  # it ends when the far end's reset has come
+                program.client.send(b"good-bye")
+        assert program.status == 0
+    assert program.log == ""
 
 
 def test_files() -> None:
