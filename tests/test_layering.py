@@ -22,7 +22,8 @@ MAY_USE = {
     "client": {"socks", "net"} | BELOW_ALL,
     "mux": {"resident", "socks", "net"} | BELOW_ALL,
     "socketbox": {"resident", "socks", "net"} | BELOW_ALL,
-    "tools": {"client", "mux", "socketbox", "resident", "socks", "net"} | BELOW_ALL,
+    "intercept": {"client", "socks", "net"} | BELOW_ALL,
+    "tools": {"intercept", "client", "mux", "socketbox", "resident", "socks", "net"} | BELOW_ALL,
 }
 
 # Importing muonsocks.mux.frames runs the __init__ of each package above it: they are pure too.
@@ -32,6 +33,10 @@ PURE = {
     "muonsocks.address",
     "muonsocks.client.fake_addresses",
     "muonsocks.errors",
+    "muonsocks.intercept",
+    "muonsocks.intercept.bpf",
+    "muonsocks.intercept.calls",
+    "muonsocks.intercept.socket_address",
     "muonsocks.mux",
     "muonsocks.mux.classic",
     "muonsocks.mux.connection",

@@ -1,0 +1,155 @@
+"""The system calls that Python has no name for. Of this room, the one place with ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
+
+from muonsocks.intercept.calls import architectures_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ARCHITECTURES = architectures_of(os.uname().machine)
+_NUMBERS = ARCHITECTURES[0].numbers
+_library = ctypes.CDLL(None, use_errno=True)
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+_SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
+_AF_UNSPEC = bytes(16)  # an address of no family: connect(2) with it is to disconnect
+EPOLL_CTL_ADD = 1
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+class _Part(ctypes.Structure):
+    """struct iovec"""
+
+    _fields_ = [("base", c_void_p), ("length", c_size_t)]
+
+
+class _Filter(ctypes.Structure):
+    """struct sock_fprog"""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", c_char_p)]
+
+
+class _EpollEvent(ctypes.Structure):
+    """struct epoll_event"""
+
+    _pack_ = 1 if ARCHITECTURES[0].audit == 0xC000003E else 8
+    _fields_ = [("events", ctypes.c_uint32), ("data", ctypes.c_uint64)]
+
+
+def _declared(name: str, result: Any, *arguments: Any) -> Any:
+    function = ctypes.CFUNCTYPE(result, *arguments, use_errno=True)
+    return function((name, _library))
+
+
+def _system_call(name: str, *arguments: Any) -> Any:
+    """Make a function of a system call that the library has no function for."""
+    function = _declared("syscall", c_long, c_long, *arguments)
+    number = _NUMBERS[name]
+    return lambda *values: function(number, *values)
+
+
+_prctl = _declared("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_connect = _declared("connect", c_int, c_int, c_char_p, c_uint)
+_epoll_ctl = _declared("epoll_ctl", c_int, c_int, c_int, c_int, c_void_p)
+_unshare = _declared("unshare", c_int, c_int)
+_vm = (c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
+_process_vm_readv = _declared("process_vm_readv", ctypes.c_ssize_t, *_vm)
+_process_vm_writev = _declared("process_vm_writev", ctypes.c_ssize_t, *_vm)
+_pidfd_getfd = _system_call("pidfd_getfd", c_int, c_int, c_uint)
+_seccomp = _system_call("seccomp", c_uint, c_uint, c_void_p)
+
+
+def _expect(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+# This process
+
+
+def adopt_orphans() -> None:
+    """Be the parent of all descendants whose own parents end (PR_SET_CHILD_SUBREAPER)."""
+    _expect(_prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def allow_inspection() -> None:
+    """Let processes of the same user read our memory and descriptors (PR_SET_DUMPABLE)."""
+    _expect(_prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
+
+
+def give_up_privileges_to_come() -> None:
+    """Let no program that is executed get rights that we do not have (PR_SET_NO_NEW_PRIVS)."""
+    _expect(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+
+
+def unshare(flags: int) -> None:
+    """Be in namespaces of our own from now on. OSError."""
+    _expect(_unshare(flags), "unshare")
+
+
+def install_filter(instructions: bytes, is_killable: bool) -> int:
+    """Filter the system calls of this process and its children; give the descriptor over which they
+    are told. With `is_killable` no signal but one that kills ends a call that has been told to
+    somebody, where the kernel can do that. OSError, EBUSY if there is such a descriptor already.
+    """
+    program = _Filter(len(instructions) // 8, instructions)
+    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER
+    choices = [flags | _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, flags] if is_killable else [flags]
+    result = -1
+    for choice in choices:
+        result = _seccomp(_SECCOMP_SET_MODE_FILTER, choice, ctypes.byref(program))
+        if result >= 0 or ctypes.get_errno() != 22:  # EINVAL: a flag that is not known here
+            break
+    return _expect(result, "seccomp")
+
+
+# Others
+
+
+def read_memory(tid: int, address: int, size: int) -> bytes:
+    """Read another process's memory, up to where it ends. OSError."""
+    buffer = ctypes.create_string_buffer(size)
+    ours, theirs = _Part(ctypes.addressof(buffer), size), _Part(address, size)
+    count = _process_vm_readv(tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
+    return buffer.raw[: _expect(count, "process_vm_readv")]
+
+
+def write_memory(tid: int, address: int, data: bytes) -> int:
+    """Write another process's memory, up to where it ends or may not be written; give how far that
+    was. OSError.
+    """
+    buffer = ctypes.create_string_buffer(data, len(data))
+    ours, theirs = _Part(ctypes.addressof(buffer), len(data)), _Part(address, len(data))
+    count: int = _process_vm_writev(tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
+    return _expect(count, "process_vm_writev")
+
+
+def descriptor_of(pidfd: int, fd: int) -> int:
+    """Get a duplicate of another process's descriptor, closed on exec. OSError."""
+    return _expect(_pidfd_getfd(pidfd, fd, 0), "pidfd_getfd")
+
+
+# Sockets and epolls
+
+
+def disconnect(fd: int) -> None:
+    """Have a socket be as if it had never been connected. OSError."""
+    _expect(_connect(fd, _AF_UNSPEC, len(_AF_UNSPEC)), "connect")
+
+
+def watch(epoll: int, fd: int, events: int, data: int) -> None:
+    """Add a descriptor to an epoll, with all the data that is told with its events. OSError."""
+    event = _EpollEvent(events, data)
+    _expect(_epoll_ctl(epoll, EPOLL_CTL_ADD, fd, ctypes.byref(event)), "epoll_ctl")

@@ -1,0 +1,130 @@
+"""The way to a proxy from the program's very own socket: nothing has to be copied afterwards.
+
+There is one socket for all attempts, so they are made one after the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, socket
+
+from muonsocks.address import Endpoint
+from muonsocks.errors import RefusedByRule
+from muonsocks.intercept import kernel
+from muonsocks.net.dial import Dialler, permit_all
+from muonsocks.net.loop import Loop
+from muonsocks.net.race import Attempt, dial_error
+from muonsocks.net.stream import Stream
+from muonsocks.net.task import Mailbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+
+
+class OwnSocket(Dialler):
+    """Dials with `sock`, which does not block, and stays the caller's."""
+
+    __slots__ = ("_is_used", "_sock")
+
+    def __init__(
+        self,
+        sock: socket,
+        timeout: float,
+        lookup: Callable[[str], Awaitable[list[tuple[bytes, int]]]] | None = None,
+    ) -> None:
+        """All may take so many seconds, and each address a part of them."""
+        super().__init__(connect_timeout=timeout / 4, dial_timeout=timeout, lookup=lookup)
+        self._sock = sock
+        self._is_used = False
+
+    def reaches(self, endpoint: Endpoint) -> bool:
+        """Say whether an address can be gone to by a socket of this family."""
+        if self._sock.family == endpoint.family:
+            return True
+        if self._sock.family == AF_INET:
+            return False
+        return not self._sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
+
+    async def dial(
+        self, loop: Loop, destination: Endpoint, permit: Callable[[bytes], bool] = permit_all
+    ) -> Stream:
+        """Connect to the first address that answers. A socket that has been connected by others
+        already is an OSError, EISCONN.
+        """
+        candidates = [destination]
+        if destination.packed is None:
+            candidates = await self.look_up(loop, destination)
+        permitted = [one for one in candidates if one.packed and permit(one.packed)]
+        if not permitted:
+            raise RefusedByRule(f"no address of {destination} is permitted")
+        failures: list[tuple[str, int]] = []
+        for candidate in permitted:
+            try:
+                return await self._connect(loop, candidate)
+            except OSError as error:
+                failures.append((candidate.host, error.errno or 0))
+                if not self._is_used:
+                    break  # it is not ours to connect
+        raise dial_error(failures)
+
+    async def _connect(self, loop: Loop, candidate: Endpoint) -> Stream:
+        if not self.reaches(candidate):
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        if candidate.family != self._sock.family:
+            candidate = _Mapped(candidate)
+        self.give_up()
+        number = self._sock.connect_ex(candidate.sockaddr)
+        if number == errno.EISCONN:
+            raise OSError(number, os.strerror(number))
+        self._is_used = True
+        if number == errno.EINPROGRESS:  # on this host nothing takes time
+            number = self._sock.connect_ex(candidate.sockaddr)
+        if number not in (0, errno.EISCONN, *_STILL_CONNECTING):
+            raise OSError(number, os.strerror(number))
+        ours = socket(
+            self._sock.family, self._sock.type, self._sock.proto, os.dup(self._sock.fileno())
+        )
+        if number in _STILL_CONNECTING:
+            stream = await self._attempt(Attempt(loop, ours, candidate, self.connect_timeout))
+        else:
+            stream = Stream(loop, ours, str(candidate))
+        stream.is_shared = True
+        return stream
+
+    async def _attempt(self, attempt: Attempt) -> Stream:
+        attempt.mailbox = Mailbox()
+        number = errno.ECANCELED
+        try:
+            while (number := attempt.result()) in _STILL_CONNECTING:
+                await attempt.mailbox.take()
+        finally:
+            if number:
+                attempt.close()
+        if number:
+            raise OSError(number, os.strerror(number))
+        return attempt.stream()
+
+    def give_up(self) -> None:
+        """Let the socket be as if we had never connected it."""
+        if self._is_used:
+            kernel.disconnect(self._sock.fileno())
+
+
+class _Mapped(Endpoint):
+    """An IPv4 address as it is for an IPv6 socket (RFC 4291 section 2.5.5.2)."""
+
+    __slots__ = ()
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.packed = endpoint.packed
+        self.host = f"::ffff:{endpoint.host}"
+        self.port = endpoint.port
+        self.scope = 0
+
+    @property
+    def family(self) -> int:
+        return AF_INET6

@@ -1,0 +1,91 @@
+"""Whoever answers the calls: each gets a coroutine of its own in the loop, and an answer.
+
+What goes wrong with us must not let a call through: it fails with ENETUNREACH.
+"""
+
+from __future__ import annotations
+
+import errno
+from select import EPOLLHUP
+
+from muonsocks.intercept.bpf import ALLOW, NOTIFY, verdict
+from muonsocks.intercept.notify import Call, CallGone, Listener, Refused
+from muonsocks.net.task import Waitable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from muonsocks.intercept.bpf import Rules
+    from muonsocks.net.loop import Loop
+
+    # Answers a call, or raises Refused; any other error is our own.
+    Handler = Callable[[Call], Coroutine[Waitable, None, None]]
+
+
+class Supervisor:
+    """Takes the calls of a listener, each to the handler of its name."""
+
+    __slots__ = ("_handlers", "_listener", "_loop", "_over", "_report", "_rules")
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: Listener,
+        rules: Rules,
+        handlers: Mapping[str, Handler],
+        report: Callable[[Call, BaseException], None],
+    ) -> None:
+        """`rules` are those of the filter; `report` is told what was our own fault, or what the
+        system does not let us do.
+        """
+        self._loop = loop
+        self._listener = listener
+        self._rules = rules
+        self._handlers = handlers
+        self._report = report
+        self._over = Waitable()
+        loop.register_listener(listener.fd, self._on_event)
+
+    async def run(self) -> None:
+        """Go on until there is no process left that could call."""
+        await self._over
+
+    def _on_event(self, events: int) -> None:
+        if events & EPOLLHUP:
+            self._loop.unregister(self._listener.fd)
+            self._over.wake()
+            return
+        call = self._listener.receive()
+        if call is None:
+            return
+
+        def on_failure(error: BaseException) -> None:
+            self._fail(call, error)
+
+        self._loop.spawn(self._answer(call), on_failure)
+
+    async def _answer(self, call: Call) -> None:
+        if call.name == "socketcall":
+            call.unwrap()
+            decided = verdict(self._rules[call.name], call.arguments)
+            if decided == ALLOW:
+                call.go_on()
+                return
+            if decided != NOTIFY:
+                call.fail(decided & 0xFFFF)
+                return
+        await self._handlers[call.name](call)
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        if isinstance(error, CallGone):
+            return
+        number = errno.ENETUNREACH
+        if isinstance(error, Refused):
+            number = error.errno or number
+        else:
+            self._report(call, error)
+        try:
+            call.fail(number)
+        except CallGone:
+            return
