@@ -49,10 +49,14 @@ def main(arguments: list[str], log: Log) -> int:
     words = given.arguments
     supervision = step_back()
     log.after_fork()
+
+    def become() -> int:
+        # A call that is judged by its descriptor goes on with what has that number then.
+        kernel.forbid_tcp_connections()
+        return execute(words, dict(os.environb), log)
+
     try:
-        supervision.start(
-            lambda: execute(words, dict(os.environb), log), assemble(RULES, kernel.ARCHITECTURES)
-        )
+        supervision.start(become, assemble(RULES, kernel.ARCHITECTURES))
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
