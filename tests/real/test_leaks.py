@@ -87,9 +87,11 @@ def test_only_the_proxy_is_reached(world: World, program: Program, mode: str) ->
     outcome = world.run(program.words(world), mode)
     expect_only_proxy(outcome)
     assert outcome.status == 0, outcome.output
-    assert len(outcome.proxied) == program.connections
-    names = [target for target in outcome.proxied if target.startswith(f"{NAME}:")]
-    assert len(names) == (program.connections if program.by_name else 0)
+    # Who has both an IPv4 and an IPv6 address of a name may try the other one after a while.
+    most = program.connections * (2 if program.by_name else 1)
+    assert program.connections <= len(outcome.proxied) <= most
+    of_name = [target.startswith(f"{NAME}:") for target in outcome.proxied]
+    assert all(of_name) if program.by_name else not any(of_name)
 
 
 # Who means to get past
@@ -171,7 +173,11 @@ def test_nobody_answers_any_more(world: World, mode: str) -> None:
     with process:
         try:
             assert process.stdout is not None and process.stdin is not None
-            supervisor = int(process.stdout.readline())
+            said = process.stdout.readline()
+            while not said.rstrip().isdigit():
+                said = process.stdout.readline()
+                assert said
+            supervisor = int(said)
             world.wait_for_targets(20)
             os.kill(supervisor, signal.SIGKILL)
             process.stdin.close()
@@ -181,10 +187,8 @@ def test_nobody_answers_any_more(world: World, mode: str) -> None:
             process.kill()
     outcome = world.seen()
     expect_only_proxy(outcome)
-    assert said.splitlines() == [
-        "muonsocks: the supervisor has been killed: nothing can connect any more",
-        "ENOSYS",
-    ]
+    assert "ENOSYS" in (lines := said.splitlines())
+    assert len(lines) == 2 and any("the supervisor has been killed" in line for line in lines)
     assert len(outcome.proxied) >= 20
 
 
