@@ -89,6 +89,11 @@ def allow_inspection() -> None:
     _expect(_prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 
+def leave_no_core() -> None:
+    """Let this process end without a core, whatever ends it (PR_SET_DUMPABLE)."""
+    _expect(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+
+
 def give_up_privileges_to_come() -> None:
     """Let no program that is executed get rights that we do not have (PR_SET_NO_NEW_PRIVS)."""
     _expect(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
@@ -134,6 +139,11 @@ def write_memory(tid: int, address: int, data: bytes) -> int:
     ours, theirs = _Part(ctypes.addressof(buffer), len(data)), _Part(address, len(data))
     count: int = _process_vm_writev(tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
     return _expect(count, "process_vm_writev")
+
+
+def address_of(data: bytes) -> int:
+    """Say where the contents of an object are in our memory, and in that of a child."""
+    return ctypes.cast(c_char_p(data), c_void_p).value or 0
 
 
 def descriptor_of(pidfd: int, fd: int) -> int:

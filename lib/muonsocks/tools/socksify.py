@@ -47,7 +47,9 @@ def main(arguments: list[str], log: Log) -> int:
         raise UsageError("there is no program to run", "see --help")
     chain = named_by("--proxy", given.texts("--proxy"))
     words = given.arguments
-    supervision = step_back()
+    supervision = step_back(
+        lambda: log.error("the supervisor has been killed: nothing can connect any more")
+    )
     log.after_fork()
     try:
         supervision.start(
