@@ -103,8 +103,7 @@ class Outgoing:
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
-            granted = await errand.run(self._loop, self._timeout)
-            granted.close()  # a duplicate
+            await errand.run(self._loop, self._timeout)
             return 0
         except OSError as error:
             dialler.give_up()

@@ -37,6 +37,9 @@ from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 from muonsocks.tools.proxies import named_by
 
+# s: two trips to a proxy on this host and back are a connection, and each takes about as long
+_LOOKING = 1.5e-4
+
 
 def main(arguments: list[str], log: Log) -> int:
     """Run the program."""
@@ -60,6 +63,7 @@ def main(arguments: list[str], log: Log) -> int:
         supervision.fail()
         return SYSTEM_FAILED
     loop = Loop()
+    loop.looking = _LOOKING
 
     def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
         log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
