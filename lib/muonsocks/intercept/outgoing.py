@@ -10,7 +10,7 @@ from muonsocks.address import Endpoint
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import NOTIFY, Rule, has_any, is_not_null, refuse
+from muonsocks.intercept.bpf import NOTIFY, Rule, equals, has_any, is_not_null, refuse
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
 from muonsocks.intercept.socket_address import LONGEST, endpoint_of, family_of
@@ -34,6 +34,11 @@ _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
+# To be told of to all in a network: setsockopt(2)'s level, and what that has for it. IPv4's are
+# IP_ADD_MEMBERSHIP and IP_ADD_SOURCE_MEMBERSHIP; IPv6's IPV6_ADD_MEMBERSHIP and IPV6_JOIN_ANYCAST;
+# both have MCAST_JOIN_GROUP and MCAST_JOIN_SOURCE_GROUP.
+_JOINING = {0: (35, 39, 42, 46), 41: (20, 27, 42, 46)}
+
 RULES: Rules = {
     "connect": (Rule(NOTIFY),),
     "sendto": (
@@ -42,6 +47,11 @@ RULES: Rules = {
     ),
     "sendmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(2, _MSG_FASTOPEN)),),
     "sendmmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(3, _MSG_FASTOPEN)),),
+    "setsockopt": tuple(
+        Rule(refuse(errno.ENODEV), equals(1, level), equals(2, option))
+        for level, options in _JOINING.items()
+        for option in options
+    ),
     "io_uring_setup": (Rule(refuse(errno.ENOSYS)),),
 }
 

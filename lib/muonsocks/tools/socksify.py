@@ -54,10 +54,14 @@ def main(arguments: list[str], log: Log) -> int:
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
     )
     log.after_fork()
+
+    def become() -> int:
+        # A call that is judged by its descriptor goes on with what has that number then.
+        kernel.forbid_tcp_connections()
+        return execute(words, dict(os.environb), log)
+
     try:
-        supervision.start(
-            lambda: execute(words, dict(os.environb), log), assemble(RULES, kernel.ARCHITECTURES)
-        )
+        supervision.start(become, assemble(RULES, kernel.ARCHITECTURES))
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
