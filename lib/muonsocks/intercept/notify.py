@@ -213,17 +213,8 @@ class Call:
 
     def _pidfd(self) -> int:
         try:
-            return os.pidfd_open(self.tid, _THREAD)
+            return pidfd_of(self.tid)
         except ProcessLookupError:
-            raise CallGone from None
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        try:
-            with open(f"/proc/{self.tid}/status") as file:  # before Linux 6.9
-                leader = next(line.split()[1] for line in file if line.startswith("Tgid:"))
-            return os.pidfd_open(int(leader))
-        except (FileNotFoundError, ProcessLookupError):
             raise CallGone from None
 
     def put(self, sock: socket, fd: int, is_closed_on_exec: bool) -> None:
@@ -261,6 +252,23 @@ class Call:
             if error.errno in (errno.ENOENT, errno.EINPROGRESS):  # gone, or answered
                 raise CallGone from None
             raise
+
+
+def pidfd_of(tid: int) -> int:
+    """Give a descriptor that stands for a thread, or before Linux 6.9 for its process. OSError,
+    ProcessLookupError if it is gone.
+    """
+    try:
+        return os.pidfd_open(tid, _THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    try:
+        with open(f"/proc/{tid}/status") as file:
+            leader = next(line.split()[1] for line in file if line.startswith("Tgid:"))
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    return os.pidfd_open(int(leader))
 
 
 def int_of(argument: int) -> int:
