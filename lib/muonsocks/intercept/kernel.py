@@ -25,7 +25,7 @@ _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
 _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_KNOWS_TCP = 1, 4
 _LANDLOCK_ACCESS_NET_CONNECT_TCP = 1 << 1
 _AF_UNSPEC = bytes(16)  # an address of no family: connect(2) with it is to disconnect
-EPOLL_CTL_ADD = 1
+EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -175,6 +175,11 @@ def descriptor_of(pidfd: int, fd: int) -> int:
 # Sockets and epolls
 
 
+def connect(fd: int, address: bytes) -> int:
+    """Call connect(2) with an address as the kernel has it; give the errno, 0 if it succeeds."""
+    return 0 if _connect(fd, address, len(address)) == 0 else ctypes.get_errno()
+
+
 def disconnect(fd: int) -> None:
     """Have a socket be as if it had never been connected. OSError."""
     _expect(_connect(fd, _AF_UNSPEC, len(_AF_UNSPEC)), "connect")
@@ -184,3 +189,8 @@ def watch(epoll: int, fd: int, events: int, data: int) -> None:
     """Add a descriptor to an epoll, with all the data that is told with its events. OSError."""
     event = _EpollEvent(events, data)
     _expect(_epoll_ctl(epoll, EPOLL_CTL_ADD, fd, ctypes.byref(event)), "epoll_ctl")
+
+
+def unwatch(epoll: int, fd: int) -> None:
+    """Take a descriptor out of an epoll. OSError, ENOENT if it is not in it."""
+    _expect(_epoll_ctl(epoll, EPOLL_CTL_DEL, fd, None), "epoll_ctl")

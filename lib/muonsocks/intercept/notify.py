@@ -277,6 +277,20 @@ class Call:
             raise
 
 
+def descriptor_of(tid: int, fd: int) -> int:
+    """Get a duplicate of a descriptor of a thread that may have ended. OSError, ESRCH if it has."""
+    try:
+        pidfd = os.pidfd_open(tid, _THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _descriptor_by_process(tid, fd)
+    try:
+        return kernel.descriptor_of(pidfd, fd)
+    finally:
+        os.close(pidfd)
+
+
 def _descriptor_by_process(tid: int, fd: int) -> int:
     """The same before Linux 6.9. The process may outlive the thread: it must not be kept."""
     try:

@@ -75,7 +75,7 @@ class OwnSocket(Dialler):
         if not self.reaches(candidate):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if candidate.family != self._sock.family:
-            candidate = _Mapped(candidate)
+            candidate = Mapped(candidate)
         self.give_up()
         number = self._sock.connect_ex(candidate.sockaddr)
         if number == errno.EISCONN:
@@ -135,7 +135,7 @@ class _Attempt(Attempt):
         self.loop.unregister(self._sock.fileno())
 
 
-class _Mapped(Endpoint):
+class Mapped(Endpoint):
     """An IPv4 address as it is for an IPv6 socket (RFC 4291 section 2.5.5.2)."""
 
     __slots__ = ()

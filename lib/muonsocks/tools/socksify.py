@@ -9,6 +9,8 @@ Usage:
 Options:
   --proxy=URL                 through this proxy, socks5h://HOST:PORT say; one through
                               the other if it is repeated
+  --mode=MODE                 what a connect of a socket that does not block does: async
+                              goes on, hold waits until it is up [default: async]
   --connect-timeout=SECS      up to a connection [default: 120]
   -v, --verbose               say which connections there are, and which way they go
   -q, --quiet                 say nothing
@@ -28,6 +30,8 @@ from muonsocks.intercept.bpf import assemble
 from muonsocks.intercept.launch import stay_behind, step_back
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
+from muonsocks.intercept.parked import RULES as RULES_OF_PARKED
+from muonsocks.intercept.parked import Parked
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
 from muonsocks.log import Log
@@ -39,6 +43,11 @@ from muonsocks.tools.proxies import named_by
 
 # s: two trips to a proxy on this host and back are a connection, and each takes about as long
 _LOOKING = 1.5e-4
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.intercept.supervisor import Handler
+
+_MODES = ("async", "hold")
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -49,6 +58,10 @@ def main(arguments: list[str], log: Log) -> int:
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
     chain = named_by("--proxy", given.texts("--proxy"))
+    mode = given.text("--mode")
+    if mode not in _MODES:
+        raise UsageError(f"there is no mode {mode!r}", f"say one of {', '.join(_MODES)}")
+    rules = RULES if mode == "hold" else {**RULES, **RULES_OF_PARKED}
     words = given.arguments
     supervision = step_back(
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
@@ -61,7 +74,7 @@ def main(arguments: list[str], log: Log) -> int:
         return execute(words, dict(os.environb), log)
 
     try:
-        supervision.start(become, assemble(RULES, kernel.ARCHITECTURES))
+        supervision.start(become, assemble(rules, kernel.ARCHITECTURES))
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
@@ -72,13 +85,19 @@ def main(arguments: list[str], log: Log) -> int:
     def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
         log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
 
+    def complain(error: BaseException) -> None:
+        log.warning(f"a connection under way: {error!r}")
+
     def failed(call: Call, error: BaseException) -> None:
         log.warning(f"{call.name}: {error!r}")
 
-    outgoing = Outgoing(loop, Ways(chain), given.seconds("--connect-timeout", 120), report)
-    supervisor = Supervisor(
-        loop, supervision.listener, RULES, {"connect": outgoing.connect}, failed
-    )
+    timeout = given.seconds("--connect-timeout", 120)
+    parked = None if mode == "hold" else Parked(loop, timeout, complain)
+    outgoing = Outgoing(loop, Ways(chain), timeout, report, parked)
+    handlers: dict[str, Handler] = {"connect": outgoing.connect}
+    if parked is not None:
+        handlers |= {"getsockopt": parked.getsockopt, "getpeername": parked.getpeername}
+    supervisor = Supervisor(loop, supervision.listener, rules, handlers, failed)
 
     def reap() -> None:
         if supervision.reap():
@@ -88,5 +107,7 @@ def main(arguments: list[str], log: Log) -> int:
     loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
     supervision.go()
     loop.run(supervisor.run())
+    if parked is not None:
+        loop.run(parked.finish())
     supervision.wait()
     return DONE
