@@ -144,6 +144,11 @@ def descriptor_of(pidfd: int, fd: int) -> int:
 # Sockets and epolls
 
 
+def connect(fd: int, address: bytes) -> None:
+    """Connect a socket, to an address as connect(2) has it. OSError."""
+    _expect(_connect(fd, address, len(address)), "connect")
+
+
 def disconnect(fd: int) -> None:
     """Have a socket be as if it had never been connected. OSError."""
     _expect(_connect(fd, _AF_UNSPEC, len(_AF_UNSPEC)), "connect")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from muonsocks.intercept.bpf import Rules
     from muonsocks.socks.rules import Chain
 
+    # Answers connect(2) of what is no socket for TCP, with an address; False if it is not its own.
+    Beside = Callable[[Call, socket, bytes], bool]
     # Told of each connection: who, where to, which way, and the errno (0 if it is up).
     Report = Callable[[int, Endpoint, Chain, int], None]
 
@@ -49,10 +51,18 @@ RULES: Rules = {
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_loop", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_loop", "_report", "_timeout", "_ways")
 
-    def __init__(self, loop: Loop, ways: Ways, timeout: float, report: Report) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        ways: Ways,
+        timeout: float,
+        report: Report,
+        beside: Beside | None = None,
+    ) -> None:
         """A connection may take so many seconds to come up."""
+        self._beside = beside
         self._loop = loop
         self._ways = ways
         self._timeout = timeout
@@ -68,6 +78,8 @@ class Outgoing:
             raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
             if sock.type == SOCK_STREAM and sock.proto in _TCP:
                 await self._connect_stream(call, sock, raw)
+            elif self._beside is not None and self._beside(call, sock, raw):
+                return
             elif sock.type == SOCK_DGRAM:
                 raise Refused(errno.ENETUNREACH)
             else:

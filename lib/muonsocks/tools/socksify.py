@@ -9,6 +9,10 @@ Usage:
 Options:
   --proxy=URL                 through this proxy, socks5h://HOST:PORT say; one through
                               the other if it is repeated
+  --mode=MODE                 isolate: in a network of its own, with nothing in it; async:
+                              in this one; hold: as async, and who does not want to wait
+                              for a connection waits; auto: the first one that can be had
+                              [default: auto]
   --connect-timeout=SECS      up to a connection [default: 120]
   -v, --verbose               say which connections there are, and which way they go
   -q, --quiet                 say nothing
@@ -20,12 +24,15 @@ from __future__ import annotations
 
 import os
 from _signal import SIGCHLD
+from _socket import socket
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError, in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import assemble
-from muonsocks.intercept.launch import stay_behind, step_back
+from muonsocks.intercept.isolation import Isolation, enter, rules_inside
+from muonsocks.intercept.launch import Supervision, stay_behind, step_back
+from muonsocks.intercept.nameserver import Nameserver
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.supervisor import Supervisor
@@ -37,6 +44,16 @@ from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 from muonsocks.tools.proxies import named_by
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from muonsocks.intercept.bpf import Rules
+    from muonsocks.intercept.supervisor import Handler
+
+
+_MODES = ("auto", "isolate", "async", "hold")
+
 
 def main(arguments: list[str], log: Log) -> int:
     """Run the program."""
@@ -46,29 +63,43 @@ def main(arguments: list[str], log: Log) -> int:
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
     chain = named_by("--proxy", given.texts("--proxy"))
+    mode = given.text("--mode") or "auto"
+    if mode not in _MODES:
+        raise UsageError(f"--mode: {mode[:60]!r} is none", f"give one of {', '.join(_MODES)}")
     words = given.arguments
     supervision = step_back()
     log.after_fork()
     try:
-        supervision.start(
-            lambda: execute(words, dict(os.environb), log), assemble(RULES, kernel.ARCHITECTURES)
-        )
+        rules = _start(supervision, lambda: execute(words, dict(os.environb), log), mode, log.debug)
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
     loop = Loop()
+    insides = [socket(fileno=fd) for fd in supervision.descriptors]
+    isolation = Isolation(insides[0]) if insides else None
 
     def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
         log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
 
+    async def answer(question: bytes) -> bytes | None:
+        return None
+
+    def answer_failed(error: BaseException) -> None:
+        log.warning(f"a question for a name: {error!r}")
+
     def failed(call: Call, error: BaseException) -> None:
         log.warning(f"{call.name}: {error!r}")
 
-    outgoing = Outgoing(loop, Ways(chain), given.seconds("--connect-timeout", 120), report)
-    supervisor = Supervisor(
-        loop, supervision.listener, RULES, {"connect": outgoing.connect}, failed
-    )
+    beside = isolation.connect if isolation else None
+    seconds = given.seconds("--connect-timeout", 120)
+    outgoing = Outgoing(loop, Ways(chain), seconds, report, beside)
+    handlers: dict[str, Handler] = {"connect": outgoing.connect}
+    if isolation is not None:
+        handlers["socket"] = isolation.make_socket
+        for sock in insides:
+            Nameserver(loop, sock, answer, answer_failed)
+    supervisor = Supervisor(loop, supervision.listener, rules, handlers, failed)
 
     def reap() -> None:
         if supervision.reap():
@@ -80,3 +111,26 @@ def main(arguments: list[str], log: Log) -> int:
     loop.run(supervisor.run())
     supervision.wait()
     return DONE
+
+
+def _start(
+    supervision: Supervision, become: Callable[[], int], mode: str, say: Callable[[str], None]
+) -> Rules:
+    """Have the program wait for what is to come, in a network of its own if that is to be and can
+    be. Gives the rules of its filter; `descriptors` are what that network's nameservers are.
+    """
+    if mode in ("auto", "isolate"):
+        rules = rules_inside(RULES)
+        try:
+            supervision.start(become, assemble(rules, kernel.ARCHITECTURES), enter)
+            say("mode=isolate")
+            return rules
+        except OSError as error:
+            if mode == "isolate":
+                hint = "--mode async does without"
+                raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
+            say(f"isolate cannot be had: {in_one_line(error)}")
+            mode = "async"
+    supervision.start(become, assemble(RULES, kernel.ARCHITECTURES))
+    say(f"mode={mode}")
+    return RULES
