@@ -36,6 +36,8 @@ PURE = {
     "muonsocks.intercept",
     "muonsocks.intercept.bpf",
     "muonsocks.intercept.calls",
+    "muonsocks.intercept.dns",
+    "muonsocks.intercept.search",
     "muonsocks.intercept.socket_address",
     "muonsocks.mux",
     "muonsocks.mux.classic",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import textwrap
@@ -84,16 +85,96 @@ def test_there_is_nothing_but_loopback_and_an_address_that_can_be_seen(before):
         assert any(one["dst"] == "default" and one["type"] == "local" for one in routes)
 
 
-def test_a_connection_goes_through_the_proxy(before, proxy):
+@root_only()
+def test_a_connection_goes_through_the_proxy(before):
+    def connect() -> None:
+        sh("ip addr add 198.51.100.1/24 dev lo")
+        with running() as proxy, listener("198.51.100.1") as far:
+            done = fetched(far, before, f"--proxy={proxy.url}")
+            assert (done.status, done.output) == (0, b"well")
+            proxy.await_log(f"connected .*target=198.51.100.1:{far.getsockname()[1]}")
+
+    in_own_network(connect)
+
+
+def test_loopback_is_that_of_the_host(before):
     with listener() as far:
-        port = far.getsockname()[1]
-        answers = threading.Thread(target=_answer, args=(far,))
-        answers.start()
-        url = f"http://127.0.0.1:{port}/"
-        done = socksify(f"--proxy={proxy.url}", "--mode=isolate", "curl", "-sS", url, before=before)
-        answers.join()
+        done = fetched(far, before, f"--proxy={NOWHERE}")
     assert (done.status, done.output) == (0, b"well")
-    proxy.await_log(f"connected .*target=127.0.0.1:{port}")
+
+
+def fetched(far: socket.socket, before: tuple[str, ...], proxy: str) -> Outcome:
+    """Run curl on a server that says "well"."""
+    answers = threading.Thread(target=_answer, args=(far,))
+    answers.start()
+    host, port = far.getsockname()
+    url = f"http://{host}:{port}/"
+    try:
+        return socksify(proxy, "--mode=isolate", "curl", "-sS", url, before=before)
+    finally:
+        answers.join()
+
+
+def test_a_name_is_left_to_the_proxy(before, proxy):
+    """Which looks it up, and finds none."""
+    name = f"{'user' if before else 'root'}.isolated.invalid"
+    words = ("curl", "-sS", f"http://{name}:8080/")
+    done = socksify(f"--proxy={proxy.url}", "--mode=isolate", *words, before=before)
+    assert done.status == 7
+    proxy.await_log(f"target={name}:8080")
+
+
+def test_every_nameserver_answers_from_its_own_address(before):
+    found = inside(
+        """
+        query = b"\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\5where\\4test\\0\\0\\1\\0\\1"
+        here = []
+        for family, host in (
+            (2, "192.0.2.53"), (2, "127.0.0.53"), (10, "2001:db8::53"), (10, "::1"),
+            (10, "::ffff:198.51.100.53"),
+        ):
+            for is_connected in (True, False):
+                sock = socket.socket(family, socket.SOCK_DGRAM)
+                sock.settimeout(10)
+                if is_connected:
+                    sock.connect((host, 53))
+                    sock.send(query)
+                else:
+                    sock.sendto(query, (host, 53))
+                answer, source = sock.recvfrom(512)
+                here.append([source[0] == host, source[1], answer[:2] == query[:2]])
+        print(json.dumps(here))
+        """,
+        before=before,
+    )
+    assert found == [[True, 53, True]] * 10
+
+
+def test_a_name_has_addresses_of_all_families_that_the_host_has_itself(
+    before,
+):
+    found = inside(
+        """
+        here = set()
+        for family in (0, 2, 10):
+            for one in socket.getaddrinfo("both.test", 80, family, socket.SOCK_STREAM,
+                                          flags=socket.AI_ADDRCONFIG):
+                here.add((family, int(one[0])))
+        print(json.dumps(sorted(here)))
+        """,
+        before=before,
+    )
+    assert found == [[0, 2], [0, 10], [2, 2], [10, 10]]
+
+
+def test_getent_and_dig_get_an_answer(before):
+    words = (f"--proxy={NOWHERE}", "--mode=isolate")
+    done = socksify(*words, "getent", "ahostsv4", "some.test", before=before)
+    assert done.output.startswith(b"198.18.") and done.status == 0
+    if not shutil.which("dig"):
+        pytest.skip("dig is not installed")
+    done = socksify(*words, "dig", "+short", "@192.0.2.53", "some.test", before=before)
+    assert done.output.startswith(b"198.18.") and done.status == 0
 
 
 def _answer(far: socket.socket) -> None:

@@ -55,6 +55,8 @@ _HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
 _TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
 
+_OF_DATAGRAMS = ("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
+
 SOCKET_RULES = (
     *(
         Rule(NOTIFY, equals(0, family), equals(1, SOCK_STREAM, _TYPE), equals(2, protocol))
@@ -70,7 +72,11 @@ def rules_inside(rules: Rules) -> Rules:
     """Give the rules of a program inside, from those of one that is not: its datagrams are no
     concern of ours.
     """
-    without = {"sendto": rules["sendto"][:1], "sendmsg": rules["sendmsg"][:1]}
+    without = {
+        name: tuple(rule for rule in rules[name] if rule.verdict != NOTIFY)
+        for name in _OF_DATAGRAMS
+        if name in rules
+    }
     return {**rules, **without, "socket": SOCKET_RULES}
 
 

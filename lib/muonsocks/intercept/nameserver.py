@@ -1,97 +1,134 @@
-"""The sockets that a program's questions for names come in by, and the answers go out by."""
+"""A name server for programs on this host: UDP sockets, and whoever answers."""
 
 from __future__ import annotations
 
-from _socket import IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, socket
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_PKTINFO,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    socket,
+)
 
+from muonsocks.address import Endpoint
 from muonsocks.net.loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import Any
 
-    from muonsocks.net.task import Waitable
+    Answer = Callable[[bytes], Awaitable[bytes]]  # with nothing, for no answer
+    Ancillary = list[tuple[int, int, bytes]]
 
-    # Gives the answer to a message, None if it has earned none (RFC 1035).
-    Answer = Callable[[bytes], Coroutine[Waitable, None, bytes | None]]
-
+MOST = 1024  # questions at a time; who asks another one has to ask again
+_LOOPBACK = ((AF_INET, "127.0.0.1"), (AF_INET6, "::1"))
+_LONGEST = 65535  # bytes of a question
+_ANCILLARY = 128  # bytes
+_ROUNDS = 64  # questions received for one event, then the others have their turn
 _IP_PKTINFO = 8
-_LONGEST = 4096  # bytes of a question; there are none that are longer
-_ANCILLARY = 128
-_ROUNDS = 64  # questions at a time, then others have their turn
-_MOST = 1024  # questions that wait for their answers; those beyond are lost, as datagrams may be
 
 
 class Nameserver:
-    """Answers what comes in by a socket, from the address that was asked. That is told by the
-    socket's IP_PKTINFO or IPV6_RECVPKTINFO, if it has that.
+    """Answers what comes to some sockets. `endpoints` has where they are, by their family.
+
+    An answer comes from the address that was asked, if the socket tells that one: IP_PKTINFO,
+    IPV6_RECVPKTINFO.
     """
 
-    __slots__ = ("_answer", "_is_asked", "_loop", "_report", "_waiting", "socket")
+    __slots__ = ("_answer", "_count", "_loop", "_report", "_sockets", "endpoints")
 
     def __init__(
         self,
         loop: Loop,
-        sock: socket,
+        sockets: Iterable[socket],
         answer: Answer,
         report: Callable[[BaseException], None],
     ) -> None:
-        """Take over a socket that does not block. `report` is told of errors of our own."""
+        """Take over some sockets that do not block. `report` is told of errors of our own."""
         self._loop = loop
         self._answer = answer
         self._report = report
-        self._waiting = 0
-        self.socket = sock
-        loop.register(sock.fileno(), self._on_event)
+        self._count = 0
+        self._sockets: list[socket] = []
+        self.endpoints: dict[int, Endpoint] = {}
+        for sock in sockets:
+            self.endpoints[sock.family] = Endpoint.of_socket(sock.getsockname())
+            self._listen(sock)
 
     def close(self) -> None:
-        """Answer no more. Harmless when it has been done."""
-        if self.socket.fileno() >= 0:
-            self._loop.unregister(self.socket.fileno())
-            self.socket.close()
+        """Answer nobody any more. Harmless when it has been done."""
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            self._loop.unregister(sock.fileno())
+            sock.close()
 
-    def _on_event(self, _: int) -> None:
+    def _listen(self, sock: socket) -> None:
+        self._sockets.append(sock)
+        self._loop.register(sock.fileno(), lambda _: self._receive(sock))
+
+    def _receive(self, sock: socket) -> None:
         for _ in range(_ROUNDS):
-            if self.socket.fileno() < 0:
+            if sock.fileno() < 0:
                 return
             try:
-                question, ancillary, _, source = self.socket.recvmsg(_LONGEST, _ANCILLARY)
+                message, ancillary, _, source = sock.recvmsg(_LONGEST, _ANCILLARY)
             except BlockingIOError:
                 return
             except OSError:
-                continue  # of an answer that nobody has waited for
-            if self._waiting < _MOST:
-                self._waiting += 1
-                self._loop.spawn(
-                    self._reply(question, _asked(ancillary), source), self._failed, self._is_over
-                )
-        self._loop.call_soon(lambda: self._on_event(0))
+                continue  # of an answer: nobody has waited for it
+            if self._count < MOST:
+                self._count += 1
+                self._loop.spawn(self._reply(sock, message, _back(ancillary), source), self._report)
+        self._loop.call_soon(lambda: self._receive(sock))
 
     async def _reply(
-        self, question: bytes, asked: list[tuple[int, int, bytes]], source: tuple[Any, ...]
+        self, sock: socket, message: bytes, back: Ancillary, source: tuple[Any, ...]
     ) -> None:
-        answer = await self._answer(question)
-        if answer is None or self.socket.fileno() < 0:
-            return
         try:
-            self.socket.sendmsg([answer], asked, 0, source)
-        except OSError:
-            return  # it is lost, as datagrams may be: the program asks again
-
-    def _is_over(self, _: object) -> None:
-        self._waiting -= 1
-
-    def _failed(self, error: BaseException) -> None:
-        self._waiting -= 1
-        self._report(error)
+            answer = await self._answer(message)
+        finally:
+            self._count -= 1
+        if answer and sock.fileno() >= 0:
+            try:
+                sock.sendmsg([answer], back, 0, source)
+            except OSError:
+                return  # it is lost, as datagrams may be: who asks does so again
 
 
-def _asked(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """Turn the address that a datagram has come to into the one that another is to come from."""
+def _back(ancillary: Ancillary) -> Ancillary:
+    """Turn the address that a question has come to into the one that its answer is to come from."""
     for level, kind, data in ancillary:
         if (level, kind) == (IPPROTO_IP, _IP_PKTINFO):  # struct in_pktinfo
             return [(level, kind, bytes(4) + data[8:12] + bytes(4))]
         if (level, kind) == (IPPROTO_IPV6, IPV6_PKTINFO):  # struct in6_pktinfo
             return [(level, kind, data[:16] + bytes(4))]
     return []
+
+
+def on_loopback() -> list[socket]:
+    """Make sockets on this host's loopback addresses, at ports that are free. Where there is no
+    IPv6 there is none for that. OSError if there is none at all.
+    """
+    made: list[socket] = []
+    failure: OSError | None = None
+    for family, host in _LOOPBACK:
+        try:
+            sock = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            sock.bind((host, 0))
+        except OSError as error:
+            failure = error
+            sock.close()
+            continue
+        made.append(sock)
+    if not made and failure is not None:
+        raise failure
+    return made

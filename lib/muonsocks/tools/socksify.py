@@ -32,6 +32,8 @@ from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import assemble
 from muonsocks.intercept.isolation import Isolation, enter, rules_inside
 from muonsocks.intercept.launch import Supervision, stay_behind, step_back
+from muonsocks.intercept.look_up import LookUp
+from muonsocks.intercept.names import Names
 from muonsocks.intercept.nameserver import Nameserver
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.supervisor import Handler
-
 
 _MODES = ("auto", "isolate", "async", "hold")
 
@@ -82,23 +83,21 @@ def main(arguments: list[str], log: Log) -> int:
     def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
         log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
 
-    async def answer(question: bytes) -> bytes | None:
-        return None
-
     def answer_failed(error: BaseException) -> None:
         log.warning(f"a question for a name: {error!r}")
 
     def failed(call: Call, error: BaseException) -> None:
         log.warning(f"{call.name}: {error!r}")
 
+    ways = Ways(chain)
     beside = isolation.connect if isolation else None
     seconds = given.seconds("--connect-timeout", 120)
-    outgoing = Outgoing(loop, Ways(chain), seconds, report, beside)
+    outgoing = Outgoing(loop, ways, seconds, report, beside)
     handlers: dict[str, Handler] = {"connect": outgoing.connect}
     if isolation is not None:
         handlers["socket"] = isolation.make_socket
-        for sock in insides:
-            Nameserver(loop, sock, answer, answer_failed)
+        names = Names(ways, LookUp(loop), has_ipv6=len(insides) > 1)
+        Nameserver(loop, insides, names.answer, answer_failed)
     supervisor = Supervisor(loop, supervision.listener, rules, handlers, failed)
 
     def reap() -> None:
