@@ -20,12 +20,15 @@ from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.parked import Parked
+    from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
+    # Answers connect(2) of a socket that is not for TCP, with an address.
+    Beside = Callable[[Call, socket, bytes], Coroutine[Waitable, None, None]]
     # Told of each connection: who, where to, which way, and the errno (0 if it is up).
     Report = Callable[[int, Endpoint, Chain, int], None]
 
@@ -60,7 +63,7 @@ RULES: Rules = {
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_loop", "_parked", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_loop", "_parked", "_report", "_timeout", "_ways")
 
     def __init__(
         self,
@@ -68,11 +71,14 @@ class Outgoing:
         ways: Ways,
         timeout: float,
         report: Report,
+        beside: Beside | None = None,
         parked: Parked | None = None,
     ) -> None:
-        """A connection may take so many seconds to come up. Sockets that do not block wait in
-        `parked`; without that, they are held as others are.
+        """A connection may take so many seconds to come up. Sockets that are not for TCP are for
+        `beside`, or lead nowhere; those that do not block wait in `parked`, or are held as others
+        are.
         """
+        self._beside = beside
         self._loop = loop
         self._ways = ways
         self._timeout = timeout
@@ -89,6 +95,8 @@ class Outgoing:
             raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
             if sock.type == SOCK_STREAM and sock.proto in _TCP:
                 await self._connect_stream(call, sock, raw)
+            elif self._beside is not None:
+                await self._beside(call, sock, raw)
             elif sock.type == SOCK_DGRAM:
                 raise Refused(errno.ENETUNREACH)
             else:
