@@ -39,6 +39,7 @@ PURE = {
     "muonsocks.intercept.dns",
     "muonsocks.intercept.search",
     "muonsocks.intercept.socket_address",
+    "muonsocks.intercept.socket_rules",
     "muonsocks.mux",
     "muonsocks.mux.classic",
     "muonsocks.mux.connection",
