@@ -101,7 +101,7 @@ def ways_seen(outcome: Outcome) -> set[str]:
     """Give which of WAYS have come through, as far as a port tells; and the protocols of others."""
     found = set()
     for leak in outcome.leaks:
-        what, _, hexdump = leak.partition(": ")
+        what = leak.partition(": ")[0]
         kind, port = what.split(" to ")[0], int(what.rsplit(" ", 1)[1])
         number = port - FIRST_PORT
         found.add(WAYS[number].__name__ if 0 <= number < len(WAYS) else kind)
@@ -129,8 +129,7 @@ def test_nothing_hostile_gets_past(world: World, mode: str, is_root: bool) -> No
     outcome = world.run(HOSTILE, mode, is_root=is_root)
     assert not ways_seen(outcome)
     expect_only_proxy(outcome)
-    said = dict(line.split(": ") for line in outcome.output.splitlines())
-    assert said["stream"] == "ECONNREFUSED"  # by the proxy
+    assert "stream: ECONNREFUSED" in outcome.output.splitlines()  # by the proxy
     assert f"{TARGET}:{FIRST_PORT + WAYS_BY_NAME['stream']}" in outcome.proxied
 
 
