@@ -1,13 +1,14 @@
-"""Unix sockets of others who look names up: a program cannot connect to them, however it gets there.
+"""Unix sockets of others who look names up: a program is refused there, however it gets there.
 
 All this is in mounts of its own, with a socket where systemd-resolved has one.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,25 @@ RESOLVED = "/run/systemd/resolve/io.systemd.Resolve"
 NSCD = "/var/run/nscd/socket"
 
 
-@contextmanager
+@contextlib.contextmanager
 def listening(path: str) -> Iterator[None]:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         os.chmod(path, 0o777)
         server.listen(9)
+        thread = threading.Thread(target=_hang_up, args=(server,))
+        thread.start()
         yield
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def _hang_up(server: socket.socket) -> None:
+    """Others, who are not under socksify, may come and wait for what they ask."""
+    with contextlib.suppress(OSError):
+        while True:
+            server.accept()[0].close()
 
 
 def in_own_run(function: Callable[[], None]) -> None:
@@ -66,7 +78,7 @@ def test_by_whatever_way_one_comes() -> None:
             said = python(
                 CONNECT + "names = ['/run/link/io.systemd.Resolve', '/run/name', '/run/hard',\n"
                 "    '//run/./systemd//resolve/../resolve/io.systemd.Resolve']\n"
-                "names += ['/proc/self/root/run/hard', f'/proc/{os.getpid()}/root/run/hard']\n"
+                "names += [f'/proc/{one}/root' + '/run/hard' for one in ('self', os.getpid())]\n"
                 "os.chdir('/run/systemd/resolve'); names.append('io.systemd.Resolve')\n"
                 "names += [f'/proc/self/fd/{os.open(\".\", os.O_PATH)}/io.systemd.Resolve']\n"
                 "print({connect(name) for name in names})\n"
@@ -76,7 +88,7 @@ def test_by_whatever_way_one_comes() -> None:
             assert said.splitlines() == [
                 "{'ECONNREFUSED'}",
                 "connected",
-                "['ENOENT', 'ELOOP', 'ECONNREFUSED', 'ECONNREFUSED']",
+                "['ENOENT', 'ELOOP', 'EACCES', 'ECONNREFUSED']",
             ]
 
     in_own_run(there)
@@ -94,7 +106,6 @@ def test_as_the_program_sees_it(tmp_path: Path) -> None:
         with listening(f"{root}/run/nscd/socket"), listening(f"{root}/run/other"):
             said = python(
                 CONNECT + "if not (pid := os.fork()):\n"
-                "    os.unshare = None\n"
                 "    import ctypes; library = ctypes.CDLL(None)\n"
                 "    assert not library.unshare(0x10000000)\n"
                 "    os.chroot(sys.argv[1]); os.chdir('/')\n"
