@@ -38,6 +38,7 @@ PURE = {
     "muonsocks.intercept.calls",
     "muonsocks.intercept.dns",
     "muonsocks.intercept.search",
+    "muonsocks.intercept.packets",
     "muonsocks.intercept.socket_address",
     "muonsocks.intercept.socket_rules",
     "muonsocks.mux",

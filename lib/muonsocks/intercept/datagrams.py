@@ -89,7 +89,8 @@ class Datagrams:
         self._peers = peers
 
     async def connect(self, call: Call, sock: socket, raw: bytes) -> None:
-        """Answer connect(2) of a UDP socket to an address as the kernel has it."""
+        """Answer connect(2) of a socket that is not for TCP, to an address as the kernel has it."""
+        _expect_udp(sock)
         if len(raw) >= 2 and not family_of(raw):
             kernel.disconnect(sock.fileno())
             self._peers.forget(sock)
@@ -267,11 +268,11 @@ def _is_ours(sock: socket) -> bool:
     """
     if sock.family not in _INTERNET or sock.type == SOCK_STREAM:
         return False
-    expect_udp(sock)
+    _expect_udp(sock)
     return True
 
 
-def expect_udp(sock: socket) -> None:
+def _expect_udp(sock: socket) -> None:
     """Hold that a socket of the internet is one for UDP: those of other kinds, which a program may
     have had before, lead nowhere. Refused.
     """

@@ -10,13 +10,12 @@ from muonsocks.address import Endpoint
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import NOTIFY, Rule, refuse
+from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
-from muonsocks.intercept.datagrams import Datagrams, expect_udp
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
-from muonsocks.intercept.socket_address import LONGEST, endpoint_of, family_of
+from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of, family_of
 from muonsocks.intercept.socket_rules import SOCKET_RULES
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
@@ -24,12 +23,15 @@ from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
-    from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.names import LookUp
+    from muonsocks.intercept.parked import Parked
+    from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
+    # Answers connect(2) of a socket that is not for TCP, with an address.
+    Beside = Callable[[Call, socket, bytes], Coroutine[Waitable, None, None]]
     # Told of each connection: who, where to, which way, and the errno (0 if it is up).
     Report = Callable[[int, Endpoint, Chain, int], None]
 
@@ -38,18 +40,17 @@ _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
-RULES: Rules = {
-    "connect": (Rule(NOTIFY),),
-    "io_uring_setup": (Rule(refuse(errno.ENOSYS)),),
-    **DATAGRAM_RULES,
-    **SOCKET_RULES,
-}
+RULES = joined(
+    {"connect": (Rule(NOTIFY),), "io_uring_setup": (Rule(refuse(errno.ENOSYS)),)},
+    DATAGRAM_RULES,
+    SOCKET_RULES,
+)
 
 
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_datagrams", "_look_up", "_loop", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
 
     def __init__(
         self,
@@ -57,18 +58,21 @@ class Outgoing:
         ways: Ways,
         timeout: float,
         report: Report,
-        datagrams: Datagrams | None = None,
         look_up: LookUp | None = None,
+        beside: Beside | None = None,
+        parked: Parked | None = None,
     ) -> None:
-        """A connection may take so many seconds to come up. Without `datagrams` UDP leads nowhere;
-        `look_up` is for names that are looked up here, which else is done in a thread.
+        """A connection may take so many seconds to come up. `look_up` is for names that are looked
+        up here, which else is done in a thread. Sockets that are not for TCP are for `beside`, or
+        lead nowhere; those that do not block wait in `parked`, or are held as others are.
         """
+        self._beside = beside
         self._loop = loop
-        self._datagrams = datagrams
         self._look_up = look_up
         self._ways = ways
         self._timeout = timeout
         self._report = report
+        self._parked = parked
 
     async def connect(self, call: Call) -> None:
         """Answer connect(2)."""
@@ -85,15 +89,17 @@ class Outgoing:
                 return
             if sock.type == SOCK_STREAM and sock.proto in _TCP:
                 await self._connect_stream(call, sock, raw)
-                return
-            expect_udp(sock)
-            if self._datagrams is None:
+            elif self._beside is not None:
+                await self._beside(call, sock, raw)
+            else:
                 raise Refused(errno.ENETUNREACH)
-            await self._datagrams.connect(call, sock, raw)
         finally:
             sock.close()
 
     async def _connect_stream(self, call: Call, sock: socket, raw: bytes) -> None:
+        parked = self._parked
+        if parked is not None and await parked.connect_again(call, sock, raw):
+            return
         endpoint = endpoint_of(raw)
         if endpoint is None:
             if len(raw) >= 2 and not family_of(raw):
@@ -105,8 +111,26 @@ class Outgoing:
             raise Refused(errno.EAFNOSUPPORT)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
+        tid = call.tid
+        if not os.get_blocking(sock.fileno()):
+            is_direct = not chain and destination.packed is not None
+            if is_direct and OwnSocket(sock, 0).reaches(destination):
+                number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
+                self._report(tid, destination, chain, number)
+                if number:
+                    raise Refused(number)
+                call.succeed()
+                return
+            if parked is not None:
+
+                def done(number: int) -> None:
+                    self._report(tid, destination, chain, number)
+
+                errand = Errand(Command.CONNECT, destination, chain)
+                if await parked.connect(call, sock, raw, errand, done):
+                    return
         number = await self._hold(sock, destination, chain)
-        self._report(call.tid, destination, chain, number)
+        self._report(tid, destination, chain, number)
         if number:
             call.fail(number)
         else:
@@ -121,8 +145,7 @@ class Outgoing:
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
-            granted = await errand.run(self._loop, self._timeout)
-            granted.close()  # a duplicate
+            await errand.run(self._loop, self._timeout)
             return 0
         except OSError as error:
             dialler.give_up()
