@@ -30,13 +30,14 @@ DECEITS = [
     "sendto-port",
     "sendmsg-name",
     "descriptor-connect",
-    "descriptor-connect-mptcp",
     "io-uring",
     "i386",
 ]
 # The kernel does a call that a unix socket was for, with whatever has its number then. It keeps
-# those who have been deceived from TCP; in a network of its own a program has no UDP outside.
+# those who have been deceived from TCP; in a network of its own a program has no UDP outside, and no
+# MPTCP.
 ISOLATED_DECEITS = [
+    "descriptor-connect-mptcp",
     "descriptor-sendto",
     "descriptor-sendmsg",
     "descriptor-of-datagrams",

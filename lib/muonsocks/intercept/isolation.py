@@ -53,13 +53,11 @@ ADDRESSES = {AF_INET: parse_address("192.0.0.2"), AF_INET6: parse_address("fd6d:
 # What leads nowhere, where there is no network. AF_VSOCK and some others are not about networks.
 _HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
-_TCP = (0, IPPROTO_TCP)
+_TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
 
 _OF_DATAGRAMS = ("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
 
 SOCKET_RULES = (
-    # Landlock does not know MPTCP. A program goes on with TCP, as where there is none.
-    Rule(refuse(errno.EPROTONOSUPPORT), equals(2, _IPPROTO_MPTCP)),
     *(
         Rule(NOTIFY, equals(0, family), equals(1, SOCK_STREAM, _TYPE), equals(2, protocol))
         for family in (AF_INET, AF_INET6)
@@ -210,8 +208,14 @@ class Isolation:
         self._cookie = _cookie_of(inside)
 
     async def make_socket(self, call: Call) -> None:
-        """Answer socket(2) for TCP with one of the network outside."""
+        """Answer socket(2) for TCP with one of the network outside.
+
+        For MPTCP, too, which goes on as TCP with a peer that has none, as proxies do: Landlock does
+        not know it, and it could be connected behind our back.
+        """
         family, kind, protocol = (int_of(argument) for argument in call.arguments[:3])
+        if protocol == _IPPROTO_MPTCP:
+            protocol = IPPROTO_TCP
         try:
             sock = socket(family, kind, protocol)
         except OSError as error:
