@@ -13,6 +13,9 @@ Options:
                               in this one; hold: as async, and who does not want to wait
                               for a connection waits; auto: the first one that can be had
                               [default: auto]
+  --udp=WHAT                  what becomes of datagrams that are not for nameservers: refuse,
+                              or allow, through SOCKS5 proxies that can, in mode isolate
+                              [default: refuse]
   --connect-timeout=SECS      up to a connection [default: 120]
   -v, --verbose               say which connections there are, and which way they go
   -q, --quiet                 say nothing
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
     from muonsocks.intercept.supervisor import Handler
 
 _MODES = ("auto", "isolate", "async", "hold")
+_ISOLATING = ("auto", "isolate")
+_UDP = ("refuse", "allow")
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -67,16 +72,25 @@ def main(arguments: list[str], log: Log) -> int:
     mode = given.text("--mode") or "auto"
     if mode not in _MODES:
         raise UsageError(f"--mode: {mode[:60]!r} is none", f"give one of {', '.join(_MODES)}")
+    udp = given.text("--udp") or "refuse"
+    if udp not in _UDP:
+        raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
+    is_carried = udp == "allow"
+    if is_carried and mode not in _ISOLATING:
+        raise UsageError(f"--udp allow is nothing for --mode {mode}", "it takes --mode isolate")
     words = given.arguments
     supervision = step_back()
     log.after_fork()
     try:
-        rules = _start(supervision, lambda: execute(words, dict(os.environb), log), mode, log.debug)
+        rules = _start(
+            supervision, lambda: execute(words, dict(os.environb), log), mode, is_carried, log.debug
+        )
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
     loop = Loop()
+    device = supervision.descriptors.pop(0) if is_carried else -1
     insides = [socket(fileno=fd) for fd in supervision.descriptors]
     isolation = Isolation(insides[0]) if insides else None
 
@@ -85,6 +99,9 @@ def main(arguments: list[str], log: Log) -> int:
 
     def answer_failed(error: BaseException) -> None:
         log.warning(f"a question for a name: {error!r}")
+
+    def datagrams_failed(error: BaseException) -> None:
+        log.warning(f"datagrams: {error!r}")
 
     def failed(call: Call, error: BaseException) -> None:
         log.warning(f"{call.name}: {error!r}")
@@ -96,8 +113,16 @@ def main(arguments: list[str], log: Log) -> int:
     handlers: dict[str, Handler] = {"connect": outgoing.connect}
     if isolation is not None:
         handlers["socket"] = isolation.make_socket
-        names = Names(ways, LookUp(loop), has_ipv6=len(insides) > 1)
+        look_up = LookUp(loop)
+        names = Names(ways, look_up, has_ipv6=len(insides) > 1)
         Nameserver(loop, insides, names.answer, answer_failed)
+        if is_carried:
+            from muonsocks.intercept.tunnel import Tunnel
+            from muonsocks.net.dial import Dialler
+
+            dialler = Dialler(connect_timeout=seconds, dial_timeout=seconds, lookup=look_up)
+            answer = names.answer
+            Tunnel(loop, device, ways, answer, dialler, log.debug, datagrams_failed)
     supervisor = Supervisor(loop, supervision.listener, rules, handlers, failed)
 
     def reap() -> None:
@@ -113,20 +138,27 @@ def main(arguments: list[str], log: Log) -> int:
 
 
 def _start(
-    supervision: Supervision, become: Callable[[], int], mode: str, say: Callable[[str], None]
+    supervision: Supervision,
+    become: Callable[[], int],
+    mode: str,
+    has_device: bool,
+    say: Callable[[str], None],
 ) -> Rules:
     """Have the program wait for what is to come, in a network of its own if that is to be and can
-    be. Gives the rules of its filter; `descriptors` are what that network's nameservers are.
+    be. Gives the rules of its filter; `descriptors` are what `enter` gives.
     """
-    if mode in ("auto", "isolate"):
+    if mode in _ISOLATING:
         rules = rules_inside(RULES)
         try:
-            supervision.start(become, assemble(rules, kernel.ARCHITECTURES), enter)
+            supervision.start(
+                become, assemble(rules, kernel.ARCHITECTURES), lambda: enter(has_device)
+            )
             say("mode=isolate")
             return rules
         except OSError as error:
-            if mode == "isolate":
-                hint = "--mode async does without"
+            if mode == "isolate" or has_device:
+                hint = "--udp refuse" if has_device else "--mode async"
+                hint += " does without"
                 raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
             say(f"isolate cannot be had: {in_one_line(error)}")
             mode = "async"
