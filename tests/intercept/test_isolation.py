@@ -363,12 +363,19 @@ def packets_of(command: tuple[str, ...]) -> tuple[int, Outcome]:
 
 
 @root_only()
-def test_no_packet_of_any_kind_leaves():
-    words = python(HEAD + LOUD)
-    seen, done = packets_of(words)
+def test_the_same_packets_are_seen_where_they_may_leave():
+    seen, done = packets_of(python(HEAD + LOUD))
     assert done.status == 0 and len(json.loads(done.output)) == 7, done.log
     assert seen >= 7
-    seen, done = packets_of((SOCKSIFY, f"--proxy={NOWHERE}", "--mode=isolate", *words))
+
+
+@root_only()
+@pytest.mark.parametrize("udp", ["refuse", "allow"])
+def test_no_packet_of_any_kind_leaves(udp: str):
+    options = (f"--proxy={NOWHERE}", "--mode=isolate", f"--udp={udp}")
+    if udp == "allow" and not os.path.exists("/dev/net/tun"):
+        pytest.skip("there is no /dev/net/tun")
+    seen, done = packets_of((SOCKSIFY, *options, *python(HEAD + LOUD)))
     assert done.status == 0 and len(json.loads(done.output)) == 7, done.log
     assert seen == 0
 

@@ -238,19 +238,16 @@ class Isolation:
         finally:
             sock.close()
 
-    def connect(self, call: Call, sock: socket, address: bytes) -> bool:
-        """Answer connect(2) of a socket for datagrams, if it is one of the inside; False if not.
+    async def connect(self, call: Call, sock: socket, address: bytes) -> None:
+        """Answer connect(2) of a socket that is not for TCP: it has to be one of the inside.
 
         The kernel would look once more which socket it is, and find another one.
         """
         if sock.type not in (SOCK_DGRAM, SOCK_RAW) or _cookie_of(sock) != self._cookie:
-            return False
-        try:
-            kernel.connect(sock.fileno(), address)
-        except OSError as error:
-            raise Refused(error.errno or errno.ENETUNREACH) from None
+            raise Refused(errno.ENETUNREACH)
+        if number := kernel.connect(sock.fileno(), address):
+            raise Refused(number)
         call.succeed()
-        return True
 
 
 def _cookie_of(sock: socket) -> bytes:

@@ -40,6 +40,8 @@ from muonsocks.intercept.names import Names
 from muonsocks.intercept.nameserver import Nameserver
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
+from muonsocks.intercept.parked import RULES as RULES_OF_PARKED
+from muonsocks.intercept.parked import Parked
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
 from muonsocks.log import Log
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
 _MODES = ("auto", "isolate", "async", "hold")
 _ISOLATING = ("auto", "isolate")
 _UDP = ("refuse", "allow")
+# s: two trips to a proxy on this host and back are a connection, and each takes about as long
+_LOOKING = 1.5e-4
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -79,23 +83,33 @@ def main(arguments: list[str], log: Log) -> int:
     if is_carried and mode not in _ISOLATING:
         raise UsageError(f"--udp allow is nothing for --mode {mode}", "it takes --mode isolate")
     words = given.arguments
-    supervision = step_back()
+    supervision = step_back(
+        lambda: log.error("the supervisor has been killed: nothing can connect any more")
+    )
     log.after_fork()
+
+    def become() -> int:
+        # A call that is judged by its descriptor goes on with what has that number then.
+        kernel.forbid_tcp_connections()
+        return execute(words, dict(os.environb), log)
+
     try:
-        rules = _start(
-            supervision, lambda: execute(words, dict(os.environb), log), mode, is_carried, log.debug
-        )
+        rules = _start(supervision, become, mode, is_carried, log.debug)
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
     loop = Loop()
+    loop.looking = _LOOKING
     device = supervision.descriptors.pop(0) if is_carried else -1
     insides = [socket(fileno=fd) for fd in supervision.descriptors]
     isolation = Isolation(insides[0]) if insides else None
 
     def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
         log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
+
+    def complain(error: BaseException) -> None:
+        log.warning(f"a connection under way: {error!r}")
 
     def answer_failed(error: BaseException) -> None:
         log.warning(f"a question for a name: {error!r}")
@@ -107,10 +121,13 @@ def main(arguments: list[str], log: Log) -> int:
         log.warning(f"{call.name}: {error!r}")
 
     ways = Ways(chain)
+    timeout = given.seconds("--connect-timeout", 120)
+    parked = None if mode == "hold" else Parked(loop, timeout, complain)
     beside = isolation.connect if isolation else None
-    seconds = given.seconds("--connect-timeout", 120)
-    outgoing = Outgoing(loop, ways, seconds, report, beside)
+    outgoing = Outgoing(loop, ways, timeout, report, beside, parked)
     handlers: dict[str, Handler] = {"connect": outgoing.connect}
+    if parked is not None:
+        handlers |= {"getsockopt": parked.getsockopt, "getpeername": parked.getpeername}
     if isolation is not None:
         handlers["socket"] = isolation.make_socket
         look_up = LookUp(loop)
@@ -120,7 +137,7 @@ def main(arguments: list[str], log: Log) -> int:
             from muonsocks.intercept.tunnel import Tunnel
             from muonsocks.net.dial import Dialler
 
-            dialler = Dialler(connect_timeout=seconds, dial_timeout=seconds, lookup=look_up)
+            dialler = Dialler(connect_timeout=timeout, dial_timeout=timeout, lookup=look_up)
             answer = names.answer
             Tunnel(loop, device, ways, answer, dialler, log.debug, datagrams_failed)
     supervisor = Supervisor(loop, supervision.listener, rules, handlers, failed)
@@ -133,6 +150,8 @@ def main(arguments: list[str], log: Log) -> int:
     loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
     supervision.go()
     loop.run(supervisor.run())
+    if parked is not None:
+        loop.run(parked.finish())
     supervision.wait()
     return DONE
 
@@ -147,14 +166,15 @@ def _start(
     """Have the program wait for what is to come, in a network of its own if that is to be and can
     be. Gives the rules of its filter; `descriptors` are what `enter` gives.
     """
+    rules = RULES if mode == "hold" else {**RULES, **RULES_OF_PARKED}
     if mode in _ISOLATING:
-        rules = rules_inside(RULES)
+        inside = rules_inside(rules)
         try:
             supervision.start(
-                become, assemble(rules, kernel.ARCHITECTURES), lambda: enter(has_device)
+                become, assemble(inside, kernel.ARCHITECTURES), lambda: enter(has_device)
             )
             say("mode=isolate")
-            return rules
+            return inside
         except OSError as error:
             if mode == "isolate" or has_device:
                 hint = "--udp refuse" if has_device else "--mode async"
@@ -162,6 +182,6 @@ def _start(
                 raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
             say(f"isolate cannot be had: {in_one_line(error)}")
             mode = "async"
-    supervision.start(become, assemble(RULES, kernel.ARCHITECTURES))
+    supervision.start(become, assemble(rules, kernel.ARCHITECTURES))
     say(f"mode={mode}")
-    return RULES
+    return rules
