@@ -30,6 +30,7 @@ from muonsocks.intercept import isolation
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, refuse, verdict
 from muonsocks.intercept.outgoing import RULES
 
+CLONE_NEWNET = 0x40000000
 SOCK_CLOEXEC, SOCK_NONBLOCK = socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK
 
 
@@ -410,6 +411,30 @@ def test_root_is_still_root_and_can_become_others():
     words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "id", "-u")
     done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words)
     assert (done.status, done.output) == (0, b"65534\n")
+
+
+@root_only()
+def test_root_cannot_go_to_another_network():
+    """Nor to this one, which would be as good a try."""
+    for kind in (0, CLONE_NEWNET):
+        found = inside(
+            """
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+            result = libc.setns(fd, int(sys.argv[1]))
+            print(json.dumps([result, errno.errorcode.get(ctypes.get_errno())]))
+            """,
+            str(kind),
+        )
+        assert found == [-1, "EPERM"]
+
+
+@root_only()
+def test_a_network_in_the_network_is_empty():
+    words = ("unshare", "--net", "ip", "-j", "route", "show", "table", "all")
+    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words)
+    assert (done.status, done.output.strip()) == (0, b"[]")
 
 
 def test_a_user_is_who_one_was(before):

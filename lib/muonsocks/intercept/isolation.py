@@ -32,7 +32,7 @@ from _socket import (
 )
 
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, refuse
+from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, has_any, refuse
 from muonsocks.intercept.device import make_device
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.packets import LONGEST
@@ -59,6 +59,11 @@ _HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
 _TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
 
+# Root might go back to where there is a network, or to another one; 0 is any namespace.
+_SETNS_RULES = (
+    Rule(refuse(errno.EPERM), has_any(1, kernel.CLONE_NEWNET)),
+    Rule(refuse(errno.EPERM), equals(1, 0)),
+)
 _OF_DATAGRAMS = ("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
 
 SOCKET_RULES = (
@@ -81,7 +86,7 @@ def rules_inside(rules: Rules) -> Rules:
         for name in _OF_DATAGRAMS
         if name in rules
     }
-    return {**rules, **without, "socket": SOCKET_RULES}
+    return {**rules, **without, "socket": SOCKET_RULES, "setns": _SETNS_RULES}
 
 
 # In the program's process, before it is executed
