@@ -20,6 +20,7 @@ from _socket import (
     MSG_DONTWAIT,
     MSG_EOR,
     MSG_NOSIGNAL,
+    MSG_PEEK,
     SO_LINGER,
     SO_RCVBUF,
     SO_SNDBUF,
@@ -100,6 +101,31 @@ class Parking:
                 raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             self._left -= len(data)
         return True
+
+    def has_been_written_to(self) -> bool:
+        """Say whether there is something that the program has written, or an end."""
+        if self._left:
+            return False
+        try:
+            self.far.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def pass_on_the_rest(self, new: socket) -> None:
+        """Give to the socket that has replaced it what another thread has written just before.
+        OSError.
+        """
+        try:
+            while self.make_room() and (data := self.far.recv(_ROOM)):
+                while data:
+                    data = data[new.send(data, MSG_DONTWAIT | MSG_NOSIGNAL) :]
+        except ConnectionResetError:
+            return  # nobody has it open any more
+        except BlockingIOError:
+            return  # that is all; and a new connection has room for as little as that
 
     def reset(self) -> None:
         """Close our end, which is an error at the other one."""
