@@ -11,7 +11,7 @@ from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.in_place import Places
-from muonsocks.intercept.notify import Call, pidfd_of
+from muonsocks.intercept.notify import Call, descriptor_of
 from muonsocks.intercept.parking import Parking
 from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.net.loop import READABLE, Timer
@@ -232,15 +232,14 @@ class Journey:
         """
         tid, number = self._place
         try:
-            pidfd = pidfd_of(tid)
+            fd = descriptor_of(tid, number)
         except OSError:
-            return
+            return  # the thread has ended, or closed it
         try:
-            sock = socket(fileno=kernel.descriptor_of(pidfd, number))
+            sock = socket(fileno=fd)
         except OSError:
-            return
-        finally:
-            os.close(pidfd)
+            os.close(fd)
+            return  # it is something else by now
         try:
             if cookie_of(sock) == self.cookie:
                 parking.give_back(sock)
