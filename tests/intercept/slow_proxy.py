@@ -33,6 +33,7 @@ class SlowProxy:
         self.greeting = greeting
         self.may_answer = threading.Event()
         self.may_answer.set()
+        self.echoes = True
         self.asked = 0
         self.left = 0
         self.received: list[bytes] = []
@@ -79,11 +80,15 @@ class SlowProxy:
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
             sock.settimeout(SECONDS)
-            read_all(sock, read_all(sock, 2)[1])
-            sock.sendall(b"\5\0")
-            kind = read_all(sock, 4)[3]
-            length = {1: 4, 4: 16}.get(kind) or read_all(sock, 1)[0]
-            read_all(sock, length + 2)
+            try:
+                read_all(sock, read_all(sock, 2)[1])
+                sock.sendall(b"\5\0")
+                kind = read_all(sock, 4)[3]
+                length = {1: 4, 4: 16}.get(kind) or read_all(sock, 1)[0]
+                read_all(sock, length + 2)
+            except (OSError, IndexError):
+                self._count("left")
+                return
             self._count("asked")
             end = time.monotonic() + self.delay
             while not (self.may_answer.is_set() and time.monotonic() >= end):
@@ -94,7 +99,8 @@ class SlowProxy:
             data = b""
             while not self.code and (piece := sock.recv(1 << 16)):
                 data += piece
-                sock.sendall(piece)
+                if self.echoes:
+                    sock.sendall(piece)
             with self.changed:
                 self.received.append(data)
                 self.changed.notify_all()

@@ -160,6 +160,16 @@ class Journey:
         elif self.phase != RELAYED:
             self._forget()
 
+    def be_left(self) -> None:
+        """Drop it, unless there is something to be carried: there is no program any more."""
+        if self.phase == ARRIVED:
+            self._make_room_or_relay()
+        parking = self._parking
+        if self.phase == ARRIVED and parking is not None and parking.has_been_written_to():
+            self._relay(parking)
+        if self.phase != RELAYED:
+            self.drop()
+
     def leave(self, sock: socket) -> None:
         """Drop it, and let the program's socket be as if it had never been connected."""
         parking = self._parking
@@ -168,6 +178,7 @@ class Journey:
             sock.getsockopt(SOL_SOCKET, SO_ERROR)  # that of the reset
             kernel.disconnect(sock.fileno())
             parking.give_back(sock)
+            self._all.is_fresh_again(sock)
 
     def _forget(self) -> None:
         """Close what it has."""
@@ -279,6 +290,7 @@ class Journey:
         except OSError:
             self._relay(parking)
             return 0
+        parking.give_back(sock)
         options = options_of(sock)
         then = self._options
         set_options(new, {one: value for one, value in options.items() if then.get(one) != value})

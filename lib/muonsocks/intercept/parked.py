@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import SO_ERROR, SOL_SOCKET, socket
+from _socket import IPPROTO_TCP, SO_BINDTODEVICE, SO_ERROR, SOL_SOCKET, socket
 
 from muonsocks.client.errand import Errand
 from muonsocks.intercept import kernel
@@ -43,6 +43,7 @@ RULES: Rules = {
 }
 
 _MOST = 8192  # journeys at once; what comes beyond is held
+_LONGEST_INTERFACE = 16  # bytes of its name
 _MOST_FAILURES = 1024  # that wait to be told; then the first is a plain reset
 _SOON = 0.002  # s: a connection that is up by then need not be parked
 
@@ -58,6 +59,7 @@ class Parked:
         "_loop",
         "_lot",
         "_over",
+        "_ports",
         "_timeout",
     )
 
@@ -69,6 +71,7 @@ class Parked:
         self._lot = ParkingLot(loop)
         self._journeys: dict[bytes, Journey] = {}
         self._failures: dict[bytes, Journey] = {}  # those of them that have failed
+        self._ports: dict[bytes, int] = {}  # of sockets that were parked and are not any more
         self._over = Waitable()
         self._is_quick = True  # the last one that was waited for was up soon
 
@@ -85,7 +88,7 @@ class Parked:
         """Answer the connect(2) of a socket that does not block; False if that has to be held. An
         errand leads to where `raw` means; `done` is told the errno, 0 if it is up.
         """
-        if len(self._journeys) >= _MOST or not _is_fresh(sock):
+        if len(self._journeys) >= _MOST or not self._is_fresh(sock):
             return False
         options = options_of(sock)
         errand.dialler = StandIn(sock.family, options, errand.dialler.lookup)
@@ -124,6 +127,7 @@ class Parked:
                 parking.far.close()
                 kernel.disconnect(sock.fileno())
                 parking.give_back(sock)
+                self.is_fresh_again(sock)
             self.forget(journey)
             raise Refused(journey.number)
         assert parking is not None
@@ -192,6 +196,24 @@ class Parked:
 
     # Journeys
 
+    def _is_fresh(self, sock: socket) -> bool:
+        """Say whether a socket is plain TCP, and nobody has bound it, to an interface either, or
+        connected it.
+        """
+        if sock.proto != IPPROTO_TCP:
+            return False
+        host, port = sock.getsockname()[:2]
+        interface = sock.getsockopt(SOL_SOCKET, SO_BINDTODEVICE, _LONGEST_INTERFACE)
+        if host not in ("0.0.0.0", "::") or interface.strip(b"\0"):
+            return False
+        return not port or self._ports.get(cookie_of(sock)) == port
+
+    def is_fresh_again(self, sock: socket) -> None:
+        """Know that one is not bound to the port that it still tells of: that was ours."""
+        self._ports[cookie_of(sock)] = sock.getsockname()[1]
+        if len(self._ports) > _MOST_FAILURES:
+            del self._ports[next(iter(self._ports))]
+
     @property
     def loop(self) -> Loop:
         """Where they are made."""
@@ -230,14 +252,7 @@ class Parked:
     async def finish(self) -> None:
         """Wait for the relays: a program that has ended may have written what has not arrived."""
         for journey in tuple(self._journeys.values()):
-            if journey.phase != RELAYED:
-                journey.drop()
+            journey.be_left()
         while len(self._journeys) > len(self._failures):
             await self._over
         self._lot.close()
-
-
-def _is_fresh(sock: socket) -> bool:
-    """Say whether nobody has bound or connected a socket."""
-    host, port = sock.getsockname()[:2]
-    return not port and host in ("0.0.0.0", "::")

@@ -28,6 +28,7 @@ from _socket import (
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
+    TCP_NOTSENT_LOWAT,
     socket,
 )
 
@@ -63,7 +64,7 @@ class Parking:
 
     def __init__(self, far: socket, before: _Before) -> None:
         self.far = far
-        self._before = before
+        self._before: _Before | None = before
         self._left = 0
 
     @property
@@ -83,8 +84,10 @@ class Parking:
         raise OSError(errno.ENOBUFS, "a socket that is never full")
 
     def give_back(self, sock: socket) -> None:
-        """Have the program's socket be as it has set it. It may still be full."""
-        self._before.restore(sock)
+        """Have the program's socket be as it has set it, once. It may still be full."""
+        before, self._before = self._before, None
+        if before is not None:
+            before.restore(sock)
 
     def make_room(self) -> bool:
         """Read what it is full of; False if the rest has not come yet, and then this is to be
@@ -136,14 +139,16 @@ class Parking:
 class _Before:
     """What a parked socket has for us, and had otherwise before."""
 
-    __slots__ = ("_linger", "_locks", "_room")
+    __slots__ = ("_linger", "_locks", "_room", "_unsent")
 
     def __init__(self, sock: socket) -> None:
+        self._unsent = sock.getsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT)
         self._linger = sock.getsockopt(SOL_SOCKET, SO_LINGER, _LINGER_SIZE)
         self._room = sock.getsockopt(SOL_SOCKET, SO_SNDBUF)
         self._locks = buffer_locks(sock)
 
     def restore(self, sock: socket) -> None:
+        sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, self._unsent)
         sock.setsockopt(SOL_SOCKET, SO_LINGER, self._linger)
         sock.setsockopt(SOL_SOCKET, SO_SNDBUF, self._room // 2)  # the kernel takes twice of it
         try:
@@ -254,6 +259,8 @@ class ParkingLot:
         before = _Before(sock)
         sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
         sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 1)  # the least
+        # While a byte waits to be sent, there is no room; the rest of the window is used up later.
+        sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1)
         is_connected = False
         try:
             if sock.getsockopt(IPPROTO_TCP, _TCP_FASTOPEN_CONNECT):
