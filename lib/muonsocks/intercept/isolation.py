@@ -223,14 +223,14 @@ class Isolation:
         finally:
             sock.close()
 
-    async def connect(self, call: Call, sock: socket, address: bytes) -> None:
+    async def connect(self, call: Call, sock: socket, raw: bytes) -> None:
         """Answer connect(2) of a socket that is not for TCP: it has to be one of the inside.
 
         The kernel would look once more which socket it is, and find another one.
         """
         if sock.type not in (SOCK_DGRAM, SOCK_RAW) or _cookie_of(sock) != self._cookie:
             raise Refused(errno.ENETUNREACH)
-        if number := kernel.connect(sock.fileno(), address):
+        if number := kernel.connect(sock.fileno(), raw):
             raise Refused(number)
         call.succeed()
 

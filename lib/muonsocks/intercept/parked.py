@@ -23,6 +23,7 @@ from muonsocks.intercept.bpf import NOTIFY, Rule, equals
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey, cookie_of
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.parking import ParkingLot
+from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.socket_options import options_of
 from muonsocks.intercept.stand_in import StandIn
 from muonsocks.net.loop import Loop
@@ -59,12 +60,14 @@ class Parked:
         "_loop",
         "_lot",
         "_over",
+        "_peers",
         "_ports",
         "_timeout",
     )
 
-    def __init__(self, loop: Loop, timeout: float, complain: Complain) -> None:
-        """A connection may take so many seconds to come up."""
+    def __init__(self, loop: Loop, timeout: float, complain: Complain, peers: Peers) -> None:
+        """A connection may take so many seconds to come up. `peers` know of other sockets."""
+        self._peers = peers
         self._loop = loop
         self._timeout = timeout
         self._complain = complain
@@ -176,23 +179,21 @@ class Parked:
 
     async def getpeername(self, call: Call) -> None:
         """Answer getpeername(2)."""
-        if not self._journeys:
-            call.go_on()
-            return
-        sock = call.duplicate()
-        try:
-            journey = self._of(sock)
-            if journey is not None:
-                if journey.is_under_way or journey.phase == FAILED:
-                    raise Refused(errno.ENOTCONN)
-                journey.ask(call, sock)
-                if journey.phase == RELAYED:
-                    call.write_address(call.arguments[1], call.arguments[2], journey.raw)
-                    call.succeed()
-                    return
-            call.go_on()
-        finally:
-            sock.close()
+        if self._journeys:
+            sock = call.duplicate()
+            try:
+                journey = self._of(sock)
+                if journey is not None:
+                    if journey.is_under_way or journey.phase == FAILED:
+                        raise Refused(errno.ENOTCONN)
+                    journey.ask(call, sock)
+                    if journey.phase == RELAYED:
+                        call.write_address(call.arguments[1], call.arguments[2], journey.raw)
+                        call.succeed()
+                        return
+            finally:
+                sock.close()
+        await self._peers.getpeername(call)
 
     # Journeys
 
