@@ -48,7 +48,7 @@ _TCP_FASTOPEN_CONNECT = 30  # connect(2) does nothing then, up to the first byte
 _BACKLOG = 1024
 _PATIENCE = 2.0  # s until a connection within this host has come in; it takes none, mostly
 _STRANGERS = 64  # who are turned away at once, then the others have their turn
-_FILLING = bytes(1024)  # about as much as a receive buffer of the least size takes
+_FILLING = bytes(512)  # less than goes into one segment: half of what the window is
 _MOST_FILLINGS = 64
 _ROOM = 1 << 17  # bytes of a receive buffer, when there is something to receive
 _LINGER_SIZE = 8  # struct linger
@@ -80,6 +80,9 @@ class Parking:
                 flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR
                 self._left += sock.send(_FILLING, flags)
         except BlockingIOError:
+            # Later what is left of the window is used up; there is to be no room then, either, as
+            # long as a byte waits to be sent.
+            sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1)
             return
         raise OSError(errno.ENOBUFS, "a socket that is never full")
 
@@ -259,8 +262,6 @@ class ParkingLot:
         before = _Before(sock)
         sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
         sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 1)  # the least
-        # While a byte waits to be sent, there is no room; the rest of the window is used up later.
-        sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1)
         is_connected = False
         try:
             if sock.getsockopt(IPPROTO_TCP, _TCP_FASTOPEN_CONNECT):
