@@ -1,13 +1,37 @@
 """The way to a proxy from the program's very own socket: nothing has to be copied afterwards.
 
-There is one socket for all attempts, so they are made one after the other.
+There is one socket for all attempts, so they are made one after the other. A proxy that no socket
+of its kind can reach is gone to by another one, which is to stand in its place.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, socket
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_KEEPALIVE,
+    SO_LINGER,
+    SO_OOBINLINE,
+    SO_PRIORITY,
+    SO_RCVBUF,
+    SO_RCVTIMEO,
+    SO_SNDBUF,
+    SO_SNDTIMEO,
+    SOL_SOCKET,
+    TCP_INFO,
+    TCP_KEEPCNT,
+    TCP_KEEPIDLE,
+    TCP_KEEPINTVL,
+    TCP_NODELAY,
+    TCP_USER_TIMEOUT,
+    socket,
+)
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RefusedByRule
@@ -22,6 +46,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+# What a program may have set, with the bytes that it has.
+_OPTIONS = (
+    (SOL_SOCKET, SO_KEEPALIVE, 4),
+    (SOL_SOCKET, SO_OOBINLINE, 4),
+    (SOL_SOCKET, SO_PRIORITY, 4),
+    (SOL_SOCKET, SO_LINGER, 8),
+    (SOL_SOCKET, SO_RCVTIMEO, 16),
+    (SOL_SOCKET, SO_SNDTIMEO, 16),
+    (IPPROTO_TCP, TCP_NODELAY, 4),
+    (IPPROTO_TCP, TCP_KEEPIDLE, 4),
+    (IPPROTO_TCP, TCP_KEEPINTVL, 4),
+    (IPPROTO_TCP, TCP_KEEPCNT, 4),
+    (IPPROTO_TCP, TCP_USER_TIMEOUT, 4),
+)
+_BUFFERS = ((SO_SNDBUF, 1), (SO_RCVBUF, 2))  # and the bits that say it has set them
+_SO_BUF_LOCK = 72
+_TCP_SYN_SENT, _TCP_CLOSE = 2, 7  # of tcpi_state, the first byte of struct tcp_info
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -52,9 +93,7 @@ class OwnSocket(Dialler):
     async def dial(
         self, loop: Loop, destination: Endpoint, permit: Callable[[bytes], bool] = permit_all
     ) -> Stream:
-        """Connect to the first address that answers. A socket that has been connected by others
-        already is an OSError, EISCONN.
-        """
+        """Connect to the first address that answers."""
         candidates = [destination]
         if destination.packed is None:
             candidates = await self.look_up(loop, destination)
@@ -64,16 +103,15 @@ class OwnSocket(Dialler):
         failures: list[tuple[str, int]] = []
         for candidate in permitted:
             try:
+                if not self.reaches(candidate):
+                    self.give_up()
+                    return await super().dial(loop, candidate, permit)
                 return await self._connect(loop, candidate)
             except OSError as error:
                 failures.append((candidate.host, error.errno or 0))
-                if not self._is_used:
-                    break  # it is not ours to connect
         raise dial_error(failures)
 
     async def _connect(self, loop: Loop, candidate: Endpoint) -> Stream:
-        if not self.reaches(candidate):
-            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if candidate.family != self._sock.family:
             candidate = _Mapped(candidate)
         self.give_up()
@@ -112,6 +150,27 @@ class OwnSocket(Dialler):
         """Let the socket be as if we had never connected it."""
         if self._is_used:
             kernel.disconnect(self._sock.fileno())
+
+
+def number_against(sock: socket) -> int:
+    """Give the errno why connect(2) would not connect a TCP socket, 0 if it would."""
+    state = sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0]
+    if state == _TCP_CLOSE:
+        return 0
+    return errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN
+
+
+def make_like(stand_in: socket, sock: socket) -> None:
+    """Let a socket have the options that another one has, as far as its kind has them. OSError."""
+    options = [one for one in _OPTIONS if one[0] == SOL_SOCKET or stand_in.family != AF_UNIX]
+    for level, name, size in options:
+        value = sock.getsockopt(level, name, size)
+        if value != stand_in.getsockopt(level, name, size):
+            stand_in.setsockopt(level, name, value)
+    locked = sock.getsockopt(SOL_SOCKET, _SO_BUF_LOCK)
+    for name, bit in _BUFFERS:
+        if locked & bit:  # socket(7): they tell twice of what they are told
+            stand_in.setsockopt(SOL_SOCKET, name, sock.getsockopt(SOL_SOCKET, name) // 2)
 
 
 class _Mapped(Endpoint):

@@ -21,12 +21,10 @@ from __future__ import annotations
 import os
 from _signal import SIGCHLD
 
-from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError, in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import assemble
 from muonsocks.intercept.launch import stay_behind, step_back
-from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
@@ -35,6 +33,7 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
+from muonsocks.tools.intercepted import CallLog
 from muonsocks.tools.proxies import named_by
 
 
@@ -61,15 +60,10 @@ def main(arguments: list[str], log: Log) -> int:
         return SYSTEM_FAILED
     loop = Loop()
 
-    def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
-        log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
-
-    def failed(call: Call, error: BaseException) -> None:
-        log.warning(f"{call.name}: {error!r}")
-
-    outgoing = Outgoing(loop, Ways(chain), given.seconds("--connect-timeout", 120), report)
+    told = CallLog(log)
+    outgoing = Outgoing(loop, Ways(chain), given.seconds("--connect-timeout", 120), told.connection)
     supervisor = Supervisor(
-        loop, supervision.listener, RULES, {"connect": outgoing.connect}, failed
+        loop, supervision.listener, RULES, {"connect": outgoing.connect}, told.failure
     )
 
     def reap() -> None:
