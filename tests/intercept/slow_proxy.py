@@ -38,7 +38,7 @@ class Proxy:
     def url(self) -> str:
         name: Any = self.server.getsockname()
         if isinstance(name, str):
-            return f"socks5h://{name}"
+            return f"socks5h://unix:{name}"
         host = f"[{name[0]}]" if ":" in name[0] else name[0]
         return f"socks5h://{host}:{name[1]}"
 

@@ -14,7 +14,7 @@ from muonsocks.intercept.bpf import NOTIFY, Rule, has_any, is_not_null, refuse
 from muonsocks.intercept.held import Held, Outcome
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket, make_like, number_against
-from muonsocks.intercept.socket_address import LONGEST, endpoint_of, family_of
+from muonsocks.intercept.socket_address import LONGEST, SHORTEST, endpoint_of, family_of
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
@@ -79,14 +79,14 @@ class Outgoing:
             sock.close()
 
     async def _connect_stream(self, call: Call, sock: socket, raw: bytes) -> None:
+        if len(raw) >= 2 and not family_of(raw):
+            kernel.disconnect(sock.fileno())
+            call.succeed()
+            return
+        if len(raw) < SHORTEST[sock.family]:
+            raise Refused(errno.EINVAL)
         endpoint = endpoint_of(raw)
-        if endpoint is None:
-            if len(raw) >= 2 and not family_of(raw):
-                kernel.disconnect(sock.fileno())
-                call.succeed()
-                return
-            raise Refused(errno.EINVAL if len(raw) < 16 else errno.EAFNOSUPPORT)
-        if family_of(raw) != sock.family:
+        if endpoint is None or family_of(raw) != sock.family:
             raise Refused(errno.EAFNOSUPPORT)
         if not self._held.is_under_way(sock) and (number := number_against(sock)):
             raise Refused(number)

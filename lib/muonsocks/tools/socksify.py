@@ -28,7 +28,7 @@ from muonsocks.intercept.launch import stay_behind, step_back
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
-from muonsocks.log import Log
+from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
@@ -44,6 +44,8 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
+    if given.flag("--quiet"):
+        log.level = ERROR
     chain = named_by("--proxy", given.texts("--proxy"))
     words = given.arguments
     supervision = step_back(
