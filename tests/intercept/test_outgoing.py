@@ -6,11 +6,12 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import AS_NOBODY, PYTHON, run, started
+from launched import AS_NOBODY, NOWHERE, PYTHON, run, started
 from programs import closed_port
 from real_server import running
 from slow_proxy import proxy
@@ -37,9 +38,26 @@ sock = socket.socket()
 """
 
 
+MODES = ("hold", "async", "isolate")
+_mode = ["hold"]
+
+
+@pytest.fixture(autouse=True, params=MODES)
+def mode(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test is made in each mode that can be had here."""
+    name = f"--mode={request.param}"
+    if request.param == "isolate":
+        done = run("true", options=(NOWHERE, name))
+        if done.returncode:
+            pytest.skip(f"there is no network of one's own here: {done.stderr.strip()}")
+    _mode[0] = name
+    yield request.param
+    _mode[0] = "--mode=hold"
+
+
 def said_by(code: str, *urls: str, options: tuple[str, ...] = (), **popen: Any) -> list[str]:
     """What a program says that tries things."""
-    words = (*(f"--proxy={url}" for url in urls), *options)
+    words = (*(f"--proxy={url}" for url in urls), _mode[0], *options)
     done = run(PYTHON, "-c", TRY + code, options=words, **popen)
     assert done.returncode == 0, done.stderr
     lines: list[str] = done.stdout.splitlines()
@@ -95,7 +113,7 @@ say(sock.makefile("rb").read())
 """
     with proxy() as one:
         one.after = bytes(range(256)) * 10
-        program = started(PYTHON, "-c", TRY + code, options=(f"--proxy={one.url}",))
+        program = started(PYTHON, "-c", TRY + code, options=(f"--proxy={one.url}", _mode[0]))
         with program as launched:
             assert launched.line() == "0"
             from real_server import until
@@ -166,7 +184,6 @@ say(ctypes.get_errno())
 reader, writer = os.pipe()
 lib.connect(reader, v4(), 16)
 say(ctypes.get_errno())
-say(connect(socket.socket(type=socket.SOCK_DGRAM), v4("192.0.2.1")))
 """
     e = errno
     with proxy() as one:
@@ -178,7 +195,6 @@ say(connect(socket.socket(type=socket.SOCK_DGRAM), v4("192.0.2.1")))
             f"{e.EFAULT}",
             f"{e.EBADF}",
             f"{e.ENOTSOCK}",
-            f"{e.ENETUNREACH}",
         ]
 
 
@@ -201,7 +217,7 @@ say(connect(sock, v4()), sock.recv(7), sock.getsockopt(socket.SOL_SOCKET, socket
     with proxy() as one:
         one.code = 4
         words = (PYTHON, "-c", TRY + code)
-        with started(*words, options=(f"--proxy={one.url}",)) as launched:
+        with started(*words, options=(f"--proxy={one.url}", _mode[0])) as launched:
             assert launched.line() == str(errno.EHOSTUNREACH)
             one.code = 0
             launched.tell("")
@@ -255,7 +271,7 @@ def test_another_socket_stands_in_where_it_must(kind: str, flags: int, tmp_path:
             if parent.stat().st_uid == os.geteuid():
                 parent.chmod(parent.stat().st_mode | 0o055)
     with proxy(server) as one:
-        options = (f"--proxy={one.url}",)
+        options = (f"--proxy={one.url}", _mode[0])
         done = run(PYTHON, "-c", TRY + STAND_IN, str(flags), options=options)
     domain = socket.AF_INET6 if kind == "ipv6" else socket.AF_UNIX
     assert done.stdout.splitlines() == ["0 b'welcome'", f"{domain:d} True True 1 (7, 0)"]
@@ -317,16 +333,24 @@ def test_what_is_logged() -> None:
             (("-q",), 5, ""),
         ):
             one.code = number
-            done = run(*words, options=(f"--proxy={one.url}", *options))
+            done = run(*words, options=(f"--proxy={one.url}", _mode[0], *options))
             if said:
-                assert re.search(said, done.stderr) and done.stderr.count("\n") == 1
+                lines = [line for line in done.stderr.splitlines() if " mode=" not in line]
+                assert len(lines) == 1 and re.search(said, lines[0] + "\n")
             else:
                 assert done.stderr == ""
 
 
 @pytest.mark.parametrize("options", [(), ("-q",)])
-def test_a_program_that_may_not_be_looked_at(options: tuple[str, ...]) -> None:
-    """It cannot connect, and that is said once. (Root may look at it.)"""
+def test_a_program_that_may_not_be_looked_at(options: tuple[str, ...], mode: str) -> None:
+    """It cannot connect, and that is said once. Root may look at it, and whoever has made the
+    namespace that it is in.
+    """
+    if mode == "isolate":
+        with proxy() as one:
+            code = "assert not lib.prctl(4, 0, 0, 0, 0); say(connect(sock, v4()))"
+            assert said_by(code, one.url) == ["0"]
+        return
     if not AS_NOBODY and not os.geteuid():
         pytest.skip("there is no setpriv(1) to become an ordinary user")
     code = """
@@ -334,7 +358,7 @@ assert not lib.prctl(4, 0, 0, 0, 0)
 say(*(connect(socket.socket(), v4()) for _ in range(5)))
 """
     with proxy() as one:
-        words = (f"--proxy={one.url}", *options)
+        words = (f"--proxy={one.url}", _mode[0], *options)
         done = run(PYTHON, "-c", TRY + code, options=words)
         assert done.stdout.split() == [str(errno.ENETUNREACH)] * 5
         if options:
@@ -448,6 +472,6 @@ def test_a_program_of_32_bits(is_direct: bool, tmp_path: Path) -> None:
     for number, expected in ((0, 0), (5, errno.ECONNREFUSED)):
         with proxy() as one:
             one.code = number
-            done = run(str(built), options=(f"--proxy={one.url}", "-v"), before=())
+            done = run(str(built), options=(f"--proxy={one.url}", _mode[0]), before=())
             assert done.returncode == expected, done.stderr
             assert one.asked == [("192.0.2.1", 80)]

@@ -314,6 +314,12 @@ def _install(instructions: bytes) -> int:
     rights from then on, as the kernel asks for that (NO_NEW_PRIVS).
     """
     try:
+        try:
+            return kernel.install_filter(instructions, is_killable=True)
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                raise
+        kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
         return kernel.install_filter(instructions, is_killable=True)
     except OSError as error:
         if error.errno == errno.EBUSY:
@@ -321,10 +327,7 @@ def _install(instructions: bytes) -> int:
             raise OSError(error.errno, reason) from None
         if error.errno == errno.EPERM:
             raise _not_permitted("seccomp") from None
-        if error.errno != errno.EACCES:
-            raise
-    kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
-    return kernel.install_filter(instructions, is_killable=True)
+        raise
 
 
 def _close_inherited() -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DGRAM, SOCK_STREAM, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import NOTIFY, Rule, has_any, is_not_null, refuse
+from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
+from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
 from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
-from muonsocks.intercept.own_socket import OwnSocket, make_like, number_against
-from muonsocks.intercept.socket_address import LONGEST, SHORTEST, endpoint_of, family_of
+from muonsocks.intercept.own_socket import OwnSocket, number_against
+from muonsocks.intercept.resolver_sockets import leads_to_resolver
+from muonsocks.intercept.socket_address import (
+    LONGEST,
+    SHORTEST,
+    address_of,
+    endpoint_of,
+    family_of,
+)
+from muonsocks.intercept.socket_options import options_of, set_options
+from muonsocks.intercept.socket_rules import SOCKET_RULES
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
@@ -23,62 +34,82 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from muonsocks.intercept.bpf import Rules
+    from muonsocks.intercept.names import LookUp
+    from muonsocks.intercept.parked import Parked
     from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
+    # Answers connect(2) of a socket that is not for TCP, with an address.
+    Beside = Callable[[Call, socket, bytes], Coroutine[Waitable, None, None]]
     # Told of each connection: who, where to, which way, and an error or its errno (0: it is up).
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
-_MSG_FASTOPEN = 0x20000000
 _IPPROTO_MPTCP = 262
 _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
-RULES: Rules = {
-    "connect": (Rule(NOTIFY),),
-    "sendto": (
-        Rule(refuse(errno.EOPNOTSUPP), has_any(3, _MSG_FASTOPEN)),
-        Rule(NOTIFY, is_not_null(4)),
-    ),
-    "sendmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(2, _MSG_FASTOPEN)),),
-    "sendmmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(3, _MSG_FASTOPEN)),),
-    "io_uring_setup": (Rule(refuse(errno.ENOSYS)),),
-}
+RULES = joined(
+    {"connect": (Rule(NOTIFY),), "io_uring_setup": (Rule(refuse(errno.ENOSYS)),)},
+    DATAGRAM_RULES,
+    SOCKET_RULES,
+)
 
 
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_held", "_loop", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_held", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
 
-    def __init__(self, loop: Loop, ways: Ways, timeout: float, report: Report) -> None:
-        """A connection may take so many seconds to come up."""
+    def __init__(
+        self,
+        loop: Loop,
+        ways: Ways,
+        timeout: float,
+        report: Report,
+        look_up: LookUp | None = None,
+        beside: Beside | None = None,
+        parked: Parked | None = None,
+    ) -> None:
+        """A connection may take so many seconds to come up. `look_up` is for names that are looked
+        up here, which else is done in a thread. Sockets that are not for TCP are for `beside`, or
+        lead nowhere; those that do not block wait in `parked`, or are held as others are.
+        """
+        self._beside = beside
         self._held = Held(loop)
         self._loop = loop
+        self._look_up = look_up
         self._ways = ways
         self._timeout = timeout
         self._report = report
+        self._parked = parked
 
     async def connect(self, call: Call) -> None:
         """Answer connect(2)."""
         sock = call.duplicate()
         try:
-            if sock.family not in _INTERNET:
+            if sock.family not in (*_INTERNET, AF_UNIX):
                 call.go_on()  # by a socket that leads nowhere else, whatever the address is
                 return
             raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+            if sock.family == AF_UNIX:
+                if family_of(raw) == AF_UNIX and leads_to_resolver(call, raw):
+                    raise Refused(errno.ECONNREFUSED)
+                call.go_on()
+                return
             if sock.type == SOCK_STREAM and sock.proto in _TCP:
                 await self._connect_stream(call, sock, raw)
-            elif sock.type == SOCK_DGRAM:
-                raise Refused(errno.ENETUNREACH)
+            elif self._beside is not None:
+                await self._beside(call, sock, raw)
             else:
-                raise Refused(errno.EACCES)
+                raise Refused(errno.ENETUNREACH)
         finally:
             sock.close()
 
     async def _connect_stream(self, call: Call, sock: socket, raw: bytes) -> None:
+        parked = self._parked
+        if parked is not None and await parked.connect_again(call, sock, raw):
+            return
         if len(raw) >= 2 and not family_of(raw):
             kernel.disconnect(sock.fileno())
             call.succeed()
@@ -88,19 +119,41 @@ class Outgoing:
         endpoint = endpoint_of(raw)
         if endpoint is None or family_of(raw) != sock.family:
             raise Refused(errno.EAFNOSUPPORT)
-        if not self._held.is_under_way(sock) and (number := number_against(sock)):
-            raise Refused(number)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
+        tid = call.tid
+        if not os.get_blocking(sock.fileno()):
+            is_direct = not chain and destination.packed is not None
+            if is_direct and OwnSocket(sock, 0).reaches(destination):
+                number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
+                self._report(tid, destination, chain, number)
+                if number:
+                    raise Refused(number)
+                call.succeed()
+                return
+            if parked is not None:
+
+                def done(number: int) -> None:
+                    self._report(tid, destination, chain, number)
+
+                errand = Errand(Command.CONNECT, destination, chain)
+                if await parked.connect(call, sock, raw, errand, done):
+                    return
+        await self._hold(call, sock, destination, chain)
+
+    async def _hold(self, call: Call, sock: socket, destination: Endpoint, chain: Chain) -> None:
+        """Answer when it is connected."""
+        if not self._held.is_under_way(sock) and (number := number_against(sock)):
+            raise Refused(number)
 
         def connect(ours: socket, blocks: bool) -> Coroutine[Waitable, None, Outcome]:
             return self._connect(ours, blocks, destination, chain)
 
         outcome = await self._held.connect(call, sock, connect)
         error = outcome.error
-        if error is None and outcome.stand_in is not None:
+        if outcome.stand_in is not None:
             try:
-                _put(call, outcome.stand_in, sock)
+                Places(call, sock).take(outcome.stand_in)
             finally:
                 outcome.close()
         self._report(call.tid, destination, chain, error or 0)
@@ -113,18 +166,17 @@ class Outgoing:
         self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain
     ) -> Outcome:
         """Connect the program's own socket, or what is to stand in its place."""
-        dialler = OwnSocket(sock, self._timeout)
+        dialler = OwnSocket(sock, self._timeout, self._look_up)
         errand = Errand(Command.CONNECT, destination, chain)
         errand.dialler = dialler
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
             granted = (await errand.run(self._loop, self._timeout)).sock
-            if os.path.samestat(os.fstat(granted.fileno()), os.fstat(sock.fileno())):
-                granted.close()  # a duplicate
+            if granted is sock:
                 return Outcome()
             try:
-                make_like(granted, sock)
+                set_options(granted, options_of(sock))
                 os.set_blocking(granted.fileno(), blocks)
             except OSError:
                 granted.close()
@@ -136,10 +188,3 @@ class Outgoing:
         finally:
             if blocks:
                 os.set_blocking(sock.fileno(), True)
-
-
-def _put(call: Call, stand_in: socket, sock: socket) -> None:
-    """Let the program have another socket in the place of its own."""
-    with open(f"/proc/{call.tid}/fdinfo/{call.fd}") as file:
-        flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
-    call.put(stand_in, call.fd, bool(flags & os.O_CLOEXEC))

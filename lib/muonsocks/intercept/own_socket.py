@@ -8,30 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import (
-    AF_INET,
-    AF_INET6,
-    AF_UNIX,
-    IPPROTO_IPV6,
-    IPPROTO_TCP,
-    IPV6_V6ONLY,
-    SO_KEEPALIVE,
-    SO_LINGER,
-    SO_OOBINLINE,
-    SO_PRIORITY,
-    SO_RCVBUF,
-    SO_RCVTIMEO,
-    SO_SNDBUF,
-    SO_SNDTIMEO,
-    SOL_SOCKET,
-    TCP_INFO,
-    TCP_KEEPCNT,
-    TCP_KEEPIDLE,
-    TCP_KEEPINTVL,
-    TCP_NODELAY,
-    TCP_USER_TIMEOUT,
-    socket,
-)
+from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_V6ONLY, TCP_INFO, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RefusedByRule
@@ -46,22 +23,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-# What a program may have set, with the bytes that it has.
-_OPTIONS = (
-    (SOL_SOCKET, SO_KEEPALIVE, 4),
-    (SOL_SOCKET, SO_OOBINLINE, 4),
-    (SOL_SOCKET, SO_PRIORITY, 4),
-    (SOL_SOCKET, SO_LINGER, 8),
-    (SOL_SOCKET, SO_RCVTIMEO, 16),
-    (SOL_SOCKET, SO_SNDTIMEO, 16),
-    (IPPROTO_TCP, TCP_NODELAY, 4),
-    (IPPROTO_TCP, TCP_KEEPIDLE, 4),
-    (IPPROTO_TCP, TCP_KEEPINTVL, 4),
-    (IPPROTO_TCP, TCP_KEEPCNT, 4),
-    (IPPROTO_TCP, TCP_USER_TIMEOUT, 4),
-)
-_BUFFERS = ((SO_SNDBUF, 1), (SO_RCVBUF, 2))  # and the bits that say it has set them
-_SO_BUF_LOCK = 72
 _TCP_SYN_SENT, _TCP_CLOSE = 2, 7  # of tcpi_state, the first byte of struct tcp_info
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 
@@ -81,6 +42,7 @@ class OwnSocket(Dialler):
         super().__init__(connect_timeout=timeout / 4, dial_timeout=timeout, lookup=lookup)
         self._sock = sock
         self._is_used = False
+        self.for_relay = False
 
     def reaches(self, endpoint: Endpoint) -> bool:
         """Say whether an address can be gone to by a socket of this family."""
@@ -113,7 +75,7 @@ class OwnSocket(Dialler):
 
     async def _connect(self, loop: Loop, candidate: Endpoint) -> Stream:
         if candidate.family != self._sock.family:
-            candidate = _Mapped(candidate)
+            candidate = Mapped(candidate)
         self.give_up()
         number = self._sock.connect_ex(candidate.sockaddr)
         if number == errno.EISCONN:
@@ -123,17 +85,11 @@ class OwnSocket(Dialler):
             number = self._sock.connect_ex(candidate.sockaddr)
         if number not in (0, errno.EISCONN, *_STILL_CONNECTING):
             raise OSError(number, os.strerror(number))
-        ours = socket(
-            self._sock.family, self._sock.type, self._sock.proto, os.dup(self._sock.fileno())
-        )
-        if number in _STILL_CONNECTING:
-            stream = await self._attempt(Attempt(loop, ours, candidate, self.connect_timeout))
-        else:
-            stream = Stream(loop, ours, str(candidate))
-        stream.is_shared = True
-        return stream
+        if number not in _STILL_CONNECTING:
+            return _Lent(loop, self._sock, str(candidate))
+        return await self._attempt(_Attempt(loop, self._sock, candidate, self.connect_timeout))
 
-    async def _attempt(self, attempt: Attempt) -> Stream:
+    async def _attempt(self, attempt: _Attempt) -> Stream:
         attempt.mailbox = Mailbox()
         number = errno.ECANCELED
         try:
@@ -160,20 +116,34 @@ def number_against(sock: socket) -> int:
     return errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN
 
 
-def make_like(stand_in: socket, sock: socket) -> None:
-    """Let a socket have the options that another one has, as far as its kind has them. OSError."""
-    options = [one for one in _OPTIONS if one[0] == SOL_SOCKET or stand_in.family != AF_UNIX]
-    for level, name, size in options:
-        value = sock.getsockopt(level, name, size)
-        if value != stand_in.getsockopt(level, name, size):
-            stand_in.setsockopt(level, name, value)
-    locked = sock.getsockopt(SOL_SOCKET, _SO_BUF_LOCK)
-    for name, bit in _BUFFERS:
-        if locked & bit:  # socket(7): they tell twice of what they are told
-            stand_in.setsockopt(SOL_SOCKET, name, sock.getsockopt(SOL_SOCKET, name) // 2)
+class _Lent(Stream):
+    """A stream over a socket that stays open when the stream is closed."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Let nothing be told of it any more."""
+        if self.reader >= 0:
+            self.detach()
 
 
-class _Mapped(Endpoint):
+class _Attempt(Attempt):
+    """An attempt with such a socket."""
+
+    __slots__ = ()
+
+    def stream(self) -> Stream:
+        """Make a stream of it, as it is connected."""
+        self._timer.cancel()
+        return _Lent(self.loop, self._sock, str(self.candidate), known=self._ready)
+
+    def close(self) -> None:
+        """Give up."""
+        self._timer.cancel()
+        self.loop.unregister(self._sock.fileno())
+
+
+class Mapped(Endpoint):
     """An IPv4 address as it is for an IPv6 socket (RFC 4291 section 2.5.5.2)."""
 
     __slots__ = ()
