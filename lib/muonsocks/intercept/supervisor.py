@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MOST = 1 << 15  # calls that are being answered; one more fails, or all memory could be theirs
 _DESCRIPTORS_OF_ONE = 4
+# Of socketcall(2): what could get an address while the kernel reads it once more is done by us.
+_READ_AGAIN = {"sendto"}
 
 
 class Supervisor:
@@ -95,10 +97,10 @@ class Supervisor:
         if call.name == "socketcall":
             call.unwrap()
             decided = verdict(self._rules[call.name], call.arguments)
-            if decided == ALLOW:
+            if decided == ALLOW and call.name not in _READ_AGAIN & self._handlers.keys():
                 call.go_on()
                 return
-            if decided != NOTIFY:
+            if decided not in (ALLOW, NOTIFY):
                 call.fail(decided & 0xFFFF)
                 return
         await self._handlers[call.name](call)
