@@ -497,7 +497,7 @@ def test_what_is_for_datagrams_is_let_through_inside():
     [
         ((2, 1, 0), NOTIFY),
         ((10, 1 | SOCK_CLOEXEC | SOCK_NONBLOCK, 6), NOTIFY),
-        ((2, 1, 262), NOTIFY),
+        ((2, 1, 262), refuse(errno.EPROTONOSUPPORT)),
         ((1 << 32 | 2, 1, 1 << 32), NOTIFY),
         ((2, 2, 0), ALLOW),
         ((2, 3, 1), ALLOW),

@@ -53,11 +53,13 @@ ADDRESSES = {AF_INET: parse_address("192.0.0.2"), AF_INET6: parse_address("fd6d:
 # What leads nowhere, where there is no network. AF_VSOCK and some others are not about networks.
 _HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
-_TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
+_TCP = (0, IPPROTO_TCP)
 
 _OF_DATAGRAMS = ("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
 
 SOCKET_RULES = (
+    # Landlock does not know MPTCP. A program goes on with TCP, as where there is none.
+    Rule(refuse(errno.EPROTONOSUPPORT), equals(2, _IPPROTO_MPTCP)),
     *(
         Rule(NOTIFY, equals(0, family), equals(1, SOCK_STREAM, _TYPE), equals(2, protocol))
         for family in (AF_INET, AF_INET6)
