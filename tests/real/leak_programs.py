@@ -201,13 +201,14 @@ DECEITS = [
     deceiving("sendto-port"),
     deceiving("sendmsg-name"),
     deceiving("descriptor-connect"),
-    deceiving("descriptor-connect-mptcp"),
     deceiving("io-uring"),
     deceiving("i386"),
 ]
 # The kernel does a call that a unix socket was for, with whatever has its number then. It keeps
-# those who have been deceived from TCP; in a network of its own a program has no UDP outside.
+# those who have been deceived from TCP; in a network of its own a program has neither UDP outside
+# nor MPTCP.
 ISOLATED_DECEITS = [
+    deceiving("descriptor-connect-mptcp"),
     deceiving("descriptor-sendto"),
     deceiving("descriptor-sendmsg"),
     deceiving("descriptor-of-datagrams"),
