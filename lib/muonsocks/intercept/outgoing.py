@@ -127,6 +127,7 @@ class Outgoing:
                     self._report(tid, destination, chain, number)
 
                 errand = Errand(Command.CONNECT, destination, chain)
+                errand.dialler.lookup = self._look_up
                 if await parked.connect(call, sock, raw, errand, done):
                     return
         number = await self._hold(sock, destination, chain)
