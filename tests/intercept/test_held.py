@@ -5,8 +5,8 @@ import os
 import signal
 
 from launched import PYTHON, started
+from patient_proxy import Proxy, proxy
 from real_server import state, until
-from slow_proxy import Proxy, proxy
 
 CONNECT = """
 import ctypes, errno, os, signal, socket, struct, sys, threading, time

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from launched import AS_NOBODY, NOWHERE, PYTHON, run, started
+from patient_proxy import proxy
 from programs import closed_port
 from real_server import running
-from slow_proxy import proxy
 
 TRY = """
 import ctypes, errno, fcntl, os, socket, struct, sys

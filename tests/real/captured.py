@@ -114,8 +114,9 @@ class World:
         """
         words = self.inner.command([PYTHON, "-IS", REAPER, *([] if is_root else NOBODY)])
         if mode:
-            words += [SOCKSIFY, f"--proxy=socks5h://{proxy[0]}:{proxy[1]}", *options]
-            words += [f"--mode={mode}", "--"] if knows_modes() else ["--"]
+            host = f"[{proxy[0]}]" if ":" in proxy[0] else proxy[0]
+            words += [SOCKSIFY, f"--mode={mode}", f"--proxy=socks5h://{host}:{proxy[1]}"]
+            words += [*options, "--"]
         return words + command
 
     @property
@@ -173,12 +174,6 @@ def targets(log: str) -> list[str]:
     ended = [line for line in log.splitlines() if " end=" in line]
     words = [word for line in ended for word in line.split() if word.startswith("target=")]
     return [word.removeprefix("target=") for word in words]
-
-
-def knows_modes() -> bool:
-    from muonsocks.tools import socksify
-
-    return "--mode" in socksify.__doc__
 
 
 def missing(*programs: str) -> str | None:

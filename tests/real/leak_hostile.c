@@ -94,6 +94,12 @@ static void call_connect(void)
     connect(number, &shared.sa, sizeof shared.in);
 }
 
+static void call_connect_and_write(void)
+{
+    call_connect();
+    write(number, part.iov_base, part.iov_len);
+}
+
 static void call_connect_anew(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
@@ -207,10 +213,9 @@ int main(int count, char **words)
     number = datagrams;
     if (!strcmp(how, "connect-address"))
         repeat(flip_address, call_connect_anew);
-    else if (!strcmp(how, "connect-datagram-address")) {
-        repeat(flip_address, call_connect);
-        write(number, "this goes past the proxy", 24);
-    } else if (!strcmp(how, "connect-family"))
+    else if (!strcmp(how, "connect-datagram-address"))
+        repeat(flip_address, call_connect_and_write);
+    else if (!strcmp(how, "connect-family"))
         repeat(flip_family, call_connect_anew);
     else if (!strcmp(how, "sendto-address"))
         repeat(flip_address, call_sendto);

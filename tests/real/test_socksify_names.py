@@ -22,6 +22,8 @@ from programs import PYTHON
 from real_server import Server, running
 from socksified import socksified
 
+Told = Callable[..., None]  # has a story happen
+
 HERE = Path(__file__).parent
 NAME, ADDRESS = "server.example", "127.0.0.1"
 FAKE, FAKE6 = "198.18.0.1", "fd6d:756f:6e73:6f63::1"
@@ -35,13 +37,15 @@ def needs(program: str) -> None:
 class World:
     """The proxy, the name server, and a server at NAME that says hello to all who come."""
 
-    def __init__(self, proxy: Server, names: Nameserver, port: int) -> None:
+    def __init__(self, mode: str, proxy: Server, names: Nameserver, port: int) -> None:
+        self.mode = mode
         self.proxy = proxy
         self.names = names
         self.port = str(port)
 
     def run(self, *command: str, **more: object) -> str:
         more.setdefault("proxy", self.proxy.url)
+        more.setdefault("mode", self.mode)
         return socksified(*command, **more)  # type: ignore[arg-type]
 
     def expect_by_name(self, times: int = 1) -> None:
@@ -74,21 +78,26 @@ def greeting() -> Iterator[int]:
         thread.join()
 
 
-def in_world(place: Path, story: Callable[[World], None], more: str = "", hosts: str = "") -> None:
-    def there() -> None:
-        # Without an address of a family that can be seen there are no names of it (AI_ADDRCONFIG).
-        sh("ip addr add 198.51.100.1/32 dev lo", "ip addr add 2001:db8::1/128 dev lo")
-        own_files(place, f"127.0.0.1 localhost\n::1 localhost\n{hosts}")
-        with open(place / "resolv.conf", "a") as file:
-            file.write(more)
-        with (
-            nameserver("127.0.0.1", {NAME: ADDRESS}) as names,
-            greeting() as port,
-            running() as proxy,
-        ):
-            story(World(proxy, names, port))
+@pytest.fixture(params=["isolate", "async", "hold"])
+def in_world(request: pytest.FixtureRequest, tmp_path: Path) -> Told:
+    def run(story: Callable[[World], None], more: str = "") -> None:
+        in_own_network(lambda: tell(story, request.param, tmp_path, more))
 
-    in_own_network(there)
+    return run
+
+
+def tell(story: Callable[[World], None], mode: str, place: Path, more: str) -> None:
+    # Without an address of a family that can be seen there are no names of it (AI_ADDRCONFIG).
+    sh("ip addr add 198.51.100.1/32 dev lo", "ip addr add 2001:db8::1/128 dev lo")
+    own_files(place, "127.0.0.1 localhost\n::1 localhost\n")
+    with open(place / "resolv.conf", "a") as file:
+        file.write(more)
+    with (
+        nameserver("127.0.0.1", {NAME: ADDRESS}) as names,
+        greeting() as port,
+        running() as proxy,
+    ):
+        story(World(mode, proxy, names, port))
 
 
 @pytest.fixture
@@ -119,7 +128,7 @@ def binary() -> Iterator[Callable[..., str]]:
 # The C library
 
 
-def test_glibc_is_told_addresses_in_a_sane_order(tmp_path: Path) -> None:
+def test_glibc_is_told_addresses_in_a_sane_order(in_world: Told) -> None:
     def story(world: World) -> None:
         lines = world.run("getent", "ahosts", NAME).splitlines()
         assert [line.split()[0] for line in lines] == [FAKE6] * 3 + [FAKE] * 3
@@ -137,10 +146,10 @@ def test_glibc_is_told_addresses_in_a_sane_order(tmp_path: Path) -> None:
         ]
         assert world.names.asked == []
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_curl(tmp_path: Path) -> None:
+def test_curl(in_world: Told) -> None:
     needs("curl")
 
     def story(world: World) -> None:
@@ -151,10 +160,10 @@ def test_curl(tmp_path: Path) -> None:
             assert world.run("curl", "-sS", family, url) == "hello\n"
         world.expect_by_name(3)
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_python(tmp_path: Path) -> None:
+def test_python(in_world: Told) -> None:
     def story(world: World) -> None:
         code = (
             "import sys, urllib.request\n"
@@ -169,10 +178,10 @@ def test_python(tmp_path: Path) -> None:
         assert said.splitlines() == ["b'hello\\n'"] * 2
         world.expect_by_name(2)
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_a_static_program_of_musl(tmp_path: Path, binary: Callable[..., str]) -> None:
+def test_a_static_program_of_musl(in_world: Told, binary: Callable[..., str]) -> None:
     program = binary("musl-gcc", "-static", "musl_names.c")
 
     def story(world: World) -> None:
@@ -180,10 +189,10 @@ def test_a_static_program_of_musl(tmp_path: Path, binary: Callable[..., str]) ->
         assert sorted(said.splitlines()[:2]) == [FAKE, FAKE6] and said.endswith("hello\n")
         world.expect_by_name()
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_several_name_servers_of_musl(tmp_path: Path, binary: Callable[..., str]) -> None:
+def test_several_name_servers_of_musl(in_world: Told, binary: Callable[..., str]) -> None:
     """With one of IPv6 its socket is one of IPv6, for all of them."""
     program = binary("musl-gcc", "-static", "musl_names.c")
 
@@ -191,10 +200,10 @@ def test_several_name_servers_of_musl(tmp_path: Path, binary: Callable[..., str]
         said = world.run(program, NAME, world.port)
         assert sorted(said.splitlines()[:2]) == [FAKE, FAKE6] and said.endswith("hello\n")
 
-    in_world(tmp_path, story, more="nameserver 2001:db8::53\nnameserver 192.0.2.53\n")
+    in_world(story, more="nameserver 2001:db8::53\nnameserver 192.0.2.53\n")
 
 
-def test_a_static_program_of_go(tmp_path: Path, binary: Callable[..., str]) -> None:
+def test_a_static_program_of_go(in_world: Told, binary: Callable[..., str]) -> None:
     program = binary("go", "build", "go_names.go")
 
     def story(world: World) -> None:
@@ -202,10 +211,10 @@ def test_a_static_program_of_go(tmp_path: Path, binary: Callable[..., str]) -> N
         assert said.splitlines()[:2] == [FAKE, FAKE6] and said.endswith("hello\n")
         world.expect_by_name()
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_c_ares(tmp_path: Path, binary: Callable[..., str]) -> None:
+def test_c_ares(in_world: Told, binary: Callable[..., str]) -> None:
     program = binary("gcc", "cares_names.c", libraries=("-lcares",))
 
     def story(world: World) -> None:
@@ -213,10 +222,10 @@ def test_c_ares(tmp_path: Path, binary: Callable[..., str]) -> None:
         assert world.run(program, NAME, "6") == f"{FAKE6}\n"
         assert world.names.asked == []
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_dig(tmp_path: Path) -> None:
+def test_dig(in_world: Told) -> None:
     needs("dig")
 
     def story(world: World) -> None:
@@ -234,13 +243,13 @@ def test_dig(tmp_path: Path) -> None:
         ]
         assert world.names.asked == []
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
 # Rules
 
 
-def test_a_proxy_that_is_told_addresses(tmp_path: Path) -> None:
+def test_a_proxy_that_is_told_addresses(in_world: Told) -> None:
     """The names are looked up here, and what is asked leaves for the name server."""
     needs("curl")
 
@@ -255,10 +264,10 @@ def test_a_proxy_that_is_told_addresses(tmp_path: Path) -> None:
         assert world.run("sh", "-c", unknown, proxy=proxy) == "2\n"
         assert not world.proxy.count("target=")
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_proxies_and_exceptions_of_the_environment(tmp_path: Path) -> None:
+def test_proxies_and_exceptions_of_the_environment(in_world: Told) -> None:
     needs("getent")
 
     def story(world: World) -> None:
@@ -279,10 +288,10 @@ def test_proxies_and_exceptions_of_the_environment(tmp_path: Path) -> None:
         assert world.run(*words, no_proxy="*") == hello
         world.proxy.await_log(f"closed .*target={NAME}:", 2)
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_the_proxy_may_be_named(tmp_path: Path) -> None:
+def test_the_proxy_may_be_named(in_world: Told) -> None:
     """Then its name is looked up here, and a program that goes there by itself gets there."""
 
     def story(world: World) -> None:
@@ -299,10 +308,10 @@ def test_the_proxy_may_be_named(tmp_path: Path) -> None:
         assert "b'\\x05\\x00'" in said.splitlines()
         world.proxy.await_log("target=other.example:80 ")
 
-    in_world(tmp_path, story)
+    in_world(story)
 
 
-def test_domains_that_are_searched(tmp_path: Path) -> None:
+def test_domains_that_are_searched(in_world: Told) -> None:
     def story(world: World) -> None:
         code = (
             "import socket, sys\n"
@@ -312,4 +321,4 @@ def test_domains_that_are_searched(tmp_path: Path) -> None:
         world.proxy.await_log(f"closed .*target={NAME}:")
         assert world.proxy.count("target=") == world.proxy.count(f"target={NAME}:")
 
-    in_world(tmp_path, story, more="search office.example cluster.local\noptions ndots:5\n")
+    in_world(story, more="search office.example cluster.local\noptions ndots:5\n")

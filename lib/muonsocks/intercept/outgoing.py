@@ -137,6 +137,7 @@ class Outgoing:
                     self._report(tid, destination, chain, number)
 
                 errand = Errand(Command.CONNECT, destination, chain)
+                errand.dialler.lookup = self._look_up
                 if await parked.connect(call, sock, raw, errand, done):
                     return
         await self._hold(call, sock, destination, chain)

@@ -32,13 +32,11 @@ _UNKNOWN = refuse(errno.EAFNOSUPPORT)
 
 SOCKET_RULES: Rules = {
     "socket": (
-        # Landlock does not know MPTCP. A program goes on with TCP, as where there is none.
-        Rule(refuse(errno.EPROTONOSUPPORT), equals(2, _MPTCP)),
         *(Rule(ALLOW, equals(0, family)) for family in (_UNIX, _NETLINK, _ALG)),
         *(
             Rule(ALLOW, equals(0, family), equals(1, kind, _TYPE), equals(2, protocol))
             for family in (_INET, _INET6)
-            for kind, protocols in ((_STREAM, (0, _TCP)), (_DATAGRAM, (0, _UDP)))
+            for kind, protocols in ((_STREAM, (0, _TCP, _MPTCP)), (_DATAGRAM, (0, _UDP)))
             for protocol in protocols
         ),
         *(Rule(_ELSEWHERE, equals(0, family)) for family in (_INET, _INET6)),
