@@ -209,6 +209,7 @@ def test_connect_waits_where_it_blocks_by_now() -> None:
 sock = begin()
 sock.setblocking(True)
 sock.connect(TARGET)
+assert os.get_blocking(sock.fileno())
 is_through(sock)
 """
     with SlowProxy(LONG) as proxy:
