@@ -14,7 +14,7 @@ Which way:
                               the other if it is repeated
   --direct=NETS               to these networks without a proxy, a comma between
   --udp=WHAT                  refuse datagrams, but for questions for names, or allow
-                              them, by UDP ASSOCIATE [default: refuse]
+                              them, by UDP ASSOCIATE, in mode isolate [default: refuse]
 
 How:
   --mode=MODE                 isolate: in a network of its own, with nothing in it; async:
@@ -49,18 +49,18 @@ from muonsocks.intercept.launch import Supervision, stay_behind, step_back
 from muonsocks.intercept.look_up import LookUp
 from muonsocks.intercept.names import Names, searched
 from muonsocks.intercept.nameserver import Nameserver, on_loopback
-from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.parked import RULES as RULES_OF_PARKED
 from muonsocks.intercept.parked import Parked
 from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
-from muonsocks.log import Log
+from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
+from muonsocks.tools.intercepted import CallLog
 from muonsocks.tools.proxies import named_by
 
 TYPE_CHECKING = False
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from muonsocks.socks.rules import Chain
 
 _MODES = ("auto", "isolate", "async", "hold")
+_ISOLATING = ("auto", "isolate")
 # s: two trips to a proxy on this host and back are a connection, and each takes about as long
 _LOOKING = 1.5e-4
 
@@ -83,10 +84,18 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
+    if given.flag("--quiet"):
+        log.level = ERROR
     ways = _ways(given)
     mode = given.text("--mode") or "auto"
     if mode not in _MODES:
         raise UsageError(f"--mode: {mode[:60]!r} is none", f"give one of {', '.join(_MODES)}")
+    udp = given.text("--udp") or "refuse"
+    if udp not in ("refuse", "allow"):
+        raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
+    is_carried = udp == "allow"
+    if is_carried and mode not in _ISOLATING:
+        raise UsageError(f"--udp allow is nothing for --mode {mode}", "it takes --mode isolate")
     timeout = given.seconds("--connect-timeout", 120)
     supervision = step_back(
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
@@ -99,10 +108,10 @@ def main(arguments: list[str], log: Log) -> int:
         return execute(given.arguments, dict(os.environb), log)
 
     try:
-        rules = _start(supervision, become, mode, log.debug)
+        rules = _start(supervision, become, mode, is_carried, log.debug)
         loop = Loop()
         loop.looking = _LOOKING
-        supervised = _Supervised(loop, ways, timeout, rules, supervision, mode == "hold", log)
+        supervised = _Supervised(loop, ways, timeout, rules, supervision, mode, is_carried, log)
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
@@ -134,21 +143,28 @@ def _ways(given: Options) -> Ways:
 
 
 def _start(
-    supervision: Supervision, become: Callable[[], int], mode: str, say: Callable[[str], None]
+    supervision: Supervision,
+    become: Callable[[], int],
+    mode: str,
+    has_device: bool,
+    say: Callable[[str], None],
 ) -> Rules:
     """Have the program wait for what is to come, in a network of its own if that is to be and can
-    be. Gives the rules of its filter; `descriptors` are what that network's nameservers are.
+    be. Gives the rules of its filter; `descriptors` are what `enter` gives.
     """
     rules = RULES if mode == "hold" else joined(RULES, RULES_OF_PARKED)
-    if mode in ("auto", "isolate"):
+    if mode in _ISOLATING:
         inside = rules_inside(rules)
         try:
-            supervision.start(become, assemble(inside, kernel.ARCHITECTURES), enter)
+            supervision.start(
+                become, assemble(inside, kernel.ARCHITECTURES), lambda: enter(has_device)
+            )
             say("mode=isolate")
             return inside
         except OSError as error:
-            if mode == "isolate":
-                hint = "--mode async does without"
+            if mode == "isolate" or has_device:
+                hint = "--udp refuse" if has_device else "--mode async"
+                hint += " does without"
                 raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
             say(f"isolate cannot be had: {in_one_line(error)}")
             mode = "async"
@@ -169,13 +185,17 @@ class _Supervised:
         timeout: float,
         rules: Rules,
         supervision: Supervision,
-        holds: bool,
+        mode: str,
+        is_carried: bool,
         log: Log,
     ) -> None:
         self._log = log
+        told = CallLog(log)
         peers, look_up = Peers(), LookUp(loop)
-        self._parked = None if holds else Parked(loop, timeout, self._complain, peers)
-        inside = [socket(fileno=fd) for fd in supervision.descriptors]
+        self._parked = None if mode == "hold" else Parked(loop, timeout, self._complain, peers)
+        descriptors = supervision.descriptors
+        device = descriptors.pop(0) if is_carried else None
+        inside = [socket(fileno=fd) for fd in descriptors]
         sockets = inside or on_loopback()  # a program cannot have them: they are closed on exec
         has_ipv6 = any(sock.family == AF_INET6 for sock in sockets)
         names = Names(ways, look_up, searched(os.environ), has_ipv6)
@@ -195,12 +215,18 @@ class _Supervised:
             ):
                 handlers[handler.__name__] = handler
             beside = datagrams.connect
+        if device is not None:
+            from muonsocks.intercept.tunnel import Tunnel
+            from muonsocks.net.dial import Dialler
+
+            dialler = Dialler(connect_timeout=timeout, dial_timeout=timeout, lookup=look_up)
+            Tunnel(loop, device, ways, names.answer, dialler, log.debug, self._complain)
         if self._parked is not None:
             handlers["getsockopt"] = self._parked.getsockopt
             handlers["getpeername"] = self._parked.getpeername
-        outgoing = Outgoing(loop, ways, timeout, self._report, look_up, beside, self._parked)
+        outgoing = Outgoing(loop, ways, timeout, told.connection, look_up, beside, self._parked)
         handlers["connect"] = outgoing.connect
-        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, self._blame)
+        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, told.failure)
 
     async def run(self) -> None:
         """Answer until nobody is left who could call, and nothing of what was begun."""
@@ -208,11 +234,5 @@ class _Supervised:
         if self._parked is not None:
             await self._parked.finish()
 
-    def _report(self, tid: int, destination: Endpoint, way: Chain, number: int) -> None:
-        self._log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
-
     def _complain(self, error: BaseException) -> None:
         self._log.warning(f"a connection under way: {error!r}")
-
-    def _blame(self, call: Call, error: BaseException) -> None:
-        self._log.warning(f"{call.name}: {error!r}")
