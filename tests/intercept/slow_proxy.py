@@ -128,11 +128,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def socksified(proxy: SlowProxy, *words: str, options: tuple[str, ...] = ()) -> Iterator[Run]:
+def socksified(
+    proxy: SlowProxy, *words: str, options: tuple[str, ...] = (), before: tuple[str, ...] = ()
+) -> Iterator[Run]:
     """Run a program as an ordinary user, with a pipe to its input, up to its end."""
-    before = AS_NOBODY if not os.geteuid() else ()
-    if before and subprocess.run([*before, "test", "-x", SOCKSIFY]).returncode:
-        pytest.skip("an ordinary user cannot read this checkout")
+    if not os.geteuid():
+        before += AS_NOBODY
+        if subprocess.run([*AS_NOBODY, "test", "-x", SOCKSIFY]).returncode:
+            pytest.skip("an ordinary user cannot read this checkout")
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [*before, SOCKSIFY, "--mode=async", f"--proxy={proxy.url}", *options, *words],

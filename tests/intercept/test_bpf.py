@@ -130,3 +130,12 @@ def test_what_is_of_no_known_architecture_fails() -> None:
 def test_rules_that_are_too_many_are_our_own_fault() -> None:
     with pytest.raises(AssertionError, match="too many"):
         assemble({"connect": [Rule(NOTIFY, has_any(1, 5))] * 99}, [X86_64])
+
+
+@pytest.mark.parametrize("value", [0, 1, 1 << 32, (1 << 32) - 1, 1 << 63])
+def test_a_pointer_is_null_only_in_both_halves(value: int) -> None:
+    rules = {"sendto": [Rule(NOTIFY, is_not_null(4))]}
+    arguments = [0, 0, 0, 0, value, 0]
+    expected = NOTIFY if value else ALLOW
+    program = assemble(rules, [X86_64])
+    assert outcome(program, X86_64.audit, X86_64.numbers["sendto"], arguments) == expected

@@ -209,6 +209,7 @@ def test_connect_waits_where_it_blocks_by_now() -> None:
 sock = begin()
 sock.setblocking(True)
 sock.connect(TARGET)
+assert os.get_blocking(sock.fileno())
 is_through(sock)
 """
     with SlowProxy(LONG) as proxy:
@@ -346,18 +347,19 @@ def write():
     sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
 sock.send(b"first")
+assert wait(sock, select.POLLIN) and sock.recv(5) == b"first"
 assert sock.getpeername() == TARGET
 assert error_of(sock) == 0
 thread = threading.Thread(target=write)
 thread.start()
 got = b""
-while len(got) < len(data) + 5:
+while len(got) < len(data):
     wait(sock, select.POLLIN)
     piece = sock.recv(1 << 20)
     assert piece
     got += piece
 assert sock.recv(1) == b""
-assert got == b"first" + data
+assert got == data
 thread.join()
 """
     with SlowProxy(LONG) as proxy:
@@ -473,7 +475,7 @@ is_through(sock)
 def test_nothing_is_left_of_what_has_been() -> None:
     """Neither of who asks, nor of who does not, nor of failures."""
     program = """
-for number in range(30):
+for number in range(60):
     sock = begin()
     assert wait(sock)
     if number % 3 == 0:
@@ -487,7 +489,7 @@ os.read(0, 1)
         proxy.wait_until(asked=1)
         before = left_of(done.supervisor)
         with proxy.changed:
-            assert proxy.changed.wait_for(lambda: len(proxy.received) == 30, SECONDS)
+            assert proxy.changed.wait_for(lambda: len(proxy.received) == 60, SECONDS)
         wait_until(lambda: len(left_of(done.supervisor)) <= len(before))
 
 
@@ -604,6 +606,58 @@ print(errno.errorcode[sock.connect_ex(TARGET)])
     with SlowProxy(LONG) as proxy:
         done = run(proxy, "unshare", "-rn", *python(program))
     assert done.output in ("ENETUNREACH\n", "EHOSTUNREACH\n"), done.output
+
+
+# What needs no proxy
+
+
+@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
+def test_directly(family: str) -> None:
+    """It is the kernel that connects, and the program's own socket."""
+    program = f"""
+family = socket.{family}
+listener = socket.create_server(("127.0.0.1", 0))
+port = listener.getsockname()[1]
+host = "127.0.0.1" if family == socket.AF_INET else "::ffff:127.0.0.1"
+sock = begin(family, (host, port))
+inode = os.fstat(sock.fileno()).st_ino
+far = listener.accept()[0]
+assert wait(sock) == select.POLLOUT and error_of(sock) == 0
+assert sock.getpeername()[:2] == (host, port)
+assert os.fstat(sock.fileno()).st_ino == inode
+listener.close()
+refused = socket.socket(family)
+refused.setblocking(False)
+number = refused.connect_ex((host, port))
+if number == errno.EINPROGRESS:
+    assert wait(refused)
+    number = error_of(refused)
+assert number == errno.ECONNREFUSED
+"""
+    with SlowProxy() as proxy:
+        run(proxy, *python(program))
+        assert proxy.asked == 0
+
+
+def test_as_many_as_there_are_descriptors_for() -> None:
+    """The supervisor has two for each that is parked, and the program one: the others are held."""
+    program = """
+socks = [socket.socket() for _ in range(80)]
+numbers = []
+for sock in socks:
+    sock.setblocking(False)
+    numbers.append(sock.connect_ex(TARGET))
+assert 0 < numbers.count(errno.EINPROGRESS) < 80, numbers
+assert set(numbers) == {0, errno.EINPROGRESS}, numbers
+for sock in socks:
+    assert wait(sock) and error_of(sock) == 0
+    is_through(sock)
+"""
+    limit = ("prlimit", "--nofile=110:110")
+    with SlowProxy(0.05) as proxy:
+        with socksified(proxy, *python(program), before=limit) as done:
+            pass
+        assert done.status == 0, done.log
 
 
 # Real programs

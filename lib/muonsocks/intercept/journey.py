@@ -164,9 +164,6 @@ class Journey:
         """Drop it, unless there is something to be carried: there is no program any more."""
         if self.phase == ARRIVED:
             self._make_room_or_relay()
-        parking = self._parking
-        if self.phase == ARRIVED and parking is not None and parking.has_been_written_to():
-            self._relay(parking)
         if self.phase != RELAYED:
             self.drop()
 
@@ -261,9 +258,9 @@ class Journey:
         parking = self._parking
         assert parking is not None
         try:
-            was_empty = parking.is_empty
-            if parking.make_room() and was_empty:
-                self._relay(parking)  # there is something after it
+            # What the program has written may have come with the last of what fills it.
+            if parking.make_room() and parking.has_been_written_to():
+                self._relay(parking)
         except OSError:
             self._forget()
 

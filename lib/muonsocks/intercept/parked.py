@@ -16,8 +16,10 @@ from __future__ import annotations
 import errno
 import os
 from _socket import IPPROTO_TCP, SO_BINDTODEVICE, SO_ERROR, SOL_SOCKET, socket
+from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.client.errand import Errand
+from muonsocks.errors import SHORTAGES
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey, cookie_of
@@ -45,6 +47,8 @@ RULES: Rules = {
 
 _MOST = 8192  # journeys at once; what comes beyond is held
 _LONGEST_INTERFACE = 16  # bytes of its name
+_LAST_WORDS = 600.0  # s for what programs have written before they ended to arrive
+_FOR_CALLS = 64  # descriptors
 _MOST_FAILURES = 1024  # that wait to be told; then the first is a plain reset
 _SOON = 0.002  # s: a connection that is up by then need not be parked
 
@@ -91,7 +95,7 @@ class Parked:
         """Answer the connect(2) of a socket that does not block; False if that has to be held. An
         errand leads to where `raw` means; `done` is told the errno, 0 if it is up.
         """
-        if len(self._journeys) >= _MOST or not self._is_fresh(sock):
+        if len(self._journeys) >= _most() or not self._is_fresh(sock):
             return False
         options = options_of(sock)
         errand.dialler = StandIn(sock.family, options, errand.dialler.lookup)
@@ -126,12 +130,15 @@ class Parked:
                     journey.drop()
                     return False
         if journey.phase == FAILED:
+            is_held = parking is None and journey.number in SHORTAGES
             if parking is not None:
                 parking.far.close()
                 kernel.disconnect(sock.fileno())
                 parking.give_back(sock)
                 self.is_fresh_again(sock)
             self.forget(journey)
+            if is_held:  # which takes no descriptor more
+                return False
             raise Refused(journey.number)
         assert parking is not None
         journey.park(parking)
@@ -254,6 +261,16 @@ class Parked:
         """Wait for the relays: a program that has ended may have written what has not arrived."""
         for journey in tuple(self._journeys.values()):
             journey.be_left()
-        while len(self._journeys) > len(self._failures):
-            await self._over
+        try:
+            with self._loop.deadline(_LAST_WORDS):
+                while len(self._journeys) > len(self._failures):
+                    await self._over
+        except TimeoutError:
+            for journey in tuple(self._journeys.values()):
+                journey.drop()
         self._lot.close()
+
+
+def _most() -> int:
+    """Say how many there may be: each has two descriptors here, and calls want some, too."""
+    return min(_MOST, (getrlimit(RLIMIT_NOFILE)[0] - _FOR_CALLS) // 2)
