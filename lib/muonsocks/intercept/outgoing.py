@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
+    from muonsocks.intercept.peers import Peers
     from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
@@ -59,7 +60,17 @@ RULES = joined(
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_beside", "_held", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
+    __slots__ = (
+        "_beside",
+        "_held",
+        "_look_up",
+        "_loop",
+        "_parked",
+        "_peers",
+        "_report",
+        "_timeout",
+        "_ways",
+    )
 
     def __init__(
         self,
@@ -67,15 +78,18 @@ class Outgoing:
         ways: Ways,
         timeout: float,
         report: Report,
+        peers: Peers,
         look_up: LookUp | None = None,
         beside: Beside | None = None,
         parked: Parked | None = None,
     ) -> None:
-        """A connection may take so many seconds to come up. `look_up` is for names that are looked
-        up here, which else is done in a thread. Sockets that are not for TCP are for `beside`, or
-        lead nowhere; those that do not block wait in `parked`, or are held as others are.
+        """A connection may take so many seconds to come up; `peers` are told of it. `look_up` is
+        for names that are looked up here, which else is done in a thread. Sockets that are not for
+        TCP are for `beside`, or lead nowhere; those that do not block wait in `parked`, or are held
+        as others are.
         """
         self._beside = beside
+        self._peers = peers
         self._held = Held(loop)
         self._loop = loop
         self._look_up = look_up
@@ -126,7 +140,7 @@ class Outgoing:
             is_direct = not chain and destination.packed is not None
             if is_direct and OwnSocket(sock, 0).reaches(destination):
                 number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
-                self._report(tid, destination, chain, number)
+                self._report(tid, destination, chain, 0 if number == errno.EINPROGRESS else number)
                 if number:
                     raise Refused(number)
                 call.succeed()
@@ -140,9 +154,11 @@ class Outgoing:
                 errand.dialler.lookup = self._look_up
                 if await parked.connect(call, sock, raw, errand, done):
                     return
-        await self._hold(call, sock, destination, chain)
+        await self._hold(call, sock, raw, destination, chain)
 
-    async def _hold(self, call: Call, sock: socket, destination: Endpoint, chain: Chain) -> None:
+    async def _hold(
+        self, call: Call, sock: socket, raw: bytes, destination: Endpoint, chain: Chain
+    ) -> None:
         """Answer when it is connected."""
         if not self._held.is_under_way(sock) and (number := number_against(sock)):
             raise Refused(number)
@@ -152,6 +168,8 @@ class Outgoing:
 
         outcome = await self._held.connect(call, sock, connect)
         error = outcome.error
+        if chain and error is None:
+            self._peers.remember_stream(outcome.stand_in or sock, raw)
         if outcome.stand_in is not None:
             try:
                 Places(call, sock).take(outcome.stand_in)
