@@ -24,15 +24,20 @@ def user() -> tuple[str, ...]:
 
 
 def socksified(
-    *command: str, proxy: str = NO_PROXY, options: tuple[str, ...] = (), **environ: str
+    *command: str,
+    proxy: str = NO_PROXY,
+    mode: str = "async",
+    options: tuple[str, ...] = (),
+    **environ: str,
 ) -> str:
     """Run a command; give what it prints. It has to succeed, and nothing may be wrong with us."""
-    options = (f"--proxy={proxy}", *options) if proxy else options
+    options = (f"--mode={mode}", *options)
+    if proxy:
+        options = (f"--proxy={proxy}", *options)
     done = subprocess.run(
         [*user(), SOCKSIFY, *options, "--", *command],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         cwd="/",
         env={"PATH": PATH, **environ},

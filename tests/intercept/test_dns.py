@@ -45,9 +45,18 @@ def test_what_has_come_after_it_may_be_edns() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a b.example", "b\xfccher.example", "a\\.example", "-x.example", "10.0.0.1", "10.1", "0x7f01",
-     "x.0X7f", "2001:db8::1"],
-)  # fmt: skip
+    [
+        "a b.example",
+        "b\xfccher.example",
+        "a\\.example",
+        "-x.example",
+        "10.0.0.1",
+        "10.1",
+        "0x7f01",
+        "x.0X7f",
+        "2001:db8::1",
+    ],
+)
 def test_a_name_that_no_host_can_have_is_none(name: str) -> None:
     assert asked(query(name)).name is None
 
@@ -67,8 +76,12 @@ def test_names_are_as_long_as_they_may_be() -> None:
 
 
 def test_addresses_are_those_of_the_kind() -> None:
-    for kind, records in ((A, [(A, V4)]), (AAAA, [(AAAA, V6)]), (ANY, [(A, V4), (AAAA, V6)]),
-                          (MX, [])):  # fmt: skip
+    for kind, records in (
+        (A, [(A, V4)]),
+        (AAAA, [(AAAA, V6)]),
+        (ANY, [(A, V4), (AAAA, V6)]),
+        (MX, []),
+    ):
         message = query("WwW.example", kind)
         read = Read(asked(message).addresses([V4, V6]), message)
         assert (read.identity, read.flags, read.records) == (0x1234, 0x8180, records)
@@ -100,8 +113,11 @@ def test_edns_is_answered_by_edns() -> None:
 def test_what_there_is_not() -> None:
     message = query()
     question = asked(message)
-    for answer, code in ((question.no_data(), 0), (question.no_such_name(), 3),
-                         (question.failure(), 2)):  # fmt: skip
+    for answer, code in (
+        (question.no_data(), 0),
+        (question.no_such_name(), 3),
+        (question.failure(), 2),
+    ):
         assert (Read(answer, message).code, Read(answer, message).records) == (code, [])
 
 
@@ -120,10 +136,19 @@ def test_the_name_of_an_address(address: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["www.example", "1.0.0.in-addr.arpa", "256.0.0.1.in-addr.arpa", "in-addr.arpa", "ip6.arpa",
-     "g" + ".0" * 31 + ".ip6.arpa", "0." * 31 + "ip6.arpa", "00" + ".0" * 31 + ".ip6.arpa",
-     "1.2.3.4.5.in-addr.arpa", "\xb2" + ".0" * 31 + ".ip6.arpa"],
-)  # fmt: skip
+    [
+        "www.example",
+        "1.0.0.in-addr.arpa",
+        "256.0.0.1.in-addr.arpa",
+        "in-addr.arpa",
+        "ip6.arpa",
+        "g" + ".0" * 31 + ".ip6.arpa",
+        "0." * 31 + "ip6.arpa",
+        "00" + ".0" * 31 + ".ip6.arpa",
+        "1.2.3.4.5.in-addr.arpa",
+        "\xb2" + ".0" * 31 + ".ip6.arpa",
+    ],
+)
 def test_what_is_the_name_of_no_address(name: str) -> None:
     assert asked(query(name, PTR)).address() is None
 

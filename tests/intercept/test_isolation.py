@@ -228,22 +228,15 @@ def test_an_error_of_socket_is_the_programs(before):
 
 
 @root_only()
-def test_a_socket_that_cannot_be_had_outside_is_the_programs_error(before):
-    def there() -> None:
-        sh("sysctl -qw net.mptcp.enabled=0")
-        found = inside(
-            """
-            kinds = [open("/proc/sys/net/mptcp/enabled").read()]
-            kinds.append(number(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262))
-            print(json.dumps(kinds))
-            """,
-            before=before,
-        )
-        assert found == ["1\n", "ENOPROTOOPT"]
-
-    if not os.path.exists("/proc/sys/net/mptcp/enabled"):
-        pytest.skip("this kernel has no MPTCP")
-    in_own_network(there)
+def test_multipath_tcp_is_tcp(before):
+    kinds = inside(
+        """
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 262) as sock:
+            print(json.dumps(sock.getsockopt(socket.SOL_SOCKET, 38)))
+        """,
+        before=before,
+    )
+    assert kinds == socket.IPPROTO_TCP
 
 
 def test_what_leads_out_of_a_network_without_being_of_one_is_not_to_be_had(before):

@@ -33,8 +33,14 @@ class Here:
 
 
 class Some:
-    def __init__(self, place: Path, proxy: str = "socks5h://192.0.2.1", exceptions: str = "",
-                 search: Search | None = None, has_ipv6: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        place: Path,
+        proxy: str = "socks5h://192.0.2.1",
+        exceptions: str = "",
+        search: Search | None = None,
+        has_ipv6: bool = True,
+    ) -> None:
         (place / "hosts").write_text(HOSTS)
         self.ways = Ways((ProxyAddress.parse(proxy),), (), exceptions, str(place / "hosts"))
         self.here = Here()

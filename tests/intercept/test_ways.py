@@ -58,15 +58,24 @@ def test_this_host_and_the_proxy_are_gone_to_directly(
 
 def test_networks_that_are_named_are(tmp_path: Path) -> None:
     some = ways(tmp_path, direct="10.0.0.0/8 2001:db8::/32")
-    for host, expected in (("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("11.1.2.3", False),
-                           ("2001:db8::1", True), ("2001:db9::1", False)):  # fmt: skip
+    for host, expected in (
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("11.1.2.3", False),
+        ("2001:db8::1", True),
+        ("2001:db9::1", False),
+    ):
         assert is_direct(some, host) is expected
 
 
 def test_exceptions_are(tmp_path: Path) -> None:
     some = ways(tmp_path, exceptions="inside.example, 10.0.0.0/8")
-    for host, expected in (("inside.example", True), ("a.inside.example", True),
-                           ("outside.example", False), ("10.0.0.1", True)):  # fmt: skip
+    for host, expected in (
+        ("inside.example", True),
+        ("a.inside.example", True),
+        ("outside.example", False),
+        ("10.0.0.1", True),
+    ):
         assert is_direct(some, host) is expected
 
 

@@ -230,8 +230,14 @@ class Isolation:
         self._cookie = _cookie_of(inside)
 
     async def make_socket(self, call: Call) -> None:
-        """Answer socket(2) for TCP with one of the network outside."""
+        """Answer socket(2) for TCP with one of the network outside.
+
+        For MPTCP, too, which goes on as TCP with a peer that has none, as proxies do: Landlock does
+        not know it, and it could be connected behind our back.
+        """
         family, kind, protocol = (int_of(argument) for argument in call.arguments[:3])
+        if protocol == _IPPROTO_MPTCP:
+            protocol = IPPROTO_TCP
         try:
             sock = socket(family, kind, protocol)
         except OSError as error:

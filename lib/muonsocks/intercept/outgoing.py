@@ -12,10 +12,19 @@ from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
+from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
-from muonsocks.intercept.own_socket import OwnSocket
+from muonsocks.intercept.own_socket import OwnSocket, number_against
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
-from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of, family_of
+from muonsocks.intercept.socket_address import (
+    LONGEST,
+    SHORTEST,
+    address_of,
+    endpoint_of,
+    family_of,
+)
+from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.socket_rules import SOCKET_RULES
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
@@ -32,8 +41,8 @@ if TYPE_CHECKING:
 
     # Answers connect(2) of a socket that is not for TCP, with an address.
     Beside = Callable[[Call, socket, bytes], Coroutine[Waitable, None, None]]
-    # Told of each connection: who, where to, which way, and the errno (0 if it is up).
-    Report = Callable[[int, Endpoint, Chain, int], None]
+    # Told of each connection: who, where to, which way, and an error or its errno (0: it is up).
+    Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
 _IPPROTO_MPTCP = 262
 _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
@@ -50,7 +59,7 @@ RULES = joined(
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_beside", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_held", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class Outgoing:
         lead nowhere; those that do not block wait in `parked`, or are held as others are.
         """
         self._beside = beside
+        self._held = Held(loop)
         self._loop = loop
         self._look_up = look_up
         self._ways = ways
@@ -100,14 +110,14 @@ class Outgoing:
         parked = self._parked
         if parked is not None and await parked.connect_again(call, sock, raw):
             return
+        if len(raw) >= 2 and not family_of(raw):
+            kernel.disconnect(sock.fileno())
+            call.succeed()
+            return
+        if len(raw) < SHORTEST[sock.family]:
+            raise Refused(errno.EINVAL)
         endpoint = endpoint_of(raw)
-        if endpoint is None:
-            if len(raw) >= 2 and not family_of(raw):
-                kernel.disconnect(sock.fileno())
-                call.succeed()
-                return
-            raise Refused(errno.EINVAL if len(raw) < 16 else errno.EAFNOSUPPORT)
-        if family_of(raw) != sock.family:
+        if endpoint is None or family_of(raw) != sock.family:
             raise Refused(errno.EAFNOSUPPORT)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
@@ -127,29 +137,55 @@ class Outgoing:
                     self._report(tid, destination, chain, number)
 
                 errand = Errand(Command.CONNECT, destination, chain)
+                errand.dialler.lookup = self._look_up
                 if await parked.connect(call, sock, raw, errand, done):
                     return
-        number = await self._hold(sock, destination, chain)
-        self._report(tid, destination, chain, number)
-        if number:
-            call.fail(number)
+        await self._hold(call, sock, destination, chain)
+
+    async def _hold(self, call: Call, sock: socket, destination: Endpoint, chain: Chain) -> None:
+        """Answer when it is connected."""
+        if not self._held.is_under_way(sock) and (number := number_against(sock)):
+            raise Refused(number)
+
+        def connect(ours: socket, blocks: bool) -> Coroutine[Waitable, None, Outcome]:
+            return self._connect(ours, blocks, destination, chain)
+
+        outcome = await self._held.connect(call, sock, connect)
+        error = outcome.error
+        if outcome.stand_in is not None:
+            try:
+                Places(call, sock).take(outcome.stand_in)
+            finally:
+                outcome.close()
+        self._report(call.tid, destination, chain, error or 0)
+        if error is not None:
+            call.fail(number_of(error))
         else:
             call.succeed()
 
-    async def _hold(self, sock: socket, destination: Endpoint, chain: Chain) -> int:
-        """Connect the program's own socket; give the errno, 0 if it is connected."""
+    async def _connect(
+        self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain
+    ) -> Outcome:
+        """Connect the program's own socket, or what is to stand in its place."""
         dialler = OwnSocket(sock, self._timeout, self._look_up)
         errand = Errand(Command.CONNECT, destination, chain)
         errand.dialler = dialler
-        blocks = os.get_blocking(sock.fileno())
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
-            await errand.run(self._loop, self._timeout)
-            return 0
+            granted = (await errand.run(self._loop, self._timeout)).sock
+            if granted is sock:
+                return Outcome()
+            try:
+                set_options(granted, options_of(sock))
+                os.set_blocking(granted.fileno(), blocks)
+            except OSError:
+                granted.close()
+                raise
+            return Outcome(stand_in=granted)
         except OSError as error:
             dialler.give_up()
-            return number_of(error)
+            return Outcome(error)
         finally:
             if blocks:
                 os.set_blocking(sock.fileno(), True)

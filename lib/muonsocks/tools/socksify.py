@@ -49,18 +49,18 @@ from muonsocks.intercept.launch import Supervision, stay_behind, step_back
 from muonsocks.intercept.look_up import LookUp
 from muonsocks.intercept.names import Names, searched
 from muonsocks.intercept.nameserver import Nameserver, on_loopback
-from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.parked import RULES as RULES_OF_PARKED
 from muonsocks.intercept.parked import Parked
 from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
-from muonsocks.log import Log
+from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
+from muonsocks.tools.intercepted import CallLog
 from muonsocks.tools.proxies import named_by
 
 TYPE_CHECKING = False
@@ -84,6 +84,8 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
+    if given.flag("--quiet"):
+        log.level = ERROR
     ways = _ways(given)
     mode = given.text("--mode") or "auto"
     if mode not in _MODES:
@@ -188,6 +190,7 @@ class _Supervised:
         log: Log,
     ) -> None:
         self._log = log
+        told = CallLog(log)
         peers, look_up = Peers(), LookUp(loop)
         self._parked = None if mode == "hold" else Parked(loop, timeout, self._complain, peers)
         descriptors = supervision.descriptors
@@ -221,9 +224,9 @@ class _Supervised:
         if self._parked is not None:
             handlers["getsockopt"] = self._parked.getsockopt
             handlers["getpeername"] = self._parked.getpeername
-        outgoing = Outgoing(loop, ways, timeout, self._report, look_up, beside, self._parked)
+        outgoing = Outgoing(loop, ways, timeout, told.connection, look_up, beside, self._parked)
         handlers["connect"] = outgoing.connect
-        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, self._blame)
+        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, told.failure)
 
     async def run(self) -> None:
         """Answer until nobody is left who could call, and nothing of what was begun."""
@@ -231,11 +234,5 @@ class _Supervised:
         if self._parked is not None:
             await self._parked.finish()
 
-    def _report(self, tid: int, destination: Endpoint, way: Chain, number: int) -> None:
-        self._log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
-
     def _complain(self, error: BaseException) -> None:
         self._log.warning(f"a connection under way: {error!r}")
-
-    def _blame(self, call: Call, error: BaseException) -> None:
-        self._log.warning(f"{call.name}: {error!r}")
