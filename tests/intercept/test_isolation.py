@@ -246,7 +246,7 @@ def test_an_error_of_socket_is_the_programs(before):
         import resource
         def make(*arguments):
             socket.socket(*arguments).close()
-        others = [number(make, 2, 1, 17), number(make, 2, 2, 6)]
+        others = [number(make, 2, 1, 17), number(make, 2, 2, 6), number(make, 2, 0x101, 0)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
         first = socket.socket()
         others += [number(make, 2, 1, 0), number(make, 10, 1, 0)]
@@ -254,7 +254,7 @@ def test_an_error_of_socket_is_the_programs(before):
         """,
         before=before,
     )
-    assert found == ["EPROTONOSUPPORT", "EPROTONOSUPPORT", "EMFILE", "EMFILE"]
+    assert found == ["EPROTONOSUPPORT", "EPROTONOSUPPORT", "EINVAL", "EMFILE", "EMFILE"]
 
 
 @root_only()
