@@ -168,6 +168,9 @@ UNCHANGED_PROGRAMS = [
     shown("README.md", "fetch.py"),
     shown("muonsocks-client.3", "fetch.py"),
 ]
+SOCKSIFIED = [shown("README.md", "socksify --proxy"), shown("socksify.1", "wget")]
+SEEN_ON_ITS_WAY = [shown("README.md", "socksify -v"), shown("socksify.1", "socksify -v")]
+PAST_THE_PROXY = shown("socksify.1", "--direct")
 MUXES = [shown("README.md", "mux.sock"), shown("virtio-mux.1", "mux.sock")]
 MUX_CURLS = [shown("README.md", "curl --socks5-hostname 127.0.0.1:1080 http://www.")]
 MUX_CURLS.append(shown("virtio-mux.1", "curl"))
@@ -188,6 +191,7 @@ ADDRESS_OF_NAME = shown("socks-connect.1", "--resolve")
 FILE_TO_WHO_COMES = shown("socks-connect.1", "--bind")
 SITE = shown("README.md", "site.sock")
 ADDRESSES = shown("README.md", "two.sock")
+FILES = shown("README.md", "files.sock")
 [EXPLAIN_ADDRESS] = re.findall("`(socketbox --explain [^`]*)`", (ROOT / "README.md").read_text())
 CHECK_BOX = shown("socketbox.8", "--check")
 EXPLAIN_BOX = shown("socketbox.8", "--explain")
@@ -657,6 +661,31 @@ def test_an_unchanged_program(machine: Machine, text: str) -> None:
         await_log(machine, "closed .* target=www.example.com:80 .* end=closed")
 
 
+@pytest.mark.parametrize("text", SOCKSIFIED, ids=["README.md", "socksify.1"])
+@needs("wget")
+def test_a_program_that_knows_nothing(machine: Machine, text: str) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        assert paste(machine, text).strip() == WWW
+        await_log(machine, "closed .* target=192.0.2.80:80 .* end=closed")  # by /etc/hosts
+
+
+@pytest.mark.parametrize("text", SEEN_ON_ITS_WAY, ids=["README.md", "socksify.1"])
+def test_where_programs_go(machine: Machine, text: str) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        said = paste(machine, f"exec 2>&1\n{text}")
+    assert WWW in said.splitlines()
+    assert re.search(r"socksify.*: connected .*target=192.0.2.80:80 .*via=socks5h://", said)
+    if "example.net" in text:
+        assert "203.0.113.1:80" in said.splitlines()
+
+
+def test_what_goes_past_the_proxy(machine: Machine) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        assert paste(machine, PAST_THE_PROXY).split() == [WWW, PRIVATE]
+        await_log(machine, "closed .* target=192.0.2.80:80 .* end=closed")
+        assert PRIVATE not in machine.run("journalctl -o cat").stdout
+
+
 def test_resident_under_s6(machine: Machine) -> None:
     machine.put("/srv/run", UNDER_S6, mode=0o755)
     with serving(machine, "exec 3>/run/ready; exec /srv/run", "1080"):
@@ -1018,6 +1047,15 @@ def test_a_service_without_a_network(machine: Machine) -> None:
         machine.run("until test -S /run/site.sock; do sleep 0.02; done", timeout=20)
         listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1:8090/"
         assert "Directory listing" in machine.run(listing, timeout=60).stdout
+
+
+def test_a_server_without_a_network(machine: Machine) -> None:
+    with serving(machine, FILES, "8091"):
+        machine.run("until test -S /run/files.sock; do sleep 0.02; done", timeout=20)
+        listing = machine.run("curl -sS --interface 127.0.0.5 http://127.0.0.1:8091/").stdout
+        assert "Directory listing" in listing
+        log = "until grep '^127.0.0.5 .*GET /' /run/example-8091.log; do sleep 0.02; done"
+        assert "127.0.0.5" in machine.run(log, timeout=20).stdout
 
 
 def test_a_service_for_every_address(machine: Machine) -> None:
