@@ -7,6 +7,7 @@ import os
 from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
+from muonsocks.client.destinations import is_here
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
 _IPPROTO_MPTCP = 262
+DOMAIN = 53  # the port of name servers
 _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
@@ -135,6 +137,8 @@ class Outgoing:
             raise Refused(errno.EAFNOSUPPORT)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
+        if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
+            raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
         tid = call.tid
         if not os.get_blocking(sock.fileno()):
             is_direct = not chain and destination.packed is not None
