@@ -131,14 +131,18 @@ class Run:
 def socksified(
     proxy: SlowProxy, *words: str, options: tuple[str, ...] = (), before: tuple[str, ...] = ()
 ) -> Iterator[Run]:
-    """Run a program as an ordinary user, with a pipe to its input, up to its end."""
+    """Run a program as an ordinary user, with a pipe to its input, up to its end; in mode async,
+    unless the options say another one.
+    """
+    if not any(option.startswith("--mode") for option in options):
+        options = ("--mode=async", *options)
     if not os.geteuid():
         before += AS_NOBODY
         if subprocess.run([*AS_NOBODY, "test", "-x", SOCKSIFY]).returncode:
             pytest.skip("an ordinary user cannot read this checkout")
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [*before, SOCKSIFY, "--mode=async", f"--proxy={proxy.url}", *options, *words],
+            [*before, SOCKSIFY, f"--proxy={proxy.url}", *options, *words],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=errors,

@@ -224,6 +224,7 @@ class Journey:
         except OSError:
             return False
         places.take(new)
+        self._all.peers.remember_stream(new, self.raw)
         self._forget()
         return True
 
@@ -293,6 +294,7 @@ class Journey:
         set_options(new, {one: value for one, value in options.items() if then.get(one) != value})
         os.set_blocking(new.fileno(), os.get_blocking(sock.fileno()))
         try:
+            self._all.peers.remember_stream(new, self.raw)
             places.take(new)
             parking.pass_on_the_rest(new)
         finally:

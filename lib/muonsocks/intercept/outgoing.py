@@ -7,6 +7,7 @@ import os
 from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
+from muonsocks.client.destinations import is_here
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
+    from muonsocks.intercept.peers import Peers
     from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
 _IPPROTO_MPTCP = 262
+DOMAIN = 53  # the port of name servers
 _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
@@ -59,7 +62,17 @@ RULES = joined(
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_beside", "_held", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
+    __slots__ = (
+        "_beside",
+        "_held",
+        "_look_up",
+        "_loop",
+        "_parked",
+        "_peers",
+        "_report",
+        "_timeout",
+        "_ways",
+    )
 
     def __init__(
         self,
@@ -67,15 +80,18 @@ class Outgoing:
         ways: Ways,
         timeout: float,
         report: Report,
+        peers: Peers,
         look_up: LookUp | None = None,
         beside: Beside | None = None,
         parked: Parked | None = None,
     ) -> None:
-        """A connection may take so many seconds to come up. `look_up` is for names that are looked
-        up here, which else is done in a thread. Sockets that are not for TCP are for `beside`, or
-        lead nowhere; those that do not block wait in `parked`, or are held as others are.
+        """A connection may take so many seconds to come up; `peers` are told of it. `look_up` is
+        for names that are looked up here, which else is done in a thread. Sockets that are not for
+        TCP are for `beside`, or lead nowhere; those that do not block wait in `parked`, or are held
+        as others are.
         """
         self._beside = beside
+        self._peers = peers
         self._held = Held(loop)
         self._loop = loop
         self._look_up = look_up
@@ -121,12 +137,14 @@ class Outgoing:
             raise Refused(errno.EAFNOSUPPORT)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
+        if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
+            raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
         tid = call.tid
         if not os.get_blocking(sock.fileno()):
             is_direct = not chain and destination.packed is not None
             if is_direct and OwnSocket(sock, 0).reaches(destination):
                 number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
-                self._report(tid, destination, chain, number)
+                self._report(tid, destination, chain, 0 if number == errno.EINPROGRESS else number)
                 if number:
                     raise Refused(number)
                 call.succeed()
@@ -140,9 +158,11 @@ class Outgoing:
                 errand.dialler.lookup = self._look_up
                 if await parked.connect(call, sock, raw, errand, done):
                     return
-        await self._hold(call, sock, destination, chain)
+        await self._hold(call, sock, raw, destination, chain)
 
-    async def _hold(self, call: Call, sock: socket, destination: Endpoint, chain: Chain) -> None:
+    async def _hold(
+        self, call: Call, sock: socket, raw: bytes, destination: Endpoint, chain: Chain
+    ) -> None:
         """Answer when it is connected."""
         if not self._held.is_under_way(sock) and (number := number_against(sock)):
             raise Refused(number)
@@ -152,6 +172,8 @@ class Outgoing:
 
         outcome = await self._held.connect(call, sock, connect)
         error = outcome.error
+        if chain and error is None:
+            self._peers.remember_stream(outcome.stand_in or sock, raw)
         if outcome.stand_in is not None:
             try:
                 Places(call, sock).take(outcome.stand_in)

@@ -64,14 +64,14 @@ class Parked:
         "_loop",
         "_lot",
         "_over",
-        "_peers",
         "_ports",
         "_timeout",
+        "peers",
     )
 
     def __init__(self, loop: Loop, timeout: float, complain: Complain, peers: Peers) -> None:
         """A connection may take so many seconds to come up. `peers` know of other sockets."""
-        self._peers = peers
+        self.peers = peers
         self._loop = loop
         self._timeout = timeout
         self._complain = complain
@@ -200,7 +200,7 @@ class Parked:
                         return
             finally:
                 sock.close()
-        await self._peers.getpeername(call)
+        await self.peers.getpeername(call)
 
     # Journeys
 

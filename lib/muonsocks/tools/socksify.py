@@ -86,17 +86,7 @@ def main(arguments: list[str], log: Log) -> int:
         raise UsageError("there is no program to run", "see --help")
     if given.flag("--quiet"):
         log.level = ERROR
-    ways = _ways(given)
-    mode = given.text("--mode") or "auto"
-    if mode not in _MODES:
-        raise UsageError(f"--mode: {mode[:60]!r} is none", f"give one of {', '.join(_MODES)}")
-    udp = given.text("--udp") or "refuse"
-    if udp not in ("refuse", "allow"):
-        raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
-    is_carried = udp == "allow"
-    if is_carried and mode not in _ISOLATING:
-        raise UsageError(f"--udp allow is nothing for --mode {mode}", "it takes --mode isolate")
-    timeout = given.seconds("--connect-timeout", 120)
+    wanted = _Wanted(given)
     supervision = step_back(
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
     )
@@ -112,10 +102,10 @@ def main(arguments: list[str], log: Log) -> int:
         return execute(given.arguments, dict(os.environb), log)
 
     try:
-        rules = _start(supervision, become, mode, is_carried, log.debug)
+        rules = _start(supervision, become, wanted, log.debug)
         loop = Loop()
         loop.looking = _LOOKING
-        supervised = _Supervised(loop, ways, timeout, rules, supervision, mode, is_carried, log)
+        supervised = _Supervised(loop, wanted, rules, supervision, log)
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
@@ -131,6 +121,29 @@ def main(arguments: list[str], log: Log) -> int:
     loop.run(supervised.run())
     supervision.wait()
     return DONE
+
+
+class _Wanted:
+    """What a command line asks for."""
+
+    __slots__ = ("is_carried", "mode", "tells_peers", "timeout", "ways")
+
+    def __init__(self, given: Options) -> None:
+        """Read it. UsageError."""
+        self.ways = _ways(given)
+        self.mode = given.text("--mode") or "auto"
+        if self.mode not in _MODES:
+            hint = f"give one of {', '.join(_MODES)}"
+            raise UsageError(f"--mode: {self.mode[:60]!r} is none", hint)
+        udp = given.text("--udp") or "refuse"
+        if udp not in ("refuse", "allow"):
+            raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
+        self.is_carried = udp == "allow"
+        if self.is_carried and self.mode not in _ISOLATING:
+            problem = f"--udp allow is nothing for --mode {self.mode}"
+            raise UsageError(problem, "it takes --mode isolate")
+        self.tells_peers = given.flag("--peername")
+        self.timeout = given.seconds("--connect-timeout", 120)
 
 
 def _ways(given: Options) -> Ways:
@@ -149,13 +162,13 @@ def _ways(given: Options) -> Ways:
 def _start(
     supervision: Supervision,
     become: Callable[[], int],
-    mode: str,
-    has_device: bool,
+    wanted: _Wanted,
     say: Callable[[str], None],
 ) -> Rules:
     """Have the program wait for what is to come, in a network of its own if that is to be and can
     be. Gives the rules of its filter; `descriptors` are what `enter` gives.
     """
+    mode, has_device = wanted.mode, wanted.is_carried
     rules = RULES if mode == "hold" else joined(RULES, RULES_OF_PARKED)
     if mode in _ISOLATING:
         inside = rules_inside(rules)
@@ -185,20 +198,20 @@ class _Supervised:
     def __init__(
         self,
         loop: Loop,
-        ways: Ways,
-        timeout: float,
+        wanted: _Wanted,
         rules: Rules,
         supervision: Supervision,
-        mode: str,
-        is_carried: bool,
         log: Log,
     ) -> None:
         self._log = log
         told = CallLog(log)
-        peers, look_up = Peers(), LookUp(loop)
-        self._parked = None if mode == "hold" else Parked(loop, timeout, self._complain, peers)
+        ways, timeout = wanted.ways, wanted.timeout
+        peers, look_up = Peers(wanted.tells_peers), LookUp(loop)
+        self._parked = None
+        if wanted.mode != "hold":
+            self._parked = Parked(loop, timeout, self._complain, peers)
         descriptors = supervision.descriptors
-        device = descriptors.pop(0) if is_carried else None
+        device = descriptors.pop(0) if wanted.is_carried else None
         inside = [socket(fileno=fd) for fd in descriptors]
         sockets = inside or on_loopback()  # a program cannot have them: they are closed on exec
         has_ipv6 = any(sock.family == AF_INET6 for sock in sockets)
@@ -228,7 +241,9 @@ class _Supervised:
         if self._parked is not None:
             handlers["getsockopt"] = self._parked.getsockopt
             handlers["getpeername"] = self._parked.getpeername
-        outgoing = Outgoing(loop, ways, timeout, told.connection, look_up, beside, self._parked)
+        outgoing = Outgoing(
+            loop, ways, timeout, told.connection, peers, look_up, beside, self._parked
+        )
         handlers["connect"] = outgoing.connect
         self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, told.failure)
 
