@@ -75,10 +75,15 @@ class Supervision:
         self.descriptors: list[int] = []
 
     def start(
-        self, become: Become, instructions: bytes, prepare: Callable[[], list[int]] | None = None
+        self,
+        become: Become,
+        instructions: bytes,
+        prepare: Callable[[], list[int]] | None = None,
+        is_killable: bool = True,
     ) -> None:
         """Have the program wait for `go`, under a filter. Before it has that, it calls `prepare`;
-        duplicates of the descriptors that this gives are in `descriptors` then.
+        duplicates of the descriptors that this gives are in `descriptors` then. A call is ended by
+        a signal that kills, or by any if not `is_killable`.
 
         OSError; it may be tried once more, with less to prepare.
         """
@@ -86,7 +91,7 @@ class Supervision:
         pid = os.fork()
         if not pid:
             gate.close()
-            _be_program(far, become, instructions, prepare, self._mask)
+            _be_program(far, become, instructions, prepare, is_killable, self._mask)
         far.close()
         try:
             self.listener, self.descriptors = _received(pid, gate)
@@ -198,13 +203,14 @@ def _be_program(
     become: Become,
     instructions: bytes,
     prepare: Callable[[], list[int]] | None,
+    is_killable: bool,
     mask: set[int],
 ) -> NoReturn:
     status = _STATUS_FAILED
     try:
         try:
             others = prepare() if prepare is not None else []
-            word = _READY + array("i", [_install(instructions), *others]).tobytes()
+            word = _READY + array("i", [_install(instructions, is_killable), *others]).tobytes()
         except OSError as error:
             word = (error.strerror or str(error)).encode()[:_LONGEST_WORD]
         os.write(gate.fileno(), word)  # which no filter is about
@@ -215,9 +221,9 @@ def _be_program(
         os._exit(status)
 
 
-def _install(instructions: bytes) -> int:
+def _install(instructions: bytes, is_killable: bool) -> int:
     try:
-        return kernel.install_filter(instructions, is_killable=True)
+        return kernel.install_filter(instructions, is_killable)
     except OSError as error:
         if error.errno == errno.EBUSY:
             reason = "another one answers for this process already: it cannot be run in itself"
@@ -225,7 +231,7 @@ def _install(instructions: bytes) -> int:
         if error.errno != errno.EACCES:
             raise
     kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
-    return kernel.install_filter(instructions, is_killable=True)
+    return kernel.install_filter(instructions, is_killable)
 
 
 def _close_inherited() -> None:

@@ -175,6 +175,17 @@ class Call:
         self.write(address, name[:room])
         self.write_int(length_at, len(name))
 
+    def write_option(self, value: bytes) -> None:
+        """Write the value of an option as getsockopt(2) does: as much as there is room for, and how
+        long that is.
+        """
+        value_at, length_at = self.arguments[3:5]
+        room = self.read_int(length_at)
+        if room < 0:
+            raise Refused(errno.EINVAL)
+        self.write(value_at, value[:room])
+        self.write_int(length_at, min(room, len(value)))
+
     # The caller's descriptors
 
     @property
@@ -212,19 +223,7 @@ class Call:
             raise Refused(error.errno or errno.ENOTSOCK) from None
 
     def _pidfd(self) -> int:
-        try:
-            return os.pidfd_open(self.tid, _THREAD)
-        except ProcessLookupError:
-            raise CallGone from None
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        try:
-            with open(f"/proc/{self.tid}/status") as file:  # before Linux 6.9
-                leader = next(line.split()[1] for line in file if line.startswith("Tgid:"))
-            return os.pidfd_open(int(leader))
-        except (FileNotFoundError, ProcessLookupError):
-            raise CallGone from None
+        return pidfd_of(self.tid)
 
     def put(self, sock: socket, fd: int, is_closed_on_exec: bool) -> None:
         """Let a descriptor of the caller's be a socket from now on."""
@@ -261,6 +260,23 @@ class Call:
             if error.errno in (errno.ENOENT, errno.EINPROGRESS):  # gone, or answered
                 raise CallGone from None
             raise
+
+
+def pidfd_of(tid: int) -> int:
+    """Open the process that a thread is of. OSError; CallGone if there is none any more."""
+    try:
+        return os.pidfd_open(tid, _THREAD)
+    except ProcessLookupError:
+        raise CallGone from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    try:
+        with open(f"/proc/{tid}/status") as file:  # before Linux 6.9
+            leader = next(line.split()[1] for line in file if line.startswith("Tgid:"))
+        return os.pidfd_open(int(leader))
+    except (FileNotFoundError, ProcessLookupError):
+        raise CallGone from None
 
 
 def int_of(argument: int) -> int:
