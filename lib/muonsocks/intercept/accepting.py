@@ -54,17 +54,20 @@ class Accepting:
         flags = int_of(call.arguments[3]) if call.name == "accept4" else 0
         if flags & ~_FLAGS or not stand_in.is_listening:
             raise Refused(errno.EINVAL)
+        room = call.room_at(call.arguments[2]) if call.arguments[1] else 0
         sock = stand_in.hold(call)
         try:
-            if self._deliver(call, sock, stand_in, flags):
+            if self._deliver(call, sock, stand_in, flags, room):
                 return
             if not os.get_blocking(sock.fileno()):
                 raise Refused(errno.EAGAIN)
-            await self._wait(call, sock, stand_in, flags)
+            await self._wait(call, sock, stand_in, flags, room)
         finally:
             stand_in.let_go_soon()
 
-    async def _wait(self, call: Call, sock: socket, stand_in: StandIn, flags: int) -> None:
+    async def _wait(
+        self, call: Call, sock: socket, stand_in: StandIn, flags: int, room: int
+    ) -> None:
         waiter = Waiter(call)
 
         def is_late() -> None:
@@ -78,14 +81,14 @@ class Accepting:
         try:
             while True:
                 await stand_in.wait(sock, waiter)
-                if self._deliver(call, sock, stand_in, flags):
+                if self._deliver(call, sock, stand_in, flags, room):
                     return
         finally:
             stand_in.leave(sock, waiter)
             if timer is not None:
                 timer.cancel()
 
-    def _deliver(self, call: Call, sock: socket, stand_in: StandIn, flags: int) -> bool:
+    def _deliver(self, call: Call, sock: socket, stand_in: StandIn, flags: int, room: int) -> bool:
         """Answer with the first connection that waits; say whether there was one."""
         while True:
             try:
@@ -99,7 +102,7 @@ class Accepting:
             try:
                 name = self._peer(connection, stand_in)
                 if name:
-                    self._give(call, connection, stand_in, flags, name)
+                    self._give(call, connection, stand_in, flags, room, name)
             except BaseException:
                 self._keep(connection, stand_in)
                 raise
@@ -146,7 +149,13 @@ class Accepting:
         return socket(AF_UNIX, SOCK_STREAM, 0, sock._accept()[0])  # type: ignore[attr-defined]
 
     def _give(
-        self, call: Call, connection: socket, stand_in: StandIn, flags: int, name: bytes
+        self,
+        call: Call,
+        connection: socket,
+        stand_in: StandIn,
+        flags: int,
+        room: int,
+        name: bytes,
     ) -> None:
         for level, option, value in stand_in.inherited:
             connection.setsockopt(level, option, value)
@@ -154,7 +163,8 @@ class Accepting:
         if os.get_blocking(fd) != blocks:
             os.set_blocking(fd, blocks)
         if call.arguments[1]:
-            call.write_address(call.arguments[1], call.arguments[2], name)
+            size = len(name).to_bytes(4, "little")
+            call.write_two((call.arguments[1], name[:room]), (call.arguments[2], size))
         try:
             call.give(fd, bool(flags & SOCK_CLOEXEC))
         except OSError as error:

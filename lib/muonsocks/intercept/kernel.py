@@ -136,6 +136,16 @@ def write_memory(tid: int, address: int, data: bytes) -> int:
     return _expect(count, "process_vm_writev")
 
 
+def write_two(tid: int, first: tuple[int, bytes], second: tuple[int, bytes]) -> int:
+    """Write at two addresses, one after the other, as `write_memory` does, and in one call."""
+    theirs = (_Part * 2)(_Part(first[0], len(first[1])), _Part(second[0], len(second[1])))
+    data = first[1] + second[1]
+    buffer = ctypes.create_string_buffer(data, len(data) or 1)
+    ours = _Part(ctypes.addressof(buffer), len(data))
+    count: int = _process_vm_writev(tid, ctypes.byref(ours), 1, theirs, 2, 0)
+    return _expect(count, "process_vm_writev")
+
+
 def descriptor_of(pidfd: int, fd: int) -> int:
     """Get a duplicate of another process's descriptor, closed on exec. OSError."""
     return _expect(_pidfd_getfd(pidfd, fd, 0), "pidfd_getfd")
