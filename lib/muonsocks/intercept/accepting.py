@@ -1,4 +1,4 @@
-"""accept(2) of a stand-in: who has been passed to it is handed on to the program.
+"""accept(2) of a receiver: who has been passed to it is handed on to the program.
 
 What has been passed stays in the queue until the program has it: a signal may end a call at any
 time, and then the next one gets it.
@@ -15,7 +15,7 @@ from struct import Struct
 from muonsocks.errors import RemoteProtocolError
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
-from muonsocks.intercept.stand_in import StandIn, Waiter
+from muonsocks.intercept.receiver import Receiver, Waiter
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import connection_of
 from muonsocks.net.passing import drop, peek_first
@@ -49,24 +49,24 @@ class Accepting:
         self._strictness = strictness
         self._report = report
 
-    async def accept(self, call: Call, stand_in: StandIn) -> None:
-        """Answer with a connection that has been passed to a stand-in, when there is one."""
+    async def accept(self, call: Call, receiver: Receiver) -> None:
+        """Answer with a connection that has been passed to a receiver, when there is one."""
         flags = int_of(call.arguments[3]) if call.name == "accept4" else 0
-        if flags & ~_FLAGS or not stand_in.is_listening:
+        if flags & ~_FLAGS or not receiver.is_listening:
             raise Refused(errno.EINVAL)
         room = call.room_at(call.arguments[2]) if call.arguments[1] else 0
-        sock = stand_in.hold(call)
+        sock = receiver.hold(call)
         try:
-            if self._deliver(call, sock, stand_in, flags, room):
+            if self._deliver(call, sock, receiver, flags, room):
                 return
             if not os.get_blocking(sock.fileno()):
                 raise Refused(errno.EAGAIN)
-            await self._wait(call, sock, stand_in, flags, room)
+            await self._wait(call, sock, receiver, flags, room)
         finally:
-            stand_in.let_go_soon()
+            receiver.let_go_soon()
 
     async def _wait(
-        self, call: Call, sock: socket, stand_in: StandIn, flags: int, room: int
+        self, call: Call, sock: socket, receiver: Receiver, flags: int, room: int
     ) -> None:
         waiter = Waiter(call)
 
@@ -80,19 +80,19 @@ class Accepting:
             timer = self._loop.call_later(seconds + micros * 1e-6, is_late)
         try:
             while True:
-                await stand_in.wait(sock, waiter)
-                if self._deliver(call, sock, stand_in, flags, room):
+                await receiver.wait(sock, waiter)
+                if self._deliver(call, sock, receiver, flags, room):
                     return
         finally:
-            stand_in.leave(sock, waiter)
+            receiver.leave(sock, waiter)
             if timer is not None:
                 timer.cancel()
 
-    def _deliver(self, call: Call, sock: socket, stand_in: StandIn, flags: int, room: int) -> bool:
+    def _deliver(self, call: Call, sock: socket, receiver: Receiver, flags: int, room: int) -> bool:
         """Answer with the first connection that waits; say whether there was one."""
         while True:
             try:
-                connection = self._next(sock, stand_in)
+                connection = self._next(sock, receiver)
             except BlockingIOError:
                 return False
             except RemoteProtocolError as error:
@@ -100,46 +100,46 @@ class Accepting:
                 self._report(str(error))
                 continue
             try:
-                name = self._peer(connection, stand_in)
+                name = self._peer(connection, receiver)
                 if name:
-                    self._give(call, connection, stand_in, flags, room, name)
+                    self._give(call, connection, receiver, flags, room, name)
             except BaseException:
-                self._keep(connection, stand_in)
+                self._keep(connection, receiver)
                 raise
             connection.close()
-            if not stand_in.is_stream:
+            if not receiver.is_stream:
                 drop(sock)
             if name:
                 return True
 
-    def _peer(self, connection: socket, stand_in: StandIn) -> bytes:
+    def _peer(self, connection: socket, receiver: Receiver) -> bytes:
         """Give the address of the client, b"" if it has gone."""
         try:
-            return self._disguises.peer(connection, stand_in.family)
+            return self._disguises.peer(connection, receiver.family)
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EINVAL):
                 raise
             return b""
 
-    def _keep(self, connection: socket, stand_in: StandIn) -> None:
+    def _keep(self, connection: socket, receiver: Receiver) -> None:
         """Have it for the next call: what has been passed is in the queue still."""
-        if stand_in.is_stream:
-            stand_in.kept = connection
+        if receiver.is_stream:
+            receiver.kept = connection
         else:
             connection.close()
 
-    def _next(self, sock: socket, stand_in: StandIn) -> socket:
+    def _next(self, sock: socket, receiver: Receiver) -> socket:
         """Give the connection that has been passed, and leave it in the queue."""
-        if stand_in.is_stream:
-            return self._accepted(sock, stand_in)
+        if receiver.is_stream:
+            return self._accepted(sock, receiver)
         fd = peek_first(sock)
         if fd is None:
             raise Refused(errno.EINVAL)  # nothing can come any more
         return connection_of(fd, self._strictness)
 
-    def _accepted(self, sock: socket, stand_in: StandIn) -> socket:
+    def _accepted(self, sock: socket, receiver: Receiver) -> socket:
         """Accept a connection of a unix socket, or give the one that nobody was there for."""
-        kept, stand_in.kept = stand_in.kept, None
+        kept, receiver.kept = receiver.kept, None
         if kept is not None:
             return kept
         look = poll()
@@ -152,12 +152,12 @@ class Accepting:
         self,
         call: Call,
         connection: socket,
-        stand_in: StandIn,
+        receiver: Receiver,
         flags: int,
         room: int,
         name: bytes,
     ) -> None:
-        for level, option, value in stand_in.inherited:
+        for level, option, value in receiver.inherited:
             connection.setsockopt(level, option, value)
         fd, blocks = connection.fileno(), not flags & SOCK_NONBLOCK
         if os.get_blocking(fd) != blocks:

@@ -14,8 +14,8 @@ from os import fstat
 
 from muonsocks.address import Endpoint
 from muonsocks.intercept.notify import Call
+from muonsocks.intercept.receiver import cookie_of
 from muonsocks.intercept.socket_address import address_of
-from muonsocks.intercept.stand_in import cookie_of
 
 _IPV6_ADDRFORM = 1
 _MOST = 1 << 14  # that are known; the oldest are forgotten, and show what they are

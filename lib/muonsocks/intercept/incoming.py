@@ -25,8 +25,8 @@ from muonsocks.intercept.bpf import NOTIFY, Rule, equals, refuse
 from muonsocks.intercept.conventions import Conventions, LinkLocal, PlaceInFile, Places, UnixPlace
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
+from muonsocks.intercept.receiver import Receiver, Receivers, inode_of, is_receiver
 from muonsocks.intercept.socket_address import LONGEST, endpoint_of, family_of
-from muonsocks.intercept.stand_in import StandIn, StandIns, inode_of, is_receiver
 from muonsocks.net.listen import SocketFile, listen_at, receive_at
 from muonsocks.net.loop import Loop
 
@@ -62,7 +62,7 @@ def rules(connects: bool) -> Rules:
 
 
 class Incoming:
-    """Answers bind(2) and what comes after it. `stand_ins` is what it has made."""
+    """Answers bind(2) and what comes after it. `receivers` is what it has made."""
 
     __slots__ = (
         "_accepting",
@@ -72,7 +72,7 @@ class Incoming:
         "_places",
         "_report",
         "handlers",
-        "stand_ins",
+        "receivers",
     )
 
     def __init__(
@@ -93,7 +93,7 @@ class Incoming:
         self._disguises = disguises
         self._accepting = accepting
         self._report = report
-        self.stand_ins = StandIns()
+        self.receivers = Receivers()
         self.handlers: Mapping[str, Handler] = {
             "bind": self.bind,
             "listen": self.listen,
@@ -110,11 +110,11 @@ class Incoming:
     async def bind(self, call: Call) -> None:
         """Put a unix socket in the place of one that is bound to such an address."""
         raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
-        stand_in = self.stand_ins.of(inode_of(call))
-        if stand_in is not None:
-            if stand_in.is_bound or stand_in.name != raw:
+        receiver = self.receivers.of(inode_of(call))
+        if receiver is not None:
+            if receiver.is_bound or receiver.name != raw:
                 raise Refused(errno.EINVAL)
-            stand_in.is_bound = True  # a signal had come in between: it calls again
+            receiver.is_bound = True  # a signal had come in between: it calls again
             call.succeed()
             return
         endpoint = endpoint_of(raw)
@@ -134,7 +134,7 @@ class Incoming:
                 call.succeed()
             else:
                 place = read_place(meaning)
-                is_kept = self._stand_in(call, sock, raw, place)
+                is_kept = self._receiver(call, sock, raw, place)
                 self._report(endpoint, place.path, "")
         except OSError as error:
             if isinstance(error, Refused):
@@ -145,10 +145,10 @@ class Incoming:
             if not is_kept:
                 sock.close()
 
-    def _stand_in(self, call: Call, sock: socket, name: bytes, place: UnixPlace) -> bool:
+    def _receiver(self, call: Call, sock: socket, name: bytes, place: UnixPlace) -> bool:
         """Put a unix socket in the place of `sock`; say whether that is kept for it."""
-        self.stand_ins.sweep()
-        earlier = self.stand_ins.at(place.path)
+        self.receivers.sweep()
+        earlier = self.receivers.at(place.path)
         if earlier is not None:
             earlier.forget_gone()
             if earlier.may_be_shared(sock, name):
@@ -159,23 +159,23 @@ class Incoming:
                     return False
             if not earlier.waiting:
                 earlier.let_go()
-        receiver = receive_in_place(place)
-        with closing(receiver):
-            one = StandIn(self._loop, receiver, sock, name)
+        made = make_receiver(place)
+        with closing(made):
+            one = Receiver(self._loop, made, sock, name)
             one.path, one.file, one.is_stream = place.path, SocketFile(place.path), place.is_stream
             one.tid, one.fd = call.tid, call.fd
-            self.stand_ins.add(one)
+            self.receivers.add(one)
             try:
-                take_after(receiver, sock)
-                put_in_place(call, receiver)
+                take_after(made, sock)
+                put_in_place(call, made)
             except BaseException:
-                self.stand_ins.remove(one)
+                self.receivers.remove(one)
                 raise
         call.succeed()
         one.is_bound = True
         return True
 
-    def _share(self, call: Call, one: StandIn, shared: socket, sock: socket, name: bytes) -> None:
+    def _share(self, call: Call, one: Receiver, shared: socket, sock: socket, name: bytes) -> None:
         if one.name != name:
             one.family = 0  # connections are taken as they are
         one.is_bound = False
@@ -186,51 +186,51 @@ class Incoming:
     # listen(2) and accept(2)
 
     async def listen(self, call: Call) -> None:
-        """Answer for stand-ins; and refuse what would listen at a port that the kernel chooses."""
-        stand_in = self.stand_ins.of(inode_of(call))
-        if stand_in is None:
+        """Answer for receivers; and refuse what would listen at a port that the kernel chooses."""
+        receiver = self.receivers.of(inode_of(call))
+        if receiver is None:
             with closing(call.duplicate()) as sock:
                 if self._conventions.blocks_empty_listen and is_unbound(sock):
                     raise Refused(errno.EINVAL)
-                stand_in = self._adopted(sock)
-        if stand_in is None:
+                receiver = self._adopted(sock)
+        if receiver is None:
             call.go_on()
             return
-        if stand_in.is_stream:
-            stand_in.hold(call).listen(max(int_of(call.arguments[1]), 0))
-            stand_in.let_go_soon()
+        if receiver.is_stream:
+            receiver.hold(call).listen(max(int_of(call.arguments[1]), 0))
+            receiver.let_go_soon()
         call.succeed()
-        stand_in.is_listening = True
+        receiver.is_listening = True
 
     async def accept(self, call: Call) -> None:
         """Answer with a connection that has been passed."""
-        stand_in = self.stand_ins.of(inode_of(call))
-        if stand_in is None:
+        receiver = self.receivers.of(inode_of(call))
+        if receiver is None:
             with closing(call.duplicate()) as sock:
-                stand_in = self._adopted(sock)
-            if stand_in is None:
+                receiver = self._adopted(sock)
+            if receiver is None:
                 call.go_on()
                 return
-            stand_in.is_listening = True
-        await self._accepting.accept(call, stand_in)
+            receiver.is_listening = True
+        await self._accepting.accept(call, receiver)
 
-    def _adopted(self, sock: socket) -> StandIn | None:
-        """Make a stand-in of a unix socket that has been there before, if it is for that."""
+    def _adopted(self, sock: socket) -> Receiver | None:
+        """Make a receiver of a unix socket that has been there before, if it is for that."""
         if not is_receiver(sock, self._conventions.accepts_of_streams):
             return None
-        self.stand_ins.sweep()
-        one = StandIn(self._loop, sock, None, b"")
+        self.receivers.sweep()
+        one = Receiver(self._loop, sock, None, b"")
         one.is_bound = True
-        self.stand_ins.add(one)
+        self.receivers.add(one)
         return one
 
     # What a socket says of itself
 
     async def getsockname(self, call: Call) -> None:
-        """Answer for stand-ins, and for connections in disguise."""
+        """Answer for receivers, and for connections in disguise."""
         inode = inode_of(call)
-        stand_in = self.stand_ins.of(inode)
-        name = stand_in.name if stand_in is not None else b""
+        receiver = self.receivers.of(inode)
+        name = receiver.name if receiver is not None else b""
         if not name:
             name = self._disguises.name(call, inode, is_remote=False)
         self._tell_name(call, name)
@@ -250,11 +250,11 @@ class Incoming:
         call.succeed()
 
     async def getsockopt(self, call: Call) -> None:
-        """Answer as the socket would that a stand-in stands for."""
+        """Answer as the socket would that a receiver stands for."""
         level, option = int_of(call.arguments[1]), int_of(call.arguments[2])
         inode = inode_of(call)
-        stand_in = self.stand_ins.of(inode)
-        if stand_in is None or stand_in.meant is None:
+        receiver = self.receivers.of(inode)
+        if receiver is None or receiver.meant is None:
             family = 0
             if (level, option) == (SOL_SOCKET, _SO_DOMAIN):
                 family = self._disguises.family(call, inode)
@@ -263,20 +263,20 @@ class Incoming:
                 return
             value = family.to_bytes(4, "little")
         elif (level, option) == (SOL_SOCKET, SO_ACCEPTCONN):
-            value = stand_in.is_listening.to_bytes(4, "little")
+            value = receiver.is_listening.to_bytes(4, "little")
         else:
             room = min(max(call.read_int(call.arguments[4]), 0), _LONGEST_OPTION)
             try:
-                value = stand_in.meant.getsockopt(level, option, room)
+                value = receiver.meant.getsockopt(level, option, room)
             except OSError as error:
                 raise Refused(error.errno or errno.EINVAL) from None
         call.write_option(value)
         call.succeed()
 
     async def setsockopt(self, call: Call) -> None:
-        """Set an option of the socket that a stand-in stands for."""
-        stand_in = self.stand_ins.of(inode_of(call))
-        if stand_in is None or stand_in.meant is None:
+        """Set an option of the socket that a receiver stands for."""
+        receiver = self.receivers.of(inode_of(call))
+        if receiver is None or receiver.meant is None:
             call.go_on()
             return
         level, option, at = int_of(call.arguments[1]), int_of(call.arguments[2]), call.arguments[3]
@@ -284,10 +284,10 @@ class Incoming:
         if size > _LONGEST_OPTION:
             raise Refused(errno.EINVAL)
         try:
-            stand_in.meant.setsockopt(level, option, call.read(at, size))
+            receiver.meant.setsockopt(level, option, call.read(at, size))
         except OSError as error:
             raise Refused(error.errno or errno.EINVAL) from None
-        stand_in.note_inherited()
+        receiver.note_inherited()
         call.succeed()
 
 
@@ -320,7 +320,7 @@ def read_place(meaning: UnixPlace | PlaceInFile) -> UnixPlace:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), meaning.file) from None
 
 
-def receive_in_place(place: UnixPlace) -> socket:
+def make_receiver(place: UnixPlace) -> socket:
     """Make the unix socket, which does not block. OSError as bind(2)."""
     if place.takes_over:
         try:
@@ -333,11 +333,11 @@ def receive_in_place(place: UnixPlace) -> socket:
     return receive_at(place.path)
 
 
-def take_after(stand_in: socket, sock: socket) -> None:
-    """Have a stand-in block as the socket does that it stands for."""
-    stand_in.setblocking(os.get_blocking(sock.fileno()))
+def take_after(receiver: socket, sock: socket) -> None:
+    """Have a receiver block as the socket does that it stands for."""
+    receiver.setblocking(os.get_blocking(sock.fileno()))
     time = sock.getsockopt(SOL_SOCKET, _SO_RCVTIMEO, 16)
-    stand_in.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, time)
+    receiver.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, time)
 
 
 def put_in_place(call: Call, sock: socket) -> None:

@@ -94,6 +94,6 @@ def main(arguments: list[str], log: Log) -> int:
     loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
     supervision.go()
     loop.run(supervisor.run())
-    incoming.stand_ins.close()
+    incoming.receivers.close()
     supervision.wait()
     return DONE

@@ -76,7 +76,7 @@ class Waiter(Waitable):
         self.is_replaced = False  # it has been ended by a signal, or its thread
 
 
-class StandIn:
+class Receiver:
     """A unix socket in the place of a listener.
 
     `name` is the address that the program has bound it to, `meant` the socket that it had for that,
@@ -252,24 +252,24 @@ class StandIn:
             self.meant.close()
 
 
-class StandIns:
+class Receivers:
     """All that there are, of all programs that call."""
 
     __slots__ = ("_by_inode", "_by_path")
 
     def __init__(self) -> None:
-        self._by_inode: dict[int, StandIn] = {}
-        self._by_path: dict[str, StandIn] = {}
+        self._by_inode: dict[int, Receiver] = {}
+        self._by_path: dict[str, Receiver] = {}
 
-    def of(self, inode: int) -> StandIn | None:
+    def of(self, inode: int) -> Receiver | None:
         """Give the one that has an inode."""
         return self._by_inode.get(inode)
 
-    def at(self, path: str) -> StandIn | None:
+    def at(self, path: str) -> Receiver | None:
         """Give the one that has been put at a path last."""
         return self._by_path.get(path)
 
-    def add(self, one: StandIn) -> None:
+    def add(self, one: Receiver) -> None:
         """Have one more. Refused if there are too many."""
         if len(self._by_inode) >= _MOST:
             raise Refused(errno.ENOBUFS)
@@ -277,7 +277,7 @@ class StandIns:
         if one.path:
             self._by_path[one.path] = one
 
-    def remove(self, one: StandIn) -> None:
+    def remove(self, one: Receiver) -> None:
         """Forget one, which nobody has any more."""
         del self._by_inode[one.inode]
         if self._by_path.get(one.path) is one:
