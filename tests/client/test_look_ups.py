@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from muonsocks.address import Endpoint, parse_address
-from muonsocks.client import look_ups
+from muonsocks.client import destinations, look_ups
 from muonsocks.client.look_ups import LookUps
 from muonsocks.errors import UsageError
 
@@ -216,7 +216,7 @@ def test_exceptions(tmp_path: Path, asked: list[Any]) -> None:
 def test_exceptions_are_forgotten_in_time(
     tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look_ups, "_MOST_DIRECT", 3)
+    monkeypatch.setattr(destinations, "_MOST_DIRECT", 3)
     some = made(tmp_path, NO_PROXY="near.example")
     for number in range(9):
         found = [(0, 0, 0, "", (f"192.0.2.{number}", 80))]

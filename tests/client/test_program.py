@@ -279,7 +279,7 @@ def test_a_fork_asks_while_another_thread_does(tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(
         "import os, socket\n"
         "ours = socket.getaddrinfo.__self__\n"
-        "with ours._lock:\n"
+        "with ours._destinations._lock:\n"
         "    child = os.fork()\n"
         "    if not child:\n"
         "        os._exit(socket.gethostbyname('a.example') != '198.18.0.1')\n"

@@ -173,7 +173,7 @@ def test_what_comes_late_is_waited_for_at_once(loop: Loop) -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine does, every wait is short, and nobody else is there."""
-    monkeypatch.setattr(loop_module, "_SHORT_WAIT", PATIENCE)
+    monkeypatch.setattr(loop_module, "_SHORT_WAIT", PATIENCE / loop_module._LOOKING)
     monkeypatch.setattr(loop_module, "_CROWDED", PATIENCE)
 
 
@@ -199,7 +199,7 @@ def test_after_a_short_wait_it_looks_and_then_sleeps(loop: Loop) -> None:
 @pytest.mark.usefixtures("patient")
 def test_what_a_look_finds_is_not_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other side answers in the moment that it is offered the processor."""
-    monkeypatch.setattr(loop_module, "_LOOKING", PATIENCE)
+    loop.looking = PATIENCE
     rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
     theirs.setblocking(False)
 
@@ -219,6 +219,35 @@ def test_what_a_look_finds_is_not_waited_for(loop: Loop, monkeypatch: pytest.Mon
         for _ in range(10):
             ours.send(ours.recv(1))
             await seen.take()
+        assert rounds.count == before
+
+    loop.run(main())
+    loop.unregister(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_its_owner_says_for_how_long_it_looks(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.looking = PATIENCE
+    rounds, (ours, theirs), seen = CountedRounds(loop), socket.socketpair(), Mailbox()
+    offers = 0
+
+    def offer() -> None:
+        nonlocal offers
+        offers += 1
+        if offers == 1000:  # which takes longer than it looks otherwise
+            theirs.send(b"x")
+
+    monkeypatch.setattr(loop_module, "sched_yield", offer)
+
+    async def main() -> None:
+        loop.register(ours.fileno(), seen.post)
+        theirs.send(b"x")
+        await seen.take()
+        before = rounds.count
+        ours.recv(1)
+        await seen.take()
         assert rounds.count == before
 
     loop.run(main())

@@ -19,18 +19,17 @@ none, unless they are of one of the two latter kinds.
 
 from __future__ import annotations
 
-import errno
 import socket
 from _socket import gethostbyaddr as _gethostbyaddr
 from _socket import gethostbyname as _gethostbyname
 from _socket import getnameinfo as _getnameinfo
-from _thread import allocate_lock
 from socket import getaddrinfo as _found_here
 
 from muonsocks.address import Endpoint, format_address, parse_address
+from muonsocks.client.destinations import EVERY_PORT, HOSTS, Destinations, is_here, is_proxy_itself
 from muonsocks.client.errand import endpoint_of
-from muonsocks.client.fake_addresses import FakeAddresses, is_fake
-from muonsocks.client.proxies import DIRECT, from_environment
+from muonsocks.client.fake_addresses import is_fake
+from muonsocks.client.proxies import from_environment
 from muonsocks.errors import UsageError
 
 TYPE_CHECKING = False
@@ -41,32 +40,28 @@ if TYPE_CHECKING:
     from muonsocks.socks.rules import Chain
 
 
-_MOST_DIRECT = 4096  # addresses that have been looked up to be gone to directly
-_EVERY_PORT = 0
 _SPECIAL = ("", "<broadcast>")  # to gethostbyname(), which asks nobody then
 # What is of no use, or does harm, where an address is there already.
 _FOR_NAMES = socket.AI_CANONNAME | socket.AI_ADDRCONFIG | socket.AI_V4MAPPED | socket.AI_ALL
 _HOST_NOT_FOUND = 1  # netdb.h
-_LOOPBACK = (b"\x7f\0\0\1", bytes(15) + b"\1")
-_ITSELF = (bytes(4), bytes(16), _LOOPBACK[1])  # and 127.0.0.0/8
 
 
 class LookUps:
     """The functions of the socket module that are about names, and where a connection leads."""
 
-    def __init__(self, environ: Mapping[str, str], hosts: str = "/etc/hosts") -> None:
+    def __init__(self, environ: Mapping[str, str], hosts: str = HOSTS) -> None:
         """Have the proxies of this environment, as it is now: a program that changes its own goes
         through them all the same.
         """
         self.environ = dict(environ)
-        self._of_this_host = _of_this_host(hosts)
-        self._fakes = FakeAddresses()
-        self._lock = allocate_lock()
-        self._direct: dict[tuple[bytes, int], None] = {}  # addresses and ports
+        self._destinations = Destinations(self._chain_to, hosts)
 
     def renew_lock(self) -> None:
         """Go on in a child process, where the thread that had the lock may not be."""
-        self._lock = allocate_lock()
+        self._destinations.renew_lock()
+
+    def _chain_to(self, destination: Endpoint) -> Chain:
+        return from_environment(destination, self.environ)
 
     # Where a connection leads
 
@@ -74,30 +69,11 @@ class LookUps:
         """Say which destination an address for connect() and the like means. OSError
         (EHOSTUNREACH) for one that does not stand for a name any more.
         """
-        endpoint = endpoint_of(*address[:2])
-        if endpoint.packed is None or not is_fake(endpoint.packed):
-            return endpoint
-        with self._lock:
-            name = self._fakes.name_of(endpoint.packed)
-        if name is None:
-            reason = f"{endpoint.host} does not stand for a name, or not any more"
-            raise OSError(errno.EHOSTUNREACH, reason)
-        return Endpoint(name, endpoint.port)
+        return self._destinations.meant(endpoint_of(*address[:2]))
 
     def way_to(self, destination: Endpoint) -> Chain:
         """Say which proxies lead to a destination that is meant. UsageError."""
-        packed, port = destination.packed, destination.port
-        if packed is None:
-            if self._addresses_here(destination.host):
-                return DIRECT
-        elif _is_here(packed):
-            return DIRECT
-        else:
-            with self._lock:
-                if (packed, _EVERY_PORT) in self._direct or (packed, port) in self._direct:
-                    return DIRECT
-        chain = from_environment(destination, self.environ)
-        return DIRECT if _is_proxy_itself(destination, chain) else chain
+        return self._destinations.way_to(destination)
 
     def without_name(self, address: tuple[Any, ...], family: int, kind: int) -> tuple[Any, ...]:
         """Give an address that has no name in it, which the C library would ask DNS for. OSError as
@@ -113,17 +89,7 @@ class LookUps:
 
     def stand_in(self, name: str, family: int) -> str:
         """Give the address of a family that stands for a name."""
-        with self._lock:
-            if family == socket.AF_INET6:
-                return format_address(self._fakes.ipv6_of(name))
-            return format_address(self._fakes.ipv4_of(name))
-
-    def _addresses_here(self, name: str) -> list[bytes]:
-        """Give the addresses of a name of this host; none if it is none."""
-        name = name.lower().rstrip(".")
-        if found := self._of_this_host.get(name):
-            return [packed for packed, _ in found]
-        return [*_LOOPBACK] if name == "localhost" or name.endswith(".localhost") else []
+        return self._destinations.stand_in(name, family)
 
     # What the socket module has: the same arguments, results and errors
 
@@ -147,14 +113,14 @@ class LookUps:
             if destination.packed is not None:
                 raise
         name = destination.host
-        addresses = self._addresses_here(name)
+        addresses = self._destinations.addresses_here(name)
         if not addresses:
-            chain = from_environment(destination, self.environ)
-            is_proxy = _is_proxy_itself(destination, chain)
+            chain = self._chain_to(destination)
+            is_proxy = is_proxy_itself(destination, chain)
             if is_proxy or not chain or not chain[-1].resolves:
                 found = list(_found_here(host, port, family, type, proto, flags))
                 if is_proxy or not chain:
-                    self._note(found, destination.port if is_proxy else _EVERY_PORT)
+                    self._note(found, destination.port if is_proxy else EVERY_PORT)
                 return found
             stand_in = parse_address(self.stand_in(name, family))
             assert stand_in is not None
@@ -185,12 +151,9 @@ class LookUps:
                 return self.meant((address, 0)).host, [], [address]
             except OSError:
                 raise _unknown() from None
-        if _is_here(packed):
-            for name, found in self._of_this_host.items():
-                for one, names in found:
-                    if one == packed and (_is_address(host) or name == host.lower()):
-                        return names[0], names[1:], [address]
-            return "localhost", [], [address]
+        if is_here(packed):
+            names = self._destinations.names_here(packed, "" if _is_address(host) else host.lower())
+            return names[0], names[1:], [address]
         chain = self.way_to(Endpoint(address, 0))
         if chain and chain[-1].resolves:
             raise _unknown()
@@ -213,11 +176,8 @@ class LookUps:
         """Remember addresses as those of a host that is gone to directly."""
         for one in found:
             packed = parse_address(str(one[4][0]).partition("%")[0])
-            if packed is not None and not is_fake(packed):
-                with self._lock:
-                    self._direct[packed, port] = self._direct.pop((packed, port), None)
-                    if len(self._direct) > _MOST_DIRECT:
-                        del self._direct[next(iter(self._direct))]
+            if packed is not None:
+                self._destinations.note(packed, port)
 
 
 def _answer(name: str, addresses: list[bytes], rest: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -244,33 +204,8 @@ def _named(host: Any, port: Any) -> Endpoint:
         raise _no_name() from None
 
 
-def _is_proxy_itself(destination: Endpoint, chain: Chain) -> bool:
-    return bool(chain) and not chain[0].path and destination == chain[0].endpoint
-
-
-def _is_here(packed: bytes) -> bool:
-    """Say whether an address is this host's own, and that of no other host at all."""
-    return packed in _ITSELF or (len(packed) == 4 and packed[0] == 127)
-
-
 def _is_address(host: Any) -> bool:
     return isinstance(host, str) and parse_address(host) is not None
-
-
-def _of_this_host(path: str) -> dict[str, list[tuple[bytes, list[str]]]]:
-    """Read which names hosts(5) has for loopback addresses: each with all names of the line."""
-    found: dict[str, list[tuple[bytes, list[str]]]] = {}
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.partition("#")[0].split() for line in file]
-    except OSError:
-        return found  # as the C library has it: then there are no names
-    for address, *names in filter(None, lines):
-        packed = parse_address(address)
-        if packed is not None and _is_here(packed):
-            for name in names:
-                found.setdefault(name.lower(), []).append((packed, names))
-    return found
 
 
 def _no_name() -> socket.gaierror:

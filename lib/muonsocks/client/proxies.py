@@ -97,8 +97,7 @@ def from_environment(destination: Endpoint, environ: Mapping[str, str] | None = 
         text = environ.get(name, "").strip()
         if not text:
             continue
-        exceptions = environ.get("no_proxy") or environ.get("NO_PROXY", "")
-        if _is_excepted(destination, exceptions):
+        if is_excepted(destination, exceptions_in(environ)):
             return DIRECT
         if "://" not in text and text != "direct":
             text = f"{_SCHEME[name]}://{text}"
@@ -109,7 +108,12 @@ def from_environment(destination: Endpoint, environ: Mapping[str, str] | None = 
     return DIRECT
 
 
-def _is_excepted(destination: Endpoint, exceptions: str) -> bool:
+def exceptions_in(environ: Mapping[str, str]) -> str:
+    """Give what the environment has of where no proxies lead."""
+    return environ.get("no_proxy") or environ.get("NO_PROXY", "")
+
+
+def is_excepted(destination: Endpoint, exceptions: str) -> bool:
     """Say whether one of the exceptions is about a destination: by its name, or by its address if
     it has no name. What makes no sense is about none.
     """

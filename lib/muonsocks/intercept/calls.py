@@ -62,6 +62,8 @@ _X86_64 = {
     "io_uring_setup": 425,
     "pidfd_open": 434,
     "pidfd_getfd": 438,
+    "landlock_create_ruleset": 444,
+    "landlock_restrict_self": 446,
 }
 # asm-generic/unistd.h
 _GENERIC = {
@@ -87,6 +89,8 @@ _GENERIC = {
     "io_uring_setup": 425,
     "pidfd_open": 434,
     "pidfd_getfd": 438,
+    "landlock_create_ruleset": 444,
+    "landlock_restrict_self": 446,
 }
 _I386 = {
     "socketcall": 102,

@@ -22,8 +22,10 @@ _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
+_LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_KNOWS_TCP = 1, 4
+_LANDLOCK_ACCESS_NET_CONNECT_TCP = 1 << 1
 _AF_UNSPEC = bytes(16)  # an address of no family: connect(2) with it is to disconnect
-EPOLL_CTL_ADD = 1
+EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -67,6 +69,8 @@ _process_vm_readv = _declared("process_vm_readv", ctypes.c_ssize_t, *_vm)
 _process_vm_writev = _declared("process_vm_writev", ctypes.c_ssize_t, *_vm)
 _pidfd_getfd = _system_call("pidfd_getfd", c_int, c_int, c_uint)
 _seccomp = _system_call("seccomp", c_uint, c_uint, c_void_p)
+_landlock_create_ruleset = _system_call("landlock_create_ruleset", c_void_p, c_size_t, c_uint)
+_landlock_restrict_self = _system_call("landlock_restrict_self", c_int, c_uint)
 
 
 def _expect(result: int, what: str) -> int:
@@ -89,6 +93,11 @@ def allow_inspection() -> None:
     _expect(_prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 
+def leave_no_core() -> None:
+    """Let this process end without a core, whatever ends it (PR_SET_DUMPABLE)."""
+    _expect(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+
+
 def give_up_privileges_to_come() -> None:
     """Let no program that is executed get rights that we do not have (PR_SET_NO_NEW_PRIVS)."""
     _expect(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
@@ -97,6 +106,23 @@ def give_up_privileges_to_come() -> None:
 def unshare(flags: int) -> None:
     """Be in namespaces of our own from now on. OSError."""
     _expect(_unshare(flags), "unshare")
+
+
+def forbid_tcp_connections() -> bool:
+    """Let neither this process nor its children connect a TCP socket themselves, whatever others
+    do to their sockets for them (landlock(7)); say whether this kernel can do that: Linux 6.7.
+    OSError.
+    """
+    version = _landlock_create_ruleset(None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    if version < _LANDLOCK_KNOWS_TCP:
+        return False
+    handled = (ctypes.c_uint64 * 2)(0, _LANDLOCK_ACCESS_NET_CONNECT_TCP)
+    ruleset = _expect(_landlock_create_ruleset(handled, 16, 0), "landlock_create_ruleset")
+    try:
+        _expect(_landlock_restrict_self(ruleset, 0), "landlock_restrict_self")
+    finally:
+        os.close(ruleset)
+    return True
 
 
 def install_filter(instructions: bytes, is_killable: bool) -> int:
@@ -146,12 +172,22 @@ def write_two(tid: int, first: tuple[int, bytes], second: tuple[int, bytes]) -> 
     return _expect(count, "process_vm_writev")
 
 
+def address_of(data: bytes) -> int:
+    """Say where the contents of an object are in our memory, and in that of a child."""
+    return ctypes.cast(c_char_p(data), c_void_p).value or 0
+
+
 def descriptor_of(pidfd: int, fd: int) -> int:
     """Get a duplicate of another process's descriptor, closed on exec. OSError."""
     return _expect(_pidfd_getfd(pidfd, fd, 0), "pidfd_getfd")
 
 
 # Sockets and epolls
+
+
+def connect(fd: int, address: bytes) -> int:
+    """Call connect(2) with an address as the kernel has it; give the errno, 0 if it succeeds."""
+    return 0 if _connect(fd, address, len(address)) == 0 else ctypes.get_errno()
 
 
 def disconnect(fd: int) -> None:
@@ -163,3 +199,8 @@ def watch(epoll: int, fd: int, events: int, data: int) -> None:
     """Add a descriptor to an epoll, with all the data that is told with its events. OSError."""
     event = _EpollEvent(events, data)
     _expect(_epoll_ctl(epoll, EPOLL_CTL_ADD, fd, ctypes.byref(event)), "epoll_ctl")
+
+
+def unwatch(epoll: int, fd: int) -> None:
+    """Take a descriptor out of an epoll. OSError, ENOENT if it is not in it."""
+    _expect(_epoll_ctl(epoll, EPOLL_CTL_DEL, fd, None), "epoll_ctl")

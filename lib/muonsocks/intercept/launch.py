@@ -18,28 +18,31 @@ from _signal import (
     SIG_IGN,
     SIG_SETMASK,
     SIGCHLD,
-    SIGHUP,
-    SIGINT,
-    SIGIO,
+    SIGCONT,
     SIGKILL,
-    SIGQUIT,
-    SIGSTOP,
-    SIGTERM,
-    SIGTSTP,
-    SIGTTIN,
-    SIGTTOU,
+    getsignal,
     pthread_sigmask,
     signal,
-    sigwaitinfo,
+    sigpending,
+    sigtimedwait,
     valid_signals,
 )
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from array import array
-from fcntl import F_GETFL, F_SETFL, F_SETOWN, fcntl
-from resource import RLIM_INFINITY, RLIMIT_CORE, RLIMIT_NOFILE, getrlimit, setrlimit
-from struct import Struct
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.intercept import kernel
+from muonsocks.intercept.in_front import (
+    FAILED,
+    GOES_ON,
+    HAS_ENDED,
+    HAS_FAILED,
+    HAS_STARTED,
+    HAS_STOPPED,
+    SIGNAL,
+    WORD,
+    Front,
+)
 from muonsocks.intercept.notify import Listener
 
 TYPE_CHECKING = False
@@ -50,25 +53,35 @@ if TYPE_CHECKING:
     # Becomes the program, or gives an exit status if that cannot be.
     Become = Callable[[], int]
 
-_ASIDE = (SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU)
-_OF_THE_KERNEL = 0x80  # si_code of what a terminal sends to all processes of a group
-_WORD = Struct("=Bi")
-_HAS_ENDED, _HAS_STOPPED, _HAS_FAILED, _SIGNAL = range(4)
 _READY, _LONGEST_WORD = b"\0", 400  # and the numbers of descriptors, or else why not
-_STATUS_FAILED = 111
+_PROBE = bytes(16)  # at the same place in the memory of a child
 _MOST_DESCRIPTORS = 1 << 20
+_CONTAINER = "a container may need the capability SYS_PTRACE, or a seccomp profile that allows it"
 
 
 class Supervision:
     """What the supervisor has in hand: the one in front, and the program, once it has started."""
 
-    __slots__ = ("_front", "_gate", "_has_ended", "_mask", "descriptors", "listener", "pid")
+    __slots__ = (
+        "_front",
+        "_gate",
+        "_has_ended",
+        "_ignores_children",
+        "_mask",
+        "_started_by",
+        "descriptors",
+        "listener",
+        "pid",
+    )
 
     listener: Listener
 
-    def __init__(self, front: socket, mask: set[int]) -> None:
+    def __init__(self, front: socket, mask: set[int], ignores_children: bool) -> None:
+        """`mask` has the signals that the program is to have blocked."""
         self._front = front
         self._mask = mask
+        self._ignores_children = ignores_children  # or the program does
+        self._started_by = os.getppid()
         self._gate: socket | None = None
         self._has_ended = False
         self.pid = 0
@@ -91,6 +104,8 @@ class Supervision:
         pid = os.fork()
         if not pid:
             gate.close()
+            if self._ignores_children:
+                signal(SIGCHLD, SIG_IGN)
             _be_program(far, become, instructions, prepare, is_killable, self._mask)
         far.close()
         try:
@@ -100,16 +115,21 @@ class Supervision:
             os.waitpid(pid, 0)
             raise
         self.pid, self._gate = pid, gate
+        self._tell(HAS_STARTED, pid)
 
     def go(self) -> None:
-        """Let it run: its calls will be answered. What was open here for it is closed here."""
+        """Let it run: its calls will be answered. What was open here for it is closed here.
+
+        From now on no signal disturbs us but that of a child.
+        """
         gate, self._gate = self._gate, None
         assert gate is not None
         _close_inherited()
         _allow_many_descriptors()
-        for number in _ASIDE:
-            signal(number, SIG_IGN)
-        pthread_sigmask(SIG_SETMASK, self._mask)
+        for number in sigpending() - {SIGCHLD}:
+            os.kill(self.pid, number)  # which came for all, and it was not there yet
+            _take(number)
+        pthread_sigmask(SIG_SETMASK, valid_signals() - {SIGCHLD})
         gate.send(b"\0")
         gate.close()
 
@@ -118,10 +138,35 @@ class Supervision:
         return self._front.fileno()
 
     def obey(self) -> None:
-        """Pass on to the program what the one in front has been sent."""
-        data = self._front.recv(_WORD.size)
-        if data and not self._has_ended:
-            os.kill(self.pid, _WORD.unpack(data)[1])
+        """Pass on to the program what the one in front has been sent. If that has been killed, the
+        program is: who did it has meant that.
+        """
+        while True:
+            try:
+                data = self._front.recv(WORD.size, MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._send_signal(SIGKILL)
+                return
+            what, number = WORD.unpack(data)
+            # What we have got, too, is for all of a group, and has come to the program already if
+            # it is one of them. So has what a terminal sends.
+            is_for_all = _take(number)
+            is_of_our_group = self._has_ended or os.getpgid(self.pid) == os.getpgrp()
+            if number == SIGCONT and not is_of_our_group:
+                _give_terminal(os.getpgid(self.pid))
+            if what == SIGNAL and not (is_for_all and is_of_our_group):
+                self._send_signal(number)
+
+    def _send_signal(self, number: int) -> None:
+        if not self._has_ended:
+            try:
+                os.kill(self.pid, number)
+            except PermissionError:
+                return  # it has changed its user, and we may not, as whoever sent it
 
     def wait(self) -> None:
         """Wait for the end of the program, which has no more calls to make."""
@@ -135,7 +180,7 @@ class Supervision:
     def _reap(self, how: int) -> bool:
         while True:
             try:
-                pid, status = os.waitpid(-1, how | os.WUNTRACED)
+                pid, status = os.waitpid(-1, how | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return self._has_ended
             if not pid:
@@ -143,37 +188,71 @@ class Supervision:
             if pid != self.pid:
                 continue
             if os.WIFSTOPPED(status):
-                self._tell(_HAS_STOPPED, os.WSTOPSIG(status))
+                self._tell(HAS_STOPPED, os.WSTOPSIG(status))
+            elif os.WIFCONTINUED(status):
+                self._tell(GOES_ON, 0)
+                if os.getppid() == self._started_by:
+                    os.kill(self._started_by, SIGCONT)
             else:
                 self._has_ended = True
-                self._tell(_HAS_ENDED, status)
+                self._tell(HAS_ENDED, status)
                 how = os.WNOHANG
 
     def fail(self) -> None:
         """Let the one in front end, as there is no program to wait for."""
-        self._tell(_HAS_FAILED, 0)
+        self._tell(HAS_FAILED, 0)
 
     def _tell(self, what: int, value: int) -> None:
+        how = MSG_DONTWAIT if what in (HAS_STOPPED, GOES_ON) else 0
         try:
-            self._front.send(_WORD.pack(what, value))
+            self._front.send(WORD.pack(what, value), how)
+        except BlockingIOError:
+            return  # it has been stopped, and has much to read when it goes on
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has been killed: nobody waits any more
+            return  # it has been killed: nobody waits any more
 
 
-def step_back() -> Supervision:
+def step_back(lost: Callable[[], None] = lambda: None) -> Supervision:
     """Become the supervisor. Who has been started is in front from now on, and ends as the program
     does. No signal comes in before `go`. OSError.
+
+    In front, `lost` is called when the supervisor is gone before the program is: then nothing can
+    connect any more.
     """
+    _occupy_standard_descriptors()
     mask = pthread_sigmask(SIG_BLOCK, valid_signals())
+    ignores_children = getsignal(SIGCHLD) == SIG_IGN
+    signal(SIGCHLD, SIG_DFL)  # or there would be no status to wait for
     front, behind = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     kernel.adopt_orphans()
     pid = os.fork()
     if pid:
         behind.close()
-        _Front(front, pid).wait()
+        _close_inherited()
+        Front(front, pid, lost).wait()
     front.close()
     kernel.adopt_orphans()
-    return Supervision(behind, mask)
+    return Supervision(behind, mask, ignores_children)
+
+
+def _give_terminal(group: int) -> None:
+    """Let a group have the terminal that ours has, as a shell has just given it to us."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        return  # there is none
+    try:
+        if os.tcgetpgrp(terminal) == os.getpgrp():
+            os.tcsetpgrp(terminal, group)
+    except OSError:
+        return  # it has gone, or the group is of another session
+    finally:
+        os.close(terminal)
+
+
+def _take(number: int) -> bool:
+    """Take a signal that is blocked, if it has come; say whether it had."""
+    return sigtimedwait((number,), 0) is not None
 
 
 def _received(pid: int, gate: socket) -> tuple[Listener, list[int]]:
@@ -191,11 +270,23 @@ def _received(pid: int, gate: socket) -> tuple[Listener, list[int]]:
             os.close(fd)
         if error.errno != errno.EPERM:
             raise
-        hint = "a container may need the capability SYS_PTRACE, or a seccomp profile that allows it"
-        raise OSError(errno.EPERM, f"pidfd_getfd is not permitted here; {hint}") from None
+        raise _not_permitted("pidfd_getfd") from None
     finally:
         os.close(pidfd)
+    try:
+        place = kernel.address_of(_PROBE)
+        kernel.write_memory(pid, place, kernel.read_memory(pid, place, len(_PROBE)))
+    except OSError as error:
+        for fd in got:
+            os.close(fd)
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
+            raise
+        raise _not_permitted("process_vm_readv or process_vm_writev") from None
     return Listener(got[0]), got[1:]
+
+
+def _not_permitted(what: str) -> OSError:
+    return OSError(errno.EPERM, f"{what} is not permitted here; {_CONTAINER}")
 
 
 def _be_program(
@@ -206,7 +297,7 @@ def _be_program(
     is_killable: bool,
     mask: set[int],
 ) -> NoReturn:
-    status = _STATUS_FAILED
+    status = FAILED
     try:
         try:
             others = prepare() if prepare is not None else []
@@ -215,6 +306,9 @@ def _be_program(
             word = (error.strerror or str(error)).encode()[:_LONGEST_WORD]
         os.write(gate.fileno(), word)  # which no filter is about
         if os.read(gate.fileno(), 1):
+            for number in valid_signals():
+                if callable(getsignal(number)):
+                    signal(number, SIG_DFL)  # as exec(3) does; one may have come already
             pthread_sigmask(SIG_SETMASK, mask)
             status = become()
     finally:
@@ -222,16 +316,24 @@ def _be_program(
 
 
 def _install(instructions: bytes, is_killable: bool) -> int:
+    """Install the filter. With CAP_SYS_ADMIN setuid programs go on to work; without, they get no
+    rights from then on, as the kernel asks for that (NO_NEW_PRIVS).
+    """
     try:
+        try:
+            return kernel.install_filter(instructions, is_killable)
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                raise
+        kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
         return kernel.install_filter(instructions, is_killable)
     except OSError as error:
         if error.errno == errno.EBUSY:
             reason = "another one answers for this process already: it cannot be run in itself"
             raise OSError(error.errno, reason) from None
-        if error.errno != errno.EACCES:
-            raise
-    kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
-    return kernel.install_filter(instructions, is_killable)
+        if error.errno == errno.EPERM:
+            raise _not_permitted("seccomp") from None
+        raise
 
 
 def _close_inherited() -> None:
@@ -249,86 +351,20 @@ def _close_inherited() -> None:
     os.close(null)
 
 
+def _occupy_standard_descriptors() -> None:
+    """Have something at 0, 1 and 2, which the program finds closed again if they have been."""
+    fd = -1
+    while fd <= 2:
+        fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.close(fd)
+
+
 def _allow_many_descriptors() -> None:
     """Have room for the descriptors of many programs, at the numbers that they have there."""
     soft, hard = getrlimit(RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != RLIM_INFINITY and soft < wanted:
         setrlimit(RLIMIT_NOFILE, (wanted, hard))
-
-
-class _Front:
-    """The one in front. All signals are blocked: it takes them one after the other."""
-
-    __slots__ = ("_channel", "_supervisor")
-
-    def __init__(self, channel: socket, supervisor: int) -> None:
-        self._channel = channel
-        self._supervisor = supervisor
-        fd = channel.fileno()
-        fcntl(fd, F_SETOWN, os.getpid())
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | os.O_NONBLOCK | os.O_ASYNC)
-
-    def wait(self) -> NoReturn:
-        """Wait, and end as the program does."""
-        try:
-            self._listen()  # to what has come before it was to be told
-            while True:
-                happened = sigwaitinfo(valid_signals())
-                number = happened.si_signo
-                if number == SIGIO:
-                    self._listen()
-                elif number != SIGCHLD and happened.si_code != _OF_THE_KERNEL:
-                    self._pass_on(number)
-        finally:
-            os._exit(_STATUS_FAILED)
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                data = self._channel.recv(_WORD.size)
-            except BlockingIOError:
-                return
-            if not data:
-                self._wait_alone()
-            what, value = _WORD.unpack(data)
-            if what == _HAS_ENDED:
-                end_as(value)
-            elif what == _HAS_STOPPED:
-                os.kill(os.getpid(), SIGSTOP)
-            else:
-                os._exit(_STATUS_FAILED)
-
-    def _pass_on(self, number: int) -> None:
-        try:
-            self._channel.send(_WORD.pack(_SIGNAL, number))
-        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
-            return  # the supervisor is gone, which is told by an end
-
-    def _wait_alone(self) -> NoReturn:
-        """Wait for what the supervisor has left, which is ours now: it has been killed."""
-        os.write(2, b"muonsocks: the supervisor has been killed: nothing can connect any more\n")
-        status = 0
-        while True:
-            try:
-                pid, one = os.waitpid(-1, 0)
-            except ChildProcessError:
-                end_as(status)
-            if pid != self._supervisor:
-                status = one
-
-
-def end_as(status: int) -> NoReturn:
-    """End as a process has ended whose wait(2) status this is."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        setrlimit(RLIMIT_CORE, (0, getrlimit(RLIMIT_CORE)[1]))  # one core is enough
-        if number not in (SIGKILL, SIGSTOP):
-            signal(number, SIG_DFL)
-        os.kill(os.getpid(), number)
-        pthread_sigmask(SIG_SETMASK, ())
-        os._exit(128 + number)
-    os._exit(os.waitstatus_to_exitcode(status))
 
 
 def stay_behind() -> None:

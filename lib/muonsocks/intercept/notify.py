@@ -52,10 +52,12 @@ class CallGone(Exception):
 class Listener:
     """Where the calls of all processes come in that have a filter, which is over `fd`."""
 
-    __slots__ = ("_architectures", "fd")
+    __slots__ = ("_architectures", "_caller", "_caller_pidfd", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._caller = 0  # the thread that the last descriptor was of
+        self._caller_pidfd = -1
         self._architectures = {one.audit: one for one in kernel.ARCHITECTURES}
 
     def receive(self) -> Call | None:
@@ -73,9 +75,37 @@ class Listener:
         architecture = self._architectures[audit]  # the filter refuses all others
         return Call(self, identity, tid, architecture, number, arguments)
 
+    def descriptor_of(self, tid: int, fd: int) -> int:
+        """Get a duplicate of a descriptor of a thread. OSError, ESRCH if there is none of the
+        number.
+
+        Mostly it is one thread that calls again and again. What is kept of it does not lead to
+        another one that gets its number later.
+        """
+        if tid == self._caller:
+            try:
+                return kernel.descriptor_of(self._caller_pidfd, fd)
+            except ProcessLookupError:
+                pass  # that one is gone
+        try:
+            pidfd = os.pidfd_open(tid, _THREAD)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return _descriptor_by_process(tid, fd)
+        self._forget_caller()
+        self._caller, self._caller_pidfd = tid, pidfd
+        return kernel.descriptor_of(pidfd, fd)
+
+    def _forget_caller(self) -> None:
+        if self._caller:
+            os.close(self._caller_pidfd)
+            self._caller = 0
+
     def close(self) -> None:
         """Let every call that waits, and every one to come, fail with ENOSYS."""
         os.close(self.fd)
+        self._forget_caller()
 
 
 class Call:
@@ -210,15 +240,14 @@ class Call:
         """Get a duplicate of a descriptor. OSError; Refused if there is none."""
         if fd < 0:
             raise Refused(errno.EBADF)
-        pidfd = self._pidfd()
         try:
-            got = kernel.descriptor_of(pidfd, fd)
+            got = self._listener.descriptor_of(self.tid, fd)
+        except ProcessLookupError:
+            raise CallGone from None
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise Refused(errno.EBADF) from None
             raise
-        finally:
-            os.close(pidfd)
         if not self.is_waiting():
             os.close(got)
             raise CallGone
@@ -234,9 +263,6 @@ class Call:
         except OSError as error:
             os.close(fd)
             raise Refused(error.errno or errno.ENOTSOCK) from None
-
-    def _pidfd(self) -> int:
-        return pidfd_of(self.tid)
 
     def put(self, sock: socket, fd: int, is_closed_on_exec: bool) -> None:
         """Let a descriptor of the caller's be a socket from now on."""
@@ -275,21 +301,32 @@ class Call:
             raise
 
 
-def pidfd_of(tid: int) -> int:
-    """Open the process that a thread is of. OSError; CallGone if there is none any more."""
+def descriptor_of(tid: int, fd: int) -> int:
+    """Get a duplicate of a descriptor of a thread that may have ended. OSError, ESRCH if it has."""
     try:
-        return os.pidfd_open(tid, _THREAD)
-    except ProcessLookupError:
-        raise CallGone from None
+        pidfd = os.pidfd_open(tid, _THREAD)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
+        return _descriptor_by_process(tid, fd)
     try:
-        with open(f"/proc/{tid}/status") as file:  # before Linux 6.9
+        return kernel.descriptor_of(pidfd, fd)
+    finally:
+        os.close(pidfd)
+
+
+def _descriptor_by_process(tid: int, fd: int) -> int:
+    """The same before Linux 6.9. The process may outlive the thread: it must not be kept."""
+    try:
+        with open(f"/proc/{tid}/status") as file:
             leader = next(line.split()[1] for line in file if line.startswith("Tgid:"))
-        return os.pidfd_open(int(leader))
-    except (FileNotFoundError, ProcessLookupError):
-        raise CallGone from None
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    pidfd = os.pidfd_open(int(leader))
+    try:
+        return kernel.descriptor_of(pidfd, fd)
+    finally:
+        os.close(pidfd)
 
 
 def int_of(argument: int) -> int:

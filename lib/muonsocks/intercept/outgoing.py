@@ -10,21 +10,25 @@ from muonsocks.address import Endpoint
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import NOTIFY, Rule, has_any, is_not_null, refuse
+from muonsocks.intercept.bpf import NOTIFY, Rule, equals, has_any, is_not_null, refuse
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
-from muonsocks.intercept.socket_address import LONGEST, endpoint_of, family_of
+from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of, family_of
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from muonsocks.intercept.bpf import Rules
+    from muonsocks.intercept.parked import Parked
+    from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
+    # Answers connect(2) of a socket that is not for TCP, with an address.
+    Beside = Callable[[Call, socket, bytes], Coroutine[Waitable, None, None]]
     # Told of each connection: who, where to, which way, and the errno (0 if it is up).
     Report = Callable[[int, Endpoint, Chain, int], None]
 
@@ -34,6 +38,11 @@ _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
+# To be told of to all in a network: setsockopt(2)'s level, and what that has for it. IPv4's are
+# IP_ADD_MEMBERSHIP and IP_ADD_SOURCE_MEMBERSHIP; IPv6's IPV6_ADD_MEMBERSHIP and IPV6_JOIN_ANYCAST;
+# both have MCAST_JOIN_GROUP and MCAST_JOIN_SOURCE_GROUP.
+_JOINING = {0: (35, 39, 42, 46), 41: (20, 27, 42, 46)}
+
 RULES: Rules = {
     "connect": (Rule(NOTIFY),),
     "sendto": (
@@ -42,6 +51,11 @@ RULES: Rules = {
     ),
     "sendmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(2, _MSG_FASTOPEN)),),
     "sendmmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(3, _MSG_FASTOPEN)),),
+    "setsockopt": tuple(
+        Rule(refuse(errno.ENODEV), equals(1, level), equals(2, option))
+        for level, options in _JOINING.items()
+        for option in options
+    ),
     "io_uring_setup": (Rule(refuse(errno.ENOSYS)),),
 }
 
@@ -49,14 +63,27 @@ RULES: Rules = {
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_loop", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_loop", "_parked", "_report", "_timeout", "_ways")
 
-    def __init__(self, loop: Loop, ways: Ways, timeout: float, report: Report) -> None:
-        """A connection may take so many seconds to come up."""
+    def __init__(
+        self,
+        loop: Loop,
+        ways: Ways,
+        timeout: float,
+        report: Report,
+        beside: Beside | None = None,
+        parked: Parked | None = None,
+    ) -> None:
+        """A connection may take so many seconds to come up. Sockets that are not for TCP are for
+        `beside`, or lead nowhere; those that do not block wait in `parked`, or are held as others
+        are.
+        """
+        self._beside = beside
         self._loop = loop
         self._ways = ways
         self._timeout = timeout
         self._report = report
+        self._parked = parked
 
     async def connect(self, call: Call) -> None:
         """Answer connect(2)."""
@@ -68,6 +95,8 @@ class Outgoing:
             raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
             if sock.type == SOCK_STREAM and sock.proto in _TCP:
                 await self._connect_stream(call, sock, raw)
+            elif self._beside is not None:
+                await self._beside(call, sock, raw)
             elif sock.type == SOCK_DGRAM:
                 raise Refused(errno.ENETUNREACH)
             else:
@@ -76,6 +105,9 @@ class Outgoing:
             sock.close()
 
     async def _connect_stream(self, call: Call, sock: socket, raw: bytes) -> None:
+        parked = self._parked
+        if parked is not None and await parked.connect_again(call, sock, raw):
+            return
         endpoint = endpoint_of(raw)
         if endpoint is None:
             if len(raw) >= 2 and not family_of(raw):
@@ -87,8 +119,26 @@ class Outgoing:
             raise Refused(errno.EAFNOSUPPORT)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
+        tid = call.tid
+        if not os.get_blocking(sock.fileno()):
+            is_direct = not chain and destination.packed is not None
+            if is_direct and OwnSocket(sock, 0).reaches(destination):
+                number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
+                self._report(tid, destination, chain, number)
+                if number:
+                    raise Refused(number)
+                call.succeed()
+                return
+            if parked is not None:
+
+                def done(number: int) -> None:
+                    self._report(tid, destination, chain, number)
+
+                errand = Errand(Command.CONNECT, destination, chain)
+                if await parked.connect(call, sock, raw, errand, done):
+                    return
         number = await self._hold(sock, destination, chain)
-        self._report(call.tid, destination, chain, number)
+        self._report(tid, destination, chain, number)
         if number:
             call.fail(number)
         else:
@@ -103,8 +153,7 @@ class Outgoing:
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
-            granted = await errand.run(self._loop, self._timeout)
-            granted.close()  # a duplicate
+            await errand.run(self._loop, self._timeout)
             return 0
         except OSError as error:
             dialler.give_up()

@@ -75,7 +75,7 @@ class OwnSocket(Dialler):
         if not self.reaches(candidate):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if candidate.family != self._sock.family:
-            candidate = _Mapped(candidate)
+            candidate = Mapped(candidate)
         self.give_up()
         number = self._sock.connect_ex(candidate.sockaddr)
         if number == errno.EISCONN:
@@ -85,17 +85,11 @@ class OwnSocket(Dialler):
             number = self._sock.connect_ex(candidate.sockaddr)
         if number not in (0, errno.EISCONN, *_STILL_CONNECTING):
             raise OSError(number, os.strerror(number))
-        ours = socket(
-            self._sock.family, self._sock.type, self._sock.proto, os.dup(self._sock.fileno())
-        )
-        if number in _STILL_CONNECTING:
-            stream = await self._attempt(Attempt(loop, ours, candidate, self.connect_timeout))
-        else:
-            stream = Stream(loop, ours, str(candidate))
-        stream.is_shared = True
-        return stream
+        if number not in _STILL_CONNECTING:
+            return _Lent(loop, self._sock, str(candidate))
+        return await self._attempt(_Attempt(loop, self._sock, candidate, self.connect_timeout))
 
-    async def _attempt(self, attempt: Attempt) -> Stream:
+    async def _attempt(self, attempt: _Attempt) -> Stream:
         attempt.mailbox = Mailbox()
         number = errno.ECANCELED
         try:
@@ -114,7 +108,34 @@ class OwnSocket(Dialler):
             kernel.disconnect(self._sock.fileno())
 
 
-class _Mapped(Endpoint):
+class _Lent(Stream):
+    """A stream over a socket that stays open when the stream is closed."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Let nothing be told of it any more."""
+        if self.reader >= 0:
+            self.detach()
+
+
+class _Attempt(Attempt):
+    """An attempt with such a socket."""
+
+    __slots__ = ()
+
+    def stream(self) -> Stream:
+        """Make a stream of it, as it is connected."""
+        self._timer.cancel()
+        return _Lent(self.loop, self._sock, str(self.candidate), known=self._ready)
+
+    def close(self) -> None:
+        """Give up."""
+        self._timer.cancel()
+        self.loop.unregister(self._sock.fileno())
+
+
+class Mapped(Endpoint):
     """An IPv4 address as it is for an IPv6 socket (RFC 4291 section 2.5.5.2)."""
 
     __slots__ = ()

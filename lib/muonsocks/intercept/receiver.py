@@ -25,8 +25,7 @@ from _socket import (
 )
 from contextlib import closing
 
-from muonsocks.intercept import kernel
-from muonsocks.intercept.notify import Call, CallGone, Refused, pidfd_of
+from muonsocks.intercept.notify import Call, CallGone, Refused, descriptor_of
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
@@ -184,15 +183,9 @@ class Receiver:
             return socket(fileno=os.dup(self._sock.fileno()))
         for tid in (call.tid, self.tid):
             try:
-                pidfd = pidfd_of(tid)
-            except CallGone:
-                continue
-            try:
-                fd = kernel.descriptor_of(pidfd, self.fd)
+                fd = descriptor_of(tid, self.fd)
             except OSError:
                 continue  # it is not there any more
-            finally:
-                os.close(pidfd)
             if os.fstat(fd).st_ino == self.inode:
                 return socket(fileno=fd)
             os.close(fd)

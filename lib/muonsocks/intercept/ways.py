@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 from muonsocks.address import Endpoint
+from muonsocks.client.destinations import HOSTS, Destinations
+from muonsocks.client.proxies import DIRECT, is_excepted
+from muonsocks.intercept.notify import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from muonsocks.address import Network
     from muonsocks.socks.rules import Chain
 
 
 class Ways:
-    """The ways of one program, and of all that it starts."""
+    """The ways of one program, and of all that it starts. `destinations` has what stands for what.
 
-    __slots__ = ("_chain",)
+    All goes through the proxies of `chain`, but for this host and the first proxy itself, the
+    networks of `direct`, and what `exceptions` has, a text as no_proxy is.
+    """
 
-    def __init__(self, chain: Chain) -> None:
+    __slots__ = ("_chain", "_direct", "_exceptions", "destinations")
+
+    def __init__(
+        self,
+        chain: Chain,
+        direct: Sequence[Network] = (),
+        exceptions: str = "",
+        hosts: str = HOSTS,
+    ) -> None:
         self._chain = chain
+        self._direct = direct
+        self._exceptions = exceptions
+        self.destinations = Destinations(self._chain_to, hosts)
 
     def meant(self, endpoint: Endpoint) -> Endpoint:
         """Say which destination an address means. Refused if it does not mean one any more."""
-        return endpoint
+        try:
+            return self.destinations.meant(endpoint)
+        except OSError as error:
+            raise Refused(error.errno or 0) from None
 
     def way_to(self, destination: Endpoint) -> Chain:
         """Say which proxies lead to a destination; none if it is gone to directly."""
-        return self._chain
+        return self.destinations.way_to(destination)
+
+    def _chain_to(self, destination: Endpoint) -> Chain:
+        packed = destination.packed
+        if packed is not None and any(packed in network for network in self._direct):
+            return DIRECT
+        return DIRECT if is_excepted(destination, self._exceptions) else self._chain

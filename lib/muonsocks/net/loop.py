@@ -49,8 +49,8 @@ _LONGEST_WAIT = 86400.0  # s; epoll counts milliseconds in an int
 # To fall asleep and be woken takes longer, and costs more, than to look for a while for what comes
 # soon. That is worth a try after a wait that was short; and only if nobody else wants the processor
 # (each look offers it), who might keep it for milliseconds.
-_SHORT_WAIT = 1e-4  # s
-_LOOKING = 5e-5  # s
+_LOOKING = 5e-5  # s, if the loop's owner has not set it
+_SHORT_WAIT = 2  # times as long as that
 _CROWDED = 5e-4  # s; when looking took longer than this, somebody else was there
 _REST = 0.1  # s without a look after that
 
@@ -110,7 +110,8 @@ class Deadline(Timer):
 class Loop:
     """One epoll, its handlers, timers and tasks.
 
-    `now` is this round's monotonic time in s, `busy` the number of its events.
+    `now` is this round's monotonic time in s, `busy` the number of its events. `looking` is for how
+    long, in s, it looks for what comes soon before it falls asleep; it is to be set before `run`.
     """
 
     __slots__ = (
@@ -124,6 +125,7 @@ class Loop:
         "handlers",
         "interruption",
         "is_running",
+        "looking",
         "now",
         "timer_number",
         "timers",
@@ -132,6 +134,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = epoll()
+        self.looking = _LOOKING
         self.handlers: dict[int, Callable[[int], None]] = {}
         self._new: set[int] = set()  # descriptors registered in this round
         self.timers: list[tuple[float, int, Timer]] = []
@@ -293,7 +296,7 @@ class Loop:
         events: list[tuple[int, int]] = []
         if since >= self._looks_from:
             poll, passed = self._epoll.poll, 0.0
-            while not events and passed < _LOOKING:
+            while not events and passed < self.looking:
                 sched_yield()
                 events = poll(0)
                 passed = monotonic() - since
@@ -306,6 +309,7 @@ class Loop:
         is over.
         """
         poll, handlers, new, timers = self._epoll.poll, self.handlers, self._new, self.timers
+        short_wait = _SHORT_WAIT * self.looking
         waited_long = True
         while not task.is_over:
             patience = -1.0
@@ -319,7 +323,7 @@ class Loop:
             if waited_long or not patience or not (events := self._look(since)):
                 events = poll(patience)
             self.now = now = monotonic()
-            waited_long = now - since > _SHORT_WAIT
+            waited_long = now - since > short_wait
             self.busy = len(events)
             if new:
                 new.clear()

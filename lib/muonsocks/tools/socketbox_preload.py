@@ -44,6 +44,10 @@ from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 
 
+# s: about what it takes a program that has been given a connection to ask for the next one
+_LOOKING = 1.5e-4
+
+
 def main(arguments: list[str], log: Log) -> int:
     """Run the program."""
     given = parse(__doc__, arguments, log, program_follows=True)
@@ -56,7 +60,9 @@ def main(arguments: list[str], log: Log) -> int:
     conventions = Conventions(os.environ, here)
     level = strictness(os.environ)
     words, chosen = given.arguments, rules(bool(conventions.connects))
-    supervision = step_back()
+    supervision = step_back(
+        lambda: log.error("the supervisor has been killed: nothing can be accepted any more")
+    )
     log.after_fork()
     try:
         supervision.start(
@@ -69,6 +75,7 @@ def main(arguments: list[str], log: Log) -> int:
         supervision.fail()
         return SYSTEM_FAILED
     loop = Loop()
+    loop.looking = _LOOKING
 
     def bound(endpoint: Endpoint, path: str, problem: str) -> None:
         if problem:

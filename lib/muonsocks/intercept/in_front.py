@@ -1,0 +1,149 @@
+"""The process in front of a program that somebody else has started: it waits, ends as the program
+ends, stops when that stops, and passes on the signals that it is sent.
+"""
+
+from __future__ import annotations
+
+import os
+from _signal import (
+    SIG_BLOCK,
+    SIG_DFL,
+    SIG_SETMASK,
+    SIG_UNBLOCK,
+    SIGCHLD,
+    SIGIO,
+    SIGKILL,
+    SIGSTOP,
+    pthread_sigmask,
+    signal,
+    sigwaitinfo,
+    valid_signals,
+)
+from _socket import socket
+from fcntl import F_GETFL, F_SETFL, F_SETOWN, fcntl
+from struct import Struct
+
+from muonsocks.intercept import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+# What the supervisor and the one in front tell each other: of these, and a number.
+WORD = Struct("=Bi")
+HAS_STARTED, HAS_ENDED, HAS_STOPPED, GOES_ON, HAS_FAILED, SIGNAL, OF_A_TERMINAL = range(7)
+FAILED = 111  # the exit status where there is no program to have one
+
+_OF_THE_KERNEL = 0x80  # si_code of what a terminal sends to all processes of a group
+
+
+class Front:
+    """The one in front. All signals are blocked: it takes them one after the other."""
+
+    __slots__ = ("_channel", "_is_alone", "_lost", "_program", "_supervisor")
+
+    def __init__(self, channel: socket, supervisor: int, lost: Callable[[], None]) -> None:
+        """`lost` is called when the supervisor is gone before the program is."""
+        self._channel = channel
+        self._supervisor = supervisor
+        self._lost = lost
+        self._program = 0
+        self._is_alone = False
+        fd = channel.fileno()
+        fcntl(fd, F_SETOWN, os.getpid())
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | os.O_NONBLOCK | os.O_ASYNC)
+
+    def wait(self) -> NoReturn:
+        """Wait, and end as the program does."""
+        try:
+            self._listen()  # to what has come before it was to be told
+            while True:
+                happened = sigwaitinfo(valid_signals())
+                number = happened.si_signo
+                if number == SIGIO and not self._is_alone:
+                    self._listen()
+                elif number == SIGCHLD:
+                    if self._is_alone:
+                        self._reap()
+                elif happened.si_pid != self._supervisor:
+                    self._pass_on(number, happened.si_code == _OF_THE_KERNEL)
+        finally:
+            os._exit(FAILED)
+
+    def _listen(self) -> None:
+        has_stopped = 0
+        while not self._is_alone:
+            try:
+                data = self._channel.recv(WORD.size)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._be_alone()
+                return
+            what, value = WORD.unpack(data)
+            if what == HAS_STARTED:
+                self._program = value
+            elif what == HAS_ENDED:
+                end_as(value)
+            elif what == HAS_FAILED:
+                os._exit(FAILED)
+            else:
+                has_stopped = value if what == HAS_STOPPED else 0
+        if has_stopped:
+            _stop(has_stopped)
+
+    def _pass_on(self, number: int, is_of_a_terminal: bool) -> None:
+        if self._is_alone:
+            if not is_of_a_terminal:
+                os.kill(self._program, number)  # which nobody else waits for
+            return
+        what = OF_A_TERMINAL if is_of_a_terminal else SIGNAL
+        try:
+            self._channel.send(WORD.pack(what, number))
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+            return  # the supervisor is gone, which is told by an end; or it has been stopped
+
+    def _be_alone(self) -> None:
+        """Be the parent of what the supervisor has left: it has been killed."""
+        self._is_alone = True
+        self._lost()
+        self._reap()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                os._exit(FAILED)  # its status has gone with the supervisor
+            if not pid:
+                return
+            if pid == self._program:
+                if os.WIFSTOPPED(status):
+                    _stop(os.WSTOPSIG(status))
+                else:
+                    end_as(status)
+
+
+def _stop(number: int) -> None:
+    """Stop as a process has been stopped by a signal, until somebody lets us go on."""
+    if number != SIGSTOP:
+        signal(number, SIG_DFL)
+    os.kill(os.getpid(), number)
+    pthread_sigmask(SIG_UNBLOCK, (number,))
+    pthread_sigmask(SIG_BLOCK, (number,))
+
+
+def end_as(status: int) -> NoReturn:
+    """End as a process has ended whose wait(2) status this is; but only one leaves a core."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        kernel.leave_no_core()
+        if number != SIGKILL:
+            signal(number, SIG_DFL)
+        os.kill(os.getpid(), number)
+        pthread_sigmask(SIG_SETMASK, ())
+        os._exit(128 + number)
+    os._exit(os.waitstatus_to_exitcode(status))

@@ -1,0 +1,240 @@
+"""A network of the program's own that nothing leads out of: namespaces(7).
+
+All that there is in it is the loopback interface. Every address is one of this host's there, so
+that whatever nameserver the program asks is a socket of ours, and other datagrams find that nobody
+is there. Only sockets for TCP are made outside, by us, and handed in: what is connected with them
+is for `outgoing`. Raw sockets and the like stay inside, where they lead nowhere.
+
+What a program inherits, or is passed over a unix socket, is of the network it was made in.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_RECVPKTINFO,
+    IPV6_V6ONLY,
+    SO_REUSEADDR,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    SOCK_RAW,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    if_nametoindex,
+    socket,
+)
+
+from muonsocks.address import parse_address
+from muonsocks.intercept import kernel
+from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, refuse
+from muonsocks.intercept.notify import Call, Refused, int_of
+from muonsocks.intercept.rtnetlink import Network
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.intercept.bpf import Rules
+
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 1 << 12, 1 << 21
+_IP_PKTINFO, _IP_FREEBIND, _IPV6_FREEBIND = 8, 15, 78
+_SO_NETNS_COOKIE = 71
+_IPPROTO_MPTCP = 262
+_TYPE = 0xF
+_DOMAIN = 53  # the port of nameservers
+# getaddrinfo(3) finds no address of a family that a host has none of but loopback's. The first one
+# is nobody's (RFC 7335), the second is a local one (RFC 4193), made up.
+ADDRESSES = {AF_INET: parse_address("192.0.0.2"), AF_INET6: parse_address("fd6d:756f:6e73:6f64::2")}
+# What leads nowhere, where there is no network. AF_VSOCK and some others are not about networks.
+_HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
+_TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
+
+_OF_DATAGRAMS = ("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
+
+SOCKET_RULES = (
+    *(
+        Rule(NOTIFY, equals(0, family), equals(1, SOCK_STREAM, _TYPE), equals(2, protocol))
+        for family in (AF_INET, AF_INET6)
+        for protocol in _TCP
+    ),
+    *(Rule(ALLOW, equals(0, family)) for family in (AF_INET, AF_INET6, *_HARMLESS)),
+    Rule(refuse(errno.EAFNOSUPPORT)),
+)
+
+
+def rules_inside(rules: Rules) -> Rules:
+    """Give the rules of a program inside, from those of one that is not: its datagrams are no
+    concern of ours.
+    """
+    without = {
+        name: tuple(rule for rule in rules[name] if rule.verdict != NOTIFY)
+        for name in _OF_DATAGRAMS
+        if name in rules
+    }
+    return {**rules, **without, "socket": SOCKET_RULES}
+
+
+# In the program's process, before it is executed
+
+
+def enter() -> list[int]:
+    """Be in a network of one's own from now on. Gives the sockets that are the nameservers in
+    there: for IPv4 and, where there is that, for IPv6. OSError, which says what is in the way.
+    """
+    _unshare()
+    try:
+        network = Network()
+        try:
+            sockets = _nameservers(network)
+        finally:
+            network.close()
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, in a network of its own{_hint()}") from None
+    return [sock.detach() for sock in sockets]
+
+
+def _unshare() -> None:
+    user, group = os.geteuid(), os.getegid()
+    may = _capabilities()
+    if may & _CAP_NET_ADMIN and may & _CAP_SYS_ADMIN:
+        try:
+            kernel.unshare(kernel.CLONE_NEWNET)  # who is root can still become others
+        except OSError as error:
+            raise OSError(error.errno, f"no network of its own: {error.strerror}") from None
+        return
+    try:
+        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET)
+    except OSError as error:
+        reason = f"no network of its own: {error.strerror}{_hint()}"
+        raise OSError(error.errno, reason) from None
+    try:
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{user} {user} 1")
+        _write("/proc/self/gid_map", f"{group} {group} 1")
+    except OSError as error:
+        raise OSError(error.errno, f"no user namespace: {error.strerror}{_hint()}") from None
+    kernel.allow_inspection()
+
+
+def _nameservers(network: Network) -> list[socket]:
+    link = if_nametoindex("lo")
+    network.bring_up(link)
+    sockets = []
+    for family, packed in ADDRESSES.items():
+        assert packed is not None
+        try:
+            network.add_address(link, packed)
+            network.have_all_local(family, link)
+            sockets.append(_nameserver(family))
+        except OSError as error:
+            if family == AF_INET or error.errno not in _NO_IPV6:
+                raise
+    for path in ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"):
+        try:
+            _write(f"/proc/sys/net/{path}", "1")
+        except OSError:
+            continue  # read-only, as in containers: ping(8) finds that all are there
+    return sockets
+
+
+def _nameserver(family: int) -> socket:
+    """Make a socket that gets what is for a nameserver, and is told the address it is for."""
+    sock = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    if family == AF_INET:
+        sock.setsockopt(IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.setsockopt(IPPROTO_IP, _IP_FREEBIND, 1)
+    else:
+        sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+        sock.setsockopt(IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+        sock.setsockopt(IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+    sock.bind(("" if family == AF_INET else "::", _DOMAIN))
+    return sock
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""  # not every kernel has all of them
+
+
+def _capabilities() -> int:
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _hint() -> str:
+    """Say what forbids user namespaces, as far as that can be known, and how to change it."""
+    if _read("/proc/sys/user/max_user_namespaces") == "0":
+        return "; user namespaces are forbidden here: sysctl user.max_user_namespaces is 0"
+    if _read("/proc/sys/user/max_net_namespaces") == "0":
+        return "; network namespaces are forbidden here: sysctl user.max_net_namespaces is 0"
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return "; user namespaces are root's here: sysctl kernel.unprivileged_userns_clone is 0"
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        name = "kernel.apparmor_restrict_unprivileged_userns"
+        return f"; AppArmor restricts user namespaces here: sysctl {name} is 1"
+    return "; a container or a sandbox may forbid user namespaces"
+
+
+# In the supervisor
+
+
+class Isolation:
+    """Answers what a program inside asks for of the network outside."""
+
+    __slots__ = ("_cookie",)
+
+    def __init__(self, inside: socket) -> None:
+        """`inside` is a socket of the network inside."""
+        self._cookie = _cookie_of(inside)
+
+    async def make_socket(self, call: Call) -> None:
+        """Answer socket(2) for TCP with one of the network outside."""
+        family, kind, protocol = (int_of(argument) for argument in call.arguments[:3])
+        try:
+            sock = socket(family, kind, protocol)
+        except OSError as error:
+            raise Refused(error.errno or errno.ENOBUFS) from None
+        try:
+            call.give(sock.fileno(), bool(kind & SOCK_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise Refused(errno.EMFILE) from None  # the program's
+        finally:
+            sock.close()
+
+    async def connect(self, call: Call, sock: socket, address: bytes) -> None:
+        """Answer connect(2) of a socket that is not for TCP: it has to be one of the inside.
+
+        The kernel would look once more which socket it is, and find another one.
+        """
+        if sock.type not in (SOCK_DGRAM, SOCK_RAW) or _cookie_of(sock) != self._cookie:
+            raise Refused(errno.ENETUNREACH)
+        if number := kernel.connect(sock.fileno(), address):
+            raise Refused(number)
+        call.succeed()
+
+
+def _cookie_of(sock: socket) -> bytes:
+    """Tell one network namespace from another, Linux 5.14. OSError."""
+    return sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8)

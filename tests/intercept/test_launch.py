@@ -1,0 +1,477 @@
+"""A program under socksify is to its user as it is without: how it ends, what it is sent, what it
+has; and nothing of ours is in the way of it, or left of it.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from launched import AS_NOBODY, NOWHERE, PYTHON, SOCKSIFY, Terminal, run, shell, started
+from programs import SECONDS, environment
+from real_server import children, is_alive, state, until
+
+from muonsocks.intercept.bpf import Rule, assemble, refuse
+from muonsocks.intercept.calls import Architecture
+from muonsocks.intercept.kernel import ARCHITECTURES
+
+# Counts signals; says which have come when it is asked.
+COUNTS = """
+import signal, sys
+come = []
+for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT,
+            signal.SIGWINCH, signal.SIGQUIT):
+    signal.signal(one, lambda number, _: come.append(signal.Signals(number).name))
+print("ready", flush=True)
+for line in sys.stdin:
+    said = []
+    while come:
+        said.append(come.pop(0))
+    print(*said, flush=True)
+"""
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 111, 255])
+def test_the_exit_status_is_that_of_the_program(status: int) -> None:
+    done = run("sh", "-c", f"echo out; echo err >&2; exit {status}")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "out\n", "err\n")
+
+
+@pytest.mark.parametrize("number", [*map(int, (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)), 34])
+def test_a_program_that_is_killed_is_seen_to_be(number: int) -> None:
+    done = run("sh", "-c", f"kill -{number} $$")
+    assert done.returncode == -number
+
+
+def test_there_is_one_core_at_most() -> None:
+    with started("sh", "-c", "ulimit -c unlimited; read x; kill -SEGV $$", cwd="/") as launched:
+        launched.tell("")
+        _, status = os.waitpid(launched.front, 0)
+        assert os.WTERMSIG(status) == signal.SIGSEGV
+        assert not os.WCOREDUMP(status)
+        launched.process.returncode = -signal.SIGSEGV
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        ("/nowhere/at-all", 127, "/nowhere/at-all cannot be executed: No such file or directory"),
+        ("/etc/passwd", 126, "/etc/passwd cannot be executed: Permission denied"),
+    ],
+)
+def test_what_cannot_be_executed_is_said(program: str, status: int, reason: str) -> None:
+    done = run(program)
+    assert done.returncode == status
+    assert done.stderr.endswith(f" {reason}\n") and done.stderr.count("\n") == 1
+
+
+def test_a_daemon_stays_covered_and_holds_up_nobody() -> None:
+    """The program has ended, and what it has started goes on: its supervisor, too."""
+    code = "exec >&- 2>&- <&-; sleep 600"
+    done = run("sh", "-c", f"( {code} ) & echo $!; exit 3")
+    pid = int(done.stdout)
+    assert (done.returncode, done.stderr) == (3, "")
+    try:
+        assert is_alive(pid)
+        supervisor = int(_status(pid)["PPid"])
+        until("all is let go of", lambda: os.readlink(f"/proc/{supervisor}/cwd") == "/")
+        assert os.readlink(f"/proc/{supervisor}/fd/2") == "/dev/null"
+        assert _status(pid)["Seccomp"] == "2"
+    finally:
+        subprocess.run(["pkill", "-KILL", "-P", str(pid)], check=False)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until("the supervisor is gone", lambda: not is_alive(supervisor))
+
+
+def test_orphans_are_reaped() -> None:
+    with started("sh", "-c", "(sh -c 'echo $$' & ); read x") as launched:
+        pid = int(launched.line())
+        until("it is gone altogether", lambda: state(pid) == "X")
+        launched.tell("")
+        assert launched.status == 0
+
+
+def test_a_program_that_ends_with_sigchld_ignored_has_a_status() -> None:
+    code = "import signal; print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN); exit(5)"
+    before = ("env", "--ignore-signal=CHLD", *AS_NOBODY)
+    done = run(PYTHON, "-c", code, before=before)
+    assert (done.returncode, done.stdout) == (5, "True\n")
+
+
+# Signals
+
+
+def test_a_signal_for_the_one_in_front_is_for_the_program() -> None:
+    with started(PYTHON, "-c", COUNTS) as launched:
+        assert launched.line() == "ready"
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+            os.kill(launched.front, number)
+            until("it is told", lambda name=number.name: _said(launched) == name)
+
+
+def test_a_signal_for_the_group_comes_once() -> None:
+    with started(PYTHON, "-c", COUNTS, start_new_session=True) as launched:
+        assert launched.line() == "ready"
+        for _ in range(20):
+            os.killpg(launched.front, signal.SIGTERM)
+            os.kill(launched.front, signal.SIGUSR1)  # behind it
+            come: list[str] = []
+            until("both have come", lambda come=come: _more(launched, come, "SIGUSR1"))
+            assert sorted(come) == ["SIGTERM", "SIGUSR1"]
+
+
+def test_a_program_in_a_group_of_its_own_is_sent_what_comes_for_ours() -> None:
+    code = "import os; os.setpgid(0, 0)\n" + COUNTS
+    with started(PYTHON, "-c", code, start_new_session=True) as launched:
+        assert launched.line() == "ready"
+        os.killpg(launched.front, signal.SIGTERM)
+        until("it is told", lambda: _said(launched) == "SIGTERM")
+
+
+def test_who_kills_the_one_in_front_kills_the_program() -> None:
+    with started("sleep", "600") as launched:
+        os.kill(launched.front, signal.SIGKILL)
+        assert launched.status == -signal.SIGKILL
+        until("nothing is left", lambda: not is_alive(launched.program))
+        until("nothing is left", lambda: not is_alive(launched.supervisor))
+
+
+def test_who_lets_the_program_go_on_lets_the_one_in_front() -> None:
+    with started("sleep", "600") as launched:
+        os.kill(launched.program, signal.SIGSTOP)
+        until("all stop", lambda: state(launched.front) == "T")
+        os.kill(launched.program, signal.SIGCONT)
+        until("all go on", lambda: state(launched.front) == "S")
+        os.kill(launched.program, signal.SIGSTOP)
+        until("all stop", lambda: state(launched.front) == "T")
+        os.kill(launched.front, signal.SIGCONT)
+        until("all go on", lambda: state(launched.program) == "S")
+
+
+def test_many_signals_lose_none_in_the_end() -> None:
+    with started(PYTHON, "-c", COUNTS) as launched:
+        assert launched.line() == "ready"
+        for _ in range(200):
+            os.kill(launched.front, signal.SIGUSR1)
+        os.kill(launched.front, signal.SIGTERM)
+        come: list[str] = []
+        until("the last has come", lambda: _more(launched, come, "SIGTERM"))
+
+
+# At a terminal
+
+
+def test_ctrl_c_comes_once() -> None:
+    with shell() as terminal:
+        terminal.type(f"$s {PYTHON} -c '{COUNTS}'\n")
+        terminal.await_text("ready")
+        terminal.type("\3")
+        terminal.type("\n")
+        terminal.await_text(r"\n(SIGINT)\r\n")
+        terminal.type("\n\4")
+        terminal.await_text(r"^\r\n")
+        terminal.type("echo st$?\n")
+        terminal.await_text("st0")
+
+
+def test_ctrl_c_ends_a_program_that_does_not_care() -> None:
+    with shell() as terminal:
+        terminal.type("$s sh -c 'echo up; exec sleep 600'\n")
+        terminal.await_text("up")
+        terminal.type("\3")
+        terminal.type("echo st$?\n")
+        terminal.await_text("st130")
+
+
+def test_job_control() -> None:
+    """Ctrl-Z, bg, fg, a stop by a read in the background, and by the program itself."""
+    with shell() as terminal:
+        code = "echo up; read x; echo got $x; kill -STOP $$; echo again; exit 4"
+        terminal.type(f"$s sh -c '{code}'\n")
+        terminal.await_text("up")
+        terminal.type("\x1a")
+        terminal.await_text("Stopped")
+        terminal.type("bg\n")
+        terminal.await_text(r"sh -c[^\n]*&")
+        _await_job(terminal, "Stopped")
+        terminal.type("fg\n")
+        terminal.await_text("sh -c")
+        terminal.type("word\n")
+        terminal.await_text("got word")
+        terminal.await_text("Stopped")
+        terminal.type("fg; echo st$?\n")
+        terminal.await_text("again")
+        terminal.await_text("st4")
+
+
+def test_output_from_the_background_stops_it_where_the_terminal_says_so() -> None:
+    with shell() as terminal:
+        terminal.type("stty tostop; $s sh -c 'echo up; exit 6' &\n")
+        terminal.await_text(r"\[1\]")
+        _await_job(terminal, "Stopped")
+        terminal.type("fg; echo st$?\n")
+        terminal.await_text("up")
+        terminal.await_text("st6")
+
+
+def test_a_shell_with_jobs_of_its_own() -> None:
+    with shell() as terminal:
+        terminal.type("$s bash --norc --noediting -i\n")
+        terminal.type("echo in''side\n")
+        terminal.await_text("inside")
+        terminal.type("sh -c 'echo up; read x; echo got $x; exit 3'\n")
+        terminal.await_text("up")
+        terminal.type("\x1a")
+        terminal.await_text("Stopped")
+        terminal.type("fg\n")
+        terminal.await_text("sh -c")
+        terminal.type("word\n")
+        terminal.await_text("got word")
+        terminal.type("echo st$?\n")
+        terminal.await_text("st3")
+        terminal.type("suspend\n")
+        terminal.await_text("Stopped")
+        terminal.type("fg\n")
+        terminal.await_text("bash")
+        terminal.type("echo bac''k; exit 9\n")
+        terminal.await_text("back")
+        terminal.type("echo out''side $?\n")
+        terminal.await_text("outside 9")
+
+
+def test_a_program_in_raw_mode() -> None:
+    """It gets the keys that would be signals, and the terminal is its own."""
+    code = "stty raw -echo; echo up; dd bs=1 count=3 2>/dev/null | od -An -tx1; stty sane -echo"
+    with shell() as terminal:
+        terminal.type(f"$s sh -c '{code}'\n")
+        terminal.await_text("up")
+        terminal.type("\3\x1a\x1c")
+        terminal.await_text("03 1a 1c")
+
+
+def test_the_end_of_the_terminal_ends_it() -> None:
+    with shell() as terminal:
+        terminal.type("$s sh -c 'echo $$; exec sleep 600'\n")
+        pid = int(terminal.await_text(r"\n?(\d+)\r\n"))
+    until("it is gone", lambda: not is_alive(pid))
+
+
+# When one of us is killed
+
+
+def test_without_a_supervisor_nothing_goes_out() -> None:
+    code = """
+import socket, sys
+sys.stdin.readline()
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    try:
+        socket.socket(family).connect((address, int(sys.argv[1])))
+        print("connected")
+    except OSError as error:
+        print(error.errno)
+sys.stdout.flush()
+sys.exit(9)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as far:
+        port = str(far.getsockname()[1])
+        with started(PYTHON, "-c", code, port) as launched:
+            os.kill(launched.supervisor, signal.SIGKILL)
+            until("it is adopted", lambda: launched.program in children(launched.front))
+            launched.tell("")
+            assert [launched.line(), launched.line()] == [str(errno.ENOSYS)] * 2
+            assert launched.status == 9
+            assert launched.process.stderr is not None
+            said = launched.process.stderr.read()
+            assert said.count("\n") == 1
+            assert "the supervisor has been killed: nothing can connect any more" in said
+        far.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            far.accept()
+
+
+def test_without_a_supervisor_signals_and_stops_are_passed_on() -> None:
+    with started("sleep", "600") as launched:
+        os.kill(launched.supervisor, signal.SIGKILL)
+        until("it is adopted", lambda: launched.program in children(launched.front))
+        os.kill(launched.program, signal.SIGSTOP)
+        until("all stop", lambda: state(launched.front) == "T")
+        os.kill(launched.front, signal.SIGCONT)
+        until("all go on", lambda: state(launched.program) == "S")
+        os.kill(launched.front, signal.SIGTERM)
+        assert launched.status == -signal.SIGTERM
+
+
+# What it has
+
+REPORT = """
+import json, os, resource, signal, stat, sys
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps([
+    sorted((fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}") and fd != "1"),
+    {name: status[name] for name in ("SigBlk", "SigIgn", "SigCgt", "ShdPnd", "SigPnd", "Umask")},
+    os.getcwd(), os.nice(0), os.getpriority(os.PRIO_PROCESS, 0), dict(os.environ),
+    [resource.getrlimit(one) for one in range(16)],
+    os.getgroups(), os.getresuid(), os.getresgid(), os.sched_getaffinity(0).__len__(),
+    open("/proc/self/oom_score_adj").read(), status.get("Threads"),
+]))
+"""
+
+
+def test_it_has_all_that_it_has_without_us(tmp_path: Path) -> None:
+    (tmp_path / "report.py").write_text(REPORT)
+    tmp_path.chmod(0o755)
+    for one in (*tmp_path.parents, tmp_path):
+        if one.stat().st_uid == os.geteuid() and str(one) != "/":
+            one.chmod(one.stat().st_mode | 0o055)
+    setting = (
+        "umask 027; ulimit -n 300; ulimit -c 0; trap '' USR2 TSTP; "
+        'exec nice -n 3 env --block-signal=USR1 "$@" 7</dev/zero 9>/dev/null'
+    )
+    ours = ["setpriv", "--no-new-privs"] if not AS_NOBODY else [*AS_NOBODY]
+    reports = []
+    for program in ([SOCKSIFY, NOWHERE], []):
+        done = subprocess.run(
+            ["bash", "-c", setting, "sh", *ours, *program, PYTHON, "-I", "report.py"],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            cwd=tmp_path,
+            env=environment(A="B"),
+            timeout=SECONDS,
+            text=True,
+            check=True,
+        )
+        reports.append(done.stdout)
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_descriptors_are_closed(closed: str, tmp_path: Path) -> None:
+    seen = []
+    for number, words in enumerate(([SOCKSIFY, NOWHERE], [])):
+        path = tmp_path / str(number)
+        program = " ".join([*words, "bash", "-c", "'cd /proc/$$/fd; echo * >&8; exit 4'"])
+        done = subprocess.run(
+            ["bash", "-c", f"exec 8>{path} {closed}; exec {program}"],
+            timeout=SECONDS,
+            env=environment(),
+        )
+        assert done.returncode == 4
+        seen.append(path.read_text())
+    assert seen[0] == seen[1]
+
+
+def test_we_hold_nothing_of_its_descriptors() -> None:
+    """Who reads what the program writes is told when it has closed that."""
+    reader, writer = os.pipe()
+    code = f"exec >&- {writer}>&- <&-; sleep 600"
+    with started("bash", "-c", f"read x; {code}", pass_fds=[writer]) as launched:
+        os.close(writer)
+        launched.tell("")
+        assert launched.process.stdout is not None
+        assert launched.process.stdout.read() == ""
+        assert os.read(reader, 1) == b""
+        until("nobody reads", lambda: _breaks(launched.process.stdin))
+    os.close(reader)
+
+
+def test_root_keeps_its_setuid_programs() -> None:
+    if os.geteuid():
+        pytest.skip("only root may have a filter without NO_NEW_PRIVS")
+    words = ("grep", "NoNewPrivs", "/proc/self/status")
+    here = (NOWHERE, "--mode=async")  # in a user namespace of its own a user may have one, too
+    assert run(*words, options=here, before=()).stdout.split() == ["NoNewPrivs:", "0"]
+    assert run(*words, options=here).stdout.split() == ["NoNewPrivs:", "1"]
+
+
+# What cannot be
+
+
+def test_it_cannot_be_run_in_itself() -> None:
+    done = run(SOCKSIFY, NOWHERE, "true")
+    assert done.returncode == 111
+    assert "another one answers for this process already" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+REFUSING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import ctypes
+instructions = bytes.fromhex(sys.argv[2])
+libc = ctypes.CDLL(None, use_errno=True)
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+assert not libc.prctl(38, 1, 0, 0, 0)
+assert not libc.prctl(22, 2, ctypes.byref(Program(len(instructions) // 8, instructions)))
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        ("seccomp", "seccomp"),
+        ("pidfd_getfd", "pidfd_getfd"),
+        ("process_vm_readv", "process_vm_readv"),
+        ("process_vm_writev", "process_vm_writev"),
+    ],
+)
+def test_a_container_that_does_not_permit_it_is_named(call: str, named: str) -> None:
+    """As Docker's profile does: some calls fail with EPERM."""
+    own = ARCHITECTURES[0]
+    numbers = {call: own.numbers[call]}
+    outer = assemble(
+        {call: (Rule(refuse(errno.EPERM)),)}, [Architecture(own.audit, numbers), *ARCHITECTURES[1:]]
+    )
+    done = run("echo", "run", before=(PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY))
+    assert (done.returncode, done.stdout) == (111, "")
+    assert named in done.stderr and "not permitted here; a container may need" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# Parts
+
+
+def _await_job(terminal: Terminal, state: str) -> None:
+    """Ask the shell for its jobs until there is one in a state."""
+
+    def is_so() -> bool:
+        terminal.type("jobs; echo en''d\n")
+        return bool(re.search(state, terminal.await_text(r"((?s:.*?))end\r\n")))
+
+    until(f"it is {state}", is_so)
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def _said(launched: object) -> str:
+    launched.tell("")  # type: ignore[attr-defined]
+    line: str = launched.line()  # type: ignore[attr-defined]
+    return line
+
+
+def _more(launched: object, come: list[str], last: str) -> bool:
+    come += _said(launched).split()
+    return last in come
+
+
+def _breaks(file: object) -> bool:
+    try:
+        file.write("\n")  # type: ignore[attr-defined]
+        file.flush()  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        return True
+    return False
