@@ -43,7 +43,6 @@ from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 
-
 # s: about what it takes a program that has been given a connection to ask for the next one
 _LOOKING = 1.5e-4
 
