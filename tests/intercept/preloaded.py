@@ -52,18 +52,24 @@ class Preloaded:
     def __init__(self, process: subprocess.Popen[str], log: Any) -> None:
         self.process = process
         self._log = log
+        self._said = ""
 
     @property
     def log(self) -> str:
         return os.pread(self._log.fileno(), 1 << 24, 0).decode()
 
     def line(self) -> str:
-        """Give the next line that the program says."""
+        """Give the next line that the program says; "" at its end."""
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], SECONDS)[0], (
-            f"it is silent:\n{self.log}"
-        )
-        return self.process.stdout.readline().rstrip("\n")
+        out = self.process.stdout.fileno()
+        while "\n" not in self._said:
+            assert select.select([out], [], [], SECONDS)[0], self.log
+            data = os.read(out, 1 << 16)
+            if not data:
+                break
+            self._said += data.decode()
+        line, _, self._said = self._said.partition("\n")
+        return line
 
     def tell(self, line: str = "") -> None:
         """Give the program a line."""

@@ -18,7 +18,7 @@ from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.receiver import Receiver, Waiter
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import connection_of
-from muonsocks.net.passing import drop, peek_first
+from muonsocks.net.passing import drop, has_hung_up, peek_first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class Accepting:
             try:
                 connection = self._next(sock, receiver)
             except BlockingIOError:
+                if has_hung_up(sock):
+                    raise Refused(errno.EINVAL) from None
                 return False
             except RemoteProtocolError as error:
                 drop(sock)

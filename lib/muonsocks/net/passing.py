@@ -135,7 +135,7 @@ def _first(sock: socket, data: bytes, fds: list[int], flags: int) -> int | None:
         return fds[0]
     if flags & MSG_CTRUNC:
         raise RemoteProtocolError("a descriptor is passed that the system does not let in")
-    if data or not _has_hung_up(sock):
+    if data or not has_hung_up(sock):
         raise RemoteProtocolError("a message without a descriptor")
     return None
 
@@ -155,7 +155,7 @@ def _take(sock: socket, limit: int, room: int, how: int = 0) -> tuple[bytes, lis
     return data, fds, flags
 
 
-def _has_hung_up(sock: socket) -> bool:
+def has_hung_up(sock: socket) -> bool:
     """Say whether the peer sends no more, and nothing is left of what it has sent: a message may
     look like the end, as it is empty. Who sends datagrams never hangs up.
     """
