@@ -99,6 +99,7 @@ SERVICES_WITHOUT_A_NETWORK = [
     shown("README.md", "hello.sock"),
     shown("socketbox-inetd.1", "unshare"),
 ]
+PRELOADED_WEB = shown("socketbox-preload.1", "web.sock")
 RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
 NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
 RESIDENTS_WITH_USERS = [
@@ -1017,6 +1018,13 @@ def test_a_service_without_a_network(machine: Machine) -> None:
     with serving(machine, SITE, "8090"):
         machine.run("until test -S /run/site.sock; do sleep 0.02; done", timeout=20)
         listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1:8090/"
+        assert "Directory listing" in machine.run(listing, timeout=60).stdout
+
+
+def test_a_server_that_listens_without_a_network(machine: Machine) -> None:
+    with serving(machine, PRELOADED_WEB, "8080"):
+        machine.run("until test -S /run/web.sock; do sleep 0.02; done", timeout=20)
+        listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1:8080/"
         assert "Directory listing" in machine.run(listing, timeout=60).stdout
 
 

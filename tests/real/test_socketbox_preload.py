@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from box import boxed
-from preloaded import AS_NOBODY, Preloaded, directory, needs, preloaded
+from preloaded import AS_NOBODY, PATH, Preloaded, directory, needs, preloaded
 from programs import PYTHON, ROOT, SECONDS
 from real_server import ADDRESS, Server, children, free_port, until
 
@@ -233,7 +233,8 @@ def nginx(place: str, listen: str, daemon: str = "off") -> Iterator[tuple[Preloa
     if missing := needs("nginx"):
         pytest.skip(f"no {missing} here")
     configure(place, listen, daemon=daemon)
-    program = ("nginx", "-c", f"{place}/nginx.conf", "-e", f"{place}/error.log", "-p", place)
+    nginx = shutil.which("nginx", path=PATH) or ""  # which a new one is started by
+    program = (nginx, "-c", f"{place}/nginx.conf", "-e", f"{place}/error.log", "-p", place)
     with serving(place, *program, is_ready="") as (there, box):
         until("it is there", lambda: children(_pid(place)) if _pid(place) else [])
         yield there, box
@@ -248,8 +249,7 @@ def test_sshd(place: str) -> None:
     if AS_NOBODY:
         for name in (key, f"{key}.pub"):
             os.chown(name, os.stat(place).st_uid, -1)
-    sshd = shutil.which("sshd", path="/usr/sbin:/usr/bin")
-    assert sshd
+    sshd = shutil.which("sshd", path=PATH) or ""
     options = ("-o", "UsePAM=no", "-o", "PidFile=none", "-o", "AddressFamily=any")
     program = (sshd, "-D", "-e", "-f", "/dev/null", "-p", "8000", "-h", key, *options)
     with serving(place, *program, is_ready="", before=(*NO_NETWORK, *WITH_RUN_SSHD)) as (
