@@ -162,13 +162,23 @@ def write_memory(tid: int, address: int, data: bytes) -> int:
     return _expect(count, "process_vm_writev")
 
 
+_two = (_Part * 2)()  # what is used again is made once: each takes longer than the call
+_gathered = ctypes.create_string_buffer(2048)
+_whole = _Part(ctypes.addressof(_gathered), 0)
+_whole_at = ctypes.byref(_whole)
+
+
 def write_two(tid: int, first: tuple[int, bytes], second: tuple[int, bytes]) -> int:
-    """Write at two addresses, one after the other, as `write_memory` does, and in one call."""
-    theirs = (_Part * 2)(_Part(first[0], len(first[1])), _Part(second[0], len(second[1])))
+    """Write at two addresses, one after the other, as `write_memory` does, and in one call; no more
+    than 2 KiB in all.
+    """
     data = first[1] + second[1]
-    buffer = ctypes.create_string_buffer(data, len(data) or 1)
-    ours = _Part(ctypes.addressof(buffer), len(data))
-    count: int = _process_vm_writev(tid, ctypes.byref(ours), 1, theirs, 2, 0)
+    ctypes.memmove(_gathered, data, len(data))
+    _whole.length = len(data)
+    for part, (address, piece) in zip(_two, (first, second), strict=True):
+        part.base = address
+        part.length = len(piece)
+    count: int = _process_vm_writev(tid, _whole_at, 1, _two, 2, 0)
     return _expect(count, "process_vm_writev")
 
 
