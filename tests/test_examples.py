@@ -74,7 +74,7 @@ def runnable(text: str) -> str:
 
 
 FIRST_COMMAND = shown("README.md", "apt-get update")
-WEB_SERVER = shown("README.md", "http.server 8000")
+WEB_SERVER = shown("README.md", "http.server 8000 --bind")
 FIRST_CURL = shown("README.md", "http://localhost:8000/")
 INSTALL = shown("README.md", "pip install")
 REMOVE = shown("README.md", "pip uninstall")
@@ -99,7 +99,10 @@ SERVICES_WITHOUT_A_NETWORK = [
     shown("README.md", "hello.sock"),
     shown("socketbox-inetd.1", "unshare"),
 ]
-PRELOADED_WEB = shown("socketbox-preload.1", "web.sock")
+PRELOADED = {
+    "files": (shown("README.md", "files.sock"), 8091),
+    "web": (shown("socketbox-preload.1", "web.sock"), 8080),
+}
 RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
 NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
 RESIDENTS_WITH_USERS = [
@@ -1021,11 +1024,13 @@ def test_a_service_without_a_network(machine: Machine) -> None:
         assert "Directory listing" in machine.run(listing, timeout=60).stdout
 
 
-def test_a_server_that_listens_without_a_network(machine: Machine) -> None:
-    with serving(machine, PRELOADED_WEB, "8080"):
-        machine.run("until test -S /run/web.sock; do sleep 0.02; done", timeout=20)
-        listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1:8080/"
-        assert "Directory listing" in machine.run(listing, timeout=60).stdout
+@pytest.mark.parametrize("name", PRELOADED)
+def test_a_server_that_listens_without_a_network(machine: Machine, name: str) -> None:
+    text, port = PRELOADED[name]
+    with serving(machine, text, str(port)):
+        machine.run(f"until test -S /run/{name}.sock; do sleep 0.02; done", timeout=20)
+        listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1"
+        assert "Directory listing" in machine.run(f"{listing}:{port}/", timeout=60).stdout
 
 
 def test_a_service_for_every_address(machine: Machine) -> None:

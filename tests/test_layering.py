@@ -41,6 +41,7 @@ PURE = {
     "muonsocks.intercept.search",
     "muonsocks.intercept.packets",
     "muonsocks.intercept.socket_address",
+    "muonsocks.intercept.socket_rules",
     "muonsocks.mux",
     "muonsocks.mux.classic",
     "muonsocks.mux.connection",

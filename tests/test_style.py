@@ -26,6 +26,7 @@ SERVERS = {
     "socketbox",
     "socketbox-inetd",
     "socketbox-preload",
+    "socksify",
 }  # their standard input and output are nobody's
 
 

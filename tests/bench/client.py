@@ -13,7 +13,6 @@ figure of `start` is the median of many runs in one round, in which the programs
 """
 
 import argparse
-import contextlib
 import subprocess
 import sys
 import time
@@ -63,21 +62,9 @@ class Bench:
     def those_of(self, names: list[str]) -> list[str]:
         return [name for name in names if name in self.servers]
 
-    @contextlib.contextmanager
-    def serving(self) -> Iterator[None]:
-        """Have a target."""
-        command = [PYTHON, ENDS, "target", self.target, str(TARGET_PORT)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            try:
-                assert process.stdout
-                process.stdout.readline()
-                yield
-            finally:
-                process.kill()
-
     def run(self) -> Iterator[Sample]:
         """Measure everything; each measurement as it comes."""
-        with self.serving():
+        with servers.serving(PYTHON, ENDS, "target", self.target, str(TARGET_PORT)):
             for number in range(self.args.rounds):
                 for mode in MODES:
                     if self.args.only in (None, mode):

@@ -1,5 +1,5 @@
 /* connects ADDRESS PORT COUNT: at each line of standard input connects so many times, one after the
-   other, and prints the median of what connect(2) took, in ns.
+   other, and prints the median of what socket(2) and connect(2) took together, in ns.
 
    What a program is run under, to have it go through a proxy, is loaded once, and then measured in
    turn with others. */
@@ -45,10 +45,10 @@ int main(int argc, char **argv)
 	while (fgets(line, sizeof line, stdin)) {
 		for (int i = 0; i < count; i++) {
 			char byte;
+			double since = now();
 			int fd = socket(AF_INET, SOCK_STREAM, 0);
 			if (fd < 0)
 				return fail("socket");
-			double since = now();
 			if (connect(fd, (struct sockaddr *)&to, sizeof to))
 				return fail("connect");
 			took[i] = now() - since;

@@ -50,6 +50,10 @@ METRICS = {
     "connect by muonsocks": Metric("a connection by muonsocks, µs", "client", 0, True),
     "connect by microsocks": Metric("a connection by microsocks, µs", "client", 0, True),
     "client down": Metric("down in a Python program, MB/s", "stream", 0),
+    "held by microsocks": Metric("a held connection by microsocks, µs", "client", 0, True),
+    "held by muonsocks": Metric("a held connection by muonsocks, µs", "client", 0, True),
+    "curl down": Metric("down in curl, MB/s", "stream", 0),
+    "together": Metric("until all are there of those that take 1 s, s", "connection", 2, True),
 }
 
 
@@ -92,8 +96,22 @@ GOALS = [
     Goal("connect by muonsocks", 1, "PySocks", 1.3, 1.0),
     Goal("connect by microsocks", 1, "PySocks", 1.3, 1.0),
     Goal("client down", 1, "PySocks", 0.95, 1.0),
+    Goal("held by microsocks", 1, "proxychains4", 1.6, 1.3),
+    Goal("held by muonsocks", 1, "proxychains4", 1.6, 1.3),
+    Goal("curl down", 1, "curl's own SOCKS", 0.95, 1.0),
+    Goal("together", 200, None, 4, 2.5),
 ]
-REFERENCES = ["microsocks", "dante", "nc + python3 -IS", "nc + python3", "PySocks", DIRECT]
+REFERENCES = [
+    "microsocks",
+    "dante",
+    "nc + python3 -IS",
+    "nc + python3",
+    "PySocks",
+    "proxychains4",
+    "torsocks",
+    "curl's own SOCKS",
+    DIRECT,
+]
 
 
 class Results:

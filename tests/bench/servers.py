@@ -203,6 +203,18 @@ def running(
         _stop(proxy)
 
 
+@contextmanager
+def serving(*words: str) -> Iterator[None]:
+    """While a program of ours is there, from the line on that it says when it is ready."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
 def _wait_until_it_answers(proxy: Proxy, address: str, port: int) -> None:
     deadline = time.monotonic() + READY
     while True:

@@ -222,11 +222,11 @@ def test_exceptions_are_forgotten_in_time(
         found = [(0, 0, 0, "", (f"192.0.2.{number}", 80))]
         some._note(found, 0)
         some._note([(0, 0, 0, "", ("192.0.2.0", 80))], 0)
-        assert len(some._direct) <= 3
+        assert len(some._destinations._direct) <= 3
     ways = [number for number in range(9) if not leads(some, f"192.0.2.{number}")]
     assert ways == [0, 7, 8]
     some._note([(0, 0, 0, "", (FIRST, 80))], 0)
-    assert (parse_address(FIRST), 0) not in some._direct
+    assert (parse_address(FIRST), 0) not in some._destinations._direct
 
 
 @pytest.mark.parametrize("scheme", ["socks4", "socks5"])

@@ -30,6 +30,7 @@ from muonsocks.intercept import isolation
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, refuse, verdict
 from muonsocks.intercept.outgoing import RULES
 
+CLONE_NEWNET = 0x40000000
 SOCK_CLOEXEC, SOCK_NONBLOCK = socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK
 
 
@@ -226,6 +227,25 @@ def test_an_error_of_socket_is_the_programs(before):
     assert found == ["EPROTONOSUPPORT", "EPROTONOSUPPORT", "EMFILE", "EMFILE"]
 
 
+@root_only()
+def test_a_socket_that_cannot_be_had_outside_is_the_programs_error(before):
+    def there() -> None:
+        sh("sysctl -qw net.mptcp.enabled=0")
+        found = inside(
+            """
+            kinds = [open("/proc/sys/net/mptcp/enabled").read()]
+            kinds.append(number(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262))
+            print(json.dumps(kinds))
+            """,
+            before=before,
+        )
+        assert found == ["1\n", "ENOPROTOOPT"]
+
+    if not os.path.exists("/proc/sys/net/mptcp/enabled"):
+        pytest.skip("this kernel has no MPTCP")
+    in_own_network(there)
+
+
 def test_what_leads_out_of_a_network_without_being_of_one_is_not_to_be_had(before):
     found = inside(
         """
@@ -363,12 +383,19 @@ def packets_of(command: tuple[str, ...]) -> tuple[int, Outcome]:
 
 
 @root_only()
-def test_no_packet_of_any_kind_leaves():
-    words = python(HEAD + LOUD)
-    seen, done = packets_of(words)
+def test_the_same_packets_are_seen_where_they_may_leave():
+    seen, done = packets_of(python(HEAD + LOUD))
     assert done.status == 0 and len(json.loads(done.output)) == 7, done.log
     assert seen >= 7
-    seen, done = packets_of((SOCKSIFY, f"--proxy={NOWHERE}", "--mode=isolate", *words))
+
+
+@root_only()
+@pytest.mark.parametrize("udp", ["refuse", "allow"])
+def test_no_packet_of_any_kind_leaves(udp: str):
+    options = (f"--proxy={NOWHERE}", "--mode=isolate", f"--udp={udp}")
+    if udp == "allow" and not os.path.exists("/dev/net/tun"):
+        pytest.skip("there is no /dev/net/tun")
+    seen, done = packets_of((SOCKSIFY, *options, *python(HEAD + LOUD)))
     assert done.status == 0 and len(json.loads(done.output)) == 7, done.log
     assert seen == 0
 
@@ -403,6 +430,30 @@ def test_root_is_still_root_and_can_become_others():
     words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "id", "-u")
     done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words)
     assert (done.status, done.output) == (0, b"65534\n")
+
+
+@root_only()
+def test_root_cannot_go_to_another_network():
+    """Nor to this one, which would be as good a try."""
+    for kind in (0, CLONE_NEWNET):
+        found = inside(
+            """
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+            result = libc.setns(fd, int(sys.argv[1]))
+            print(json.dumps([result, errno.errorcode.get(ctypes.get_errno())]))
+            """,
+            str(kind),
+        )
+        assert found == [-1, "EPERM"]
+
+
+@root_only()
+def test_a_network_in_the_network_is_empty():
+    words = ("unshare", "--net", "ip", "-j", "route", "show", "table", "all")
+    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words)
+    assert (done.status, done.output.strip()) == (0, b"[]")
 
 
 def test_a_user_is_who_one_was(before):

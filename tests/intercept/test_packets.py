@@ -115,6 +115,16 @@ def test_options_and_extensions_are_passed_over():
     assert found is not None and bytes(found.data) == b"data" and found.source_port == 7
 
 
+def test_extensions_that_do_not_end_are_none():
+    packet = Datagram(IPV6[0], 7, IPV6[1], 9, b"data").packet()
+    for kind in (0, 43, 60):
+        for size in range(64):  # and what is there says that there is more
+            rest = bytes([kind, 7]) + bytes(size)
+            for length in range(len(rest)):
+                head = packet[:4] + struct.pack("!H", length) + bytes([kind]) + packet[7:40]
+                assert datagram_in(memoryview(head + rest[:length])) is None
+
+
 def test_parts_and_other_protocols_are_none():
     packet = Datagram(*IPV4[:1], 7, IPV4[1], 9, b"data").packet()
     for part in (0x2000, 1, 0x1FFF):

@@ -40,6 +40,7 @@ OUTER6, INNER6 = "2001:db8:1::1", "2001:db8:1::2"
 PROXY = (OUTER, 1080)
 HTTPS_PORT, GIT_HTTP_PORT, GIT_PORT = 443, 8080, 9418
 SECONDS = 60
+GIVEN_UP = "-"  # for a target, in the log of who has been told none
 
 # No address is looked for or solicited: the ends know each other. What joins a group says so
 # at once.
@@ -113,8 +114,9 @@ class World:
         """
         words = self.inner.command([PYTHON, "-IS", REAPER, *([] if is_root else NOBODY)])
         if mode:
-            words += [SOCKSIFY, f"--proxy=socks5h://{proxy[0]}:{proxy[1]}", *options]
-            words += [f"--mode={mode}", "--"] if knows_modes() else ["--"]
+            host = f"[{proxy[0]}]" if ":" in proxy[0] else proxy[0]
+            words += [SOCKSIFY, f"--mode={mode}", f"--proxy=socks5h://{host}:{proxy[1]}"]
+            words += [*options, "--"]
         return words + command
 
     @property
@@ -153,7 +155,8 @@ class World:
         if proxy == PROXY:
             self.wait_for_targets(len({packet.begins for packet in mine} - {0}))
         asked = list(self._nameserver.asked)
-        return Outcome(status, output, targets(self._log()), len(mine), leaks, asked)
+        proxied = [target for target in targets(self._log()) if target != GIVEN_UP]
+        return Outcome(status, output, proxied, len(mine), leaks, asked)
 
     def _log(self) -> str:
         return self.proxy_log.read_bytes()[self._log_start :].decode()
@@ -171,12 +174,6 @@ def targets(log: str) -> list[str]:
     ended = [line for line in log.splitlines() if " end=" in line]
     words = [word for line in ended for word in line.split() if word.startswith("target=")]
     return [word.removeprefix("target=") for word in words]
-
-
-def knows_modes() -> bool:
-    from muonsocks.tools import socksify
-
-    return "--mode" in socksify.__doc__
 
 
 def missing(*programs: str) -> str | None:

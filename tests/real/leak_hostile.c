@@ -81,9 +81,9 @@ static void *flip_descriptor(void *_)
 static void repeat(void *(*flip)(void *), void (*call)(void))
 {
     pthread_t thread;
-    double end = now() + 2;
+    double start = now();
     pthread_create(&thread, NULL, flip, NULL);
-    for (int count = 0; count < 20000 && now() < end; count++)
+    for (int count = 0; (count < 20000 || now() < start + 0.5) && now() < start + 2; count++)
         call();
     goes_on = 0;
     pthread_join(thread, NULL);
@@ -92,6 +92,12 @@ static void repeat(void *(*flip)(void *), void (*call)(void))
 static void call_connect(void)
 {
     connect(number, &shared.sa, sizeof shared.in);
+}
+
+static void call_connect_and_write(void)
+{
+    call_connect();
+    write(number, part.iov_base, part.iov_len);
 }
 
 static void call_connect_anew(void)
@@ -154,6 +160,34 @@ static void as_i386(void)
     printf("sendto: %ld\n", result);
 }
 
+static struct { struct sockaddr_in to; unsigned arguments[6]; } *low;
+
+static void *flip_argument(void *_)
+{
+    while (goes_on) {
+        *(volatile unsigned *)&low->arguments[4] = 0;
+        *(volatile unsigned *)&low->arguments[4] = (unsigned)(unsigned long)&low->to;
+    }
+    return _;
+}
+
+static void call_socketcall(void)
+{
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result)
+                     : "a"(102), "b"(11), "c"(low->arguments) : "memory", "r8", "r9", "r10", "r11");
+}
+
+static void as_i386_again(void)
+{
+    low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    low->to = far_away;
+    low->arguments[0] = number;
+    low->arguments[1] = (unsigned)(unsigned long)&low->to; /* whatever there is */
+    low->arguments[2] = low->arguments[5] = sizeof low->to;
+    repeat(flip_argument, call_socketcall);
+}
+
 static void as_x32(void)
 {
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
@@ -179,10 +213,9 @@ int main(int count, char **words)
     number = datagrams;
     if (!strcmp(how, "connect-address"))
         repeat(flip_address, call_connect_anew);
-    else if (!strcmp(how, "connect-datagram-address")) {
-        repeat(flip_address, call_connect);
-        write(number, "this goes past the proxy", 24);
-    } else if (!strcmp(how, "connect-family"))
+    else if (!strcmp(how, "connect-datagram-address"))
+        repeat(flip_address, call_connect_and_write);
+    else if (!strcmp(how, "connect-family"))
         repeat(flip_family, call_connect_anew);
     else if (!strcmp(how, "sendto-address"))
         repeat(flip_address, call_sendto);
@@ -200,6 +233,10 @@ int main(int count, char **words)
         header.msg_name = &far_away;
         if (is_stream)
             repeat(flip_descriptor, call_connect);
+        else if (!strcmp(how, "descriptor-of-datagrams")) {
+            repeat(flip_descriptor, call_connect);
+            write(datagrams, part.iov_base, part.iov_len);
+        }
         else if (!strcmp(how, "descriptor-sendto"))
             repeat(flip_descriptor, call_sendto);
         else
@@ -209,6 +246,8 @@ int main(int count, char **words)
 #ifdef __x86_64__
     else if (!strcmp(how, "i386"))
         as_i386();
+    else if (!strcmp(how, "i386-argument"))
+        as_i386_again();
     else if (!strcmp(how, "x32"))
         as_x32();
 #endif

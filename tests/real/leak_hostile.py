@@ -250,4 +250,4 @@ if __name__ == "__main__":
             print(f"{way.__name__}: done")
         except OSError as error:
             print(f"{way.__name__}: {errno.errorcode.get(error.errno or 0, error)}")
-    time.sleep(0.2)  # groups are told of a little later, which nothing tells
+    time.sleep(0.5)  # the kernel tells of groups later, and nobody of that

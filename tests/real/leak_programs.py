@@ -27,7 +27,9 @@ FETCH = str(HERE / "leak_fetch.py")
 
 
 class Program(NamedTuple):
-    """What is run, of what it is made, and how often it connects."""
+    """What is run, of what it is made, and how often it connects; by both families, maybe, if its
+    name has both.
+    """
 
     name: str
     words: Callable[[World], list[str]]
@@ -169,3 +171,46 @@ def serve_all(stack: contextlib.ExitStack, world: World) -> None:
         serve_git(stack, world)
     if which("sshd") and which("ssh-keygen"):
         serve_ssh(stack, world)
+
+
+# Those that mean to get past
+
+
+def deceiving(how: str) -> Program:
+    return Program(
+        f"hostile, {how}",
+        lambda world: [build(world, "hostile C"), how, TARGET],
+        0,
+        ("gcc",),
+        False,
+    )
+
+
+TRIES_EVERYTHING = Program(
+    "hostile, every way",
+    lambda world: [PYTHON, str(HERE / "leak_hostile.py"), TARGET, TARGET6, "inner"],
+    0,
+    by_name=False,
+)
+# What another thread changes, of which call; and ways to call that are not the usual one.
+DECEITS = [
+    deceiving("connect-address"),
+    deceiving("connect-datagram-address"),
+    deceiving("connect-family"),
+    deceiving("sendto-address"),
+    deceiving("sendto-port"),
+    deceiving("sendmsg-name"),
+    deceiving("descriptor-connect"),
+    deceiving("io-uring"),
+    deceiving("i386"),
+]
+# The kernel does a call that a unix socket was for, with whatever has its number then. It keeps
+# those who have been deceived from TCP; in a network of its own a program has neither UDP outside
+# nor MPTCP.
+ISOLATED_DECEITS = [
+    deceiving("descriptor-connect-mptcp"),
+    deceiving("descriptor-sendto"),
+    deceiving("descriptor-sendmsg"),
+    deceiving("descriptor-of-datagrams"),
+    deceiving("i386-argument"),
+]

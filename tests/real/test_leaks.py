@@ -15,29 +15,23 @@ from collections.abc import Callable, Iterator
 
 import captured
 import pytest
-from captured import HERE, MODES, OUTER, PYTHON, Outcome, World, build, missing
-from clients import NAME, TARGET, TARGET6
+from captured import MODES, OUTER, OUTER6, PYTHON, Outcome, World, missing
+from clients import MUONSOCKS, NAME, TARGET
 from leak_hostile import FIRST_PORT, WAYS
-from leak_programs import FETCH, PROGRAMS, Program, serve_all
+from leak_programs import (
+    DECEITS,
+    FETCH,
+    ISOLATED_DECEITS,
+    PROGRAMS,
+    TRIES_EVERYTHING,
+    Program,
+    serve_all,
+)
 
-HOSTILE = [PYTHON, str(HERE / "leak_hostile.py"), TARGET, TARGET6, "inner"]
-# Who deceives by what, and over which the harness sees it without socksify.
-DECEITS = [
-    "connect-address",
-    "connect-datagram-address",
-    "connect-family",
-    "sendto-address",
-    "sendto-port",
-    "sendmsg-name",
-    "descriptor-connect",
-    "descriptor-connect-mptcp",
-    "descriptor-sendto",
-    "descriptor-sendmsg",
-    "io-uring",
-    "i386",
-]
+NOT_EVERYWHERE = ("mptcp", "io-uring", "i386", "argument")
 SECONDS = 30
 SLOW_PORT = 1081  # where another proxy is
+SOME = [one for one in PROGRAMS if one.name in ("curl, http by name", "python, threads")]
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +48,6 @@ def world() -> Iterator[World]:
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
-    if mode != "hold" and not captured.knows_modes():
-        pytest.skip("socksify has one mode only")
     return mode
 
 
@@ -64,12 +56,22 @@ def expect_only_proxy(outcome: Outcome) -> None:
     assert not outcome.asked
 
 
+def expect_success(outcome: Outcome) -> None:
+    expect_only_proxy(outcome)
+    assert outcome.status == 0, outcome.output
+    assert outcome.to_proxy
+
+
 def need(program: Program) -> None:
     if reason := missing(*program.needs):
         pytest.skip(reason)
 
 
-each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def str_of(program: Program) -> str:
+    return program.name
+
+
+each_program = pytest.mark.parametrize("program", PROGRAMS, ids=str_of)
 
 
 @each_program
@@ -87,9 +89,11 @@ def test_only_the_proxy_is_reached(world: World, program: Program, mode: str) ->
     outcome = world.run(program.words(world), mode)
     expect_only_proxy(outcome)
     assert outcome.status == 0, outcome.output
-    assert len(outcome.proxied) == program.connections
-    names = [target for target in outcome.proxied if target.startswith(f"{NAME}:")]
-    assert len(names) == (program.connections if program.by_name else 0)
+    # Who has both an IPv4 and an IPv6 address of a name may try the other one after a while.
+    most = program.connections * (2 if program.by_name else 1)
+    assert program.connections <= len(outcome.proxied) <= most
+    of_name = [target.startswith(f"{NAME}:") for target in outcome.proxied]
+    assert all(of_name) if program.by_name else not any(of_name)
 
 
 # Who means to get past
@@ -99,7 +103,7 @@ def ways_seen(outcome: Outcome) -> set[str]:
     """Give which of WAYS have come through, as far as a port tells; and the protocols of others."""
     found = set()
     for leak in outcome.leaks:
-        what, _, hexdump = leak.partition(": ")
+        what = leak.partition(": ")[0]
         kind, port = what.split(" to ")[0], int(what.rsplit(" ", 1)[1])
         number = port - FIRST_PORT
         found.add(WAYS[number].__name__ if 0 <= number < len(WAYS) else kind)
@@ -115,45 +119,51 @@ WITHOUT_RIGHTS = {way.__name__ for way in WAYS} - {
 }
 
 
-def test_without_socksify_what_is_hostile_is_seen(world: World) -> None:
-    seen = ways_seen(world.run(HOSTILE))
-    assert seen >= WITHOUT_RIGHTS | {"ICMP", "ICMPv6", "IGMP"}
-    seen = ways_seen(world.run(HOSTILE, is_root=True))
-    assert seen >= WITHOUT_RIGHTS | {"raw", "raw_and_connected", "raw_by_ipv6", "frame"}
+def test_without_socksify_what_is_hostile_is_seen() -> None:
+    """In a world of its own, whose kernel may tell of groups when nobody is in them any more."""
+    if reason := missing():
+        pytest.skip(reason)
+    with captured.world() as world:
+        words = TRIES_EVERYTHING.words(world)
+        assert ways_seen(world.run(words)) >= WITHOUT_RIGHTS | {"ICMP", "ICMPv6", "IGMP"}
+        seen = ways_seen(world.run(words, is_root=True))
+        assert seen >= WITHOUT_RIGHTS | {"raw", "raw_and_connected", "raw_by_ipv6", "frame"}
 
 
 @pytest.mark.parametrize("is_root", [False, True], ids=["nobody", "root"])
 def test_nothing_hostile_gets_past(world: World, mode: str, is_root: bool) -> None:
-    outcome = world.run(HOSTILE, mode, is_root=is_root)
+    outcome = world.run(TRIES_EVERYTHING.words(world), mode, is_root=is_root)
     assert not ways_seen(outcome)
     expect_only_proxy(outcome)
-    said = dict(line.split(": ") for line in outcome.output.splitlines())
-    assert said["stream"] == "ECONNREFUSED"  # by the proxy
+    assert "stream: ECONNREFUSED" in outcome.output.splitlines()  # by the proxy
     assert f"{TARGET}:{FIRST_PORT + WAYS_BY_NAME['stream']}" in outcome.proxied
 
 
 WAYS_BY_NAME = {way.__name__: number for number, way in enumerate(WAYS)}
 
 
-@pytest.mark.parametrize("deceit", DECEITS)
-def test_without_socksify_deceit_is_seen(world: World, deceit: str) -> None:
-    if reason := missing("gcc"):
-        pytest.skip(reason)
-    outcome = world.run([build(world, "hostile C"), deceit, TARGET])
+@pytest.mark.parametrize("deceit", DECEITS + ISOLATED_DECEITS, ids=str_of)
+def test_without_socksify_deceit_is_seen(world: World, deceit: Program) -> None:
+    need(deceit)
+    outcome = world.run(deceit.words(world))
     assert outcome.status == 0
-    if not outcome.leaks and deceit in ("io-uring", "i386", "descriptor-connect-mptcp"):
+    if not outcome.leaks and deceit.name.endswith(NOT_EVERYWHERE):
         pytest.skip("this kernel has no such thing")
     assert outcome.leaks
 
 
-@pytest.mark.parametrize("deceit", DECEITS)
-def test_nobody_is_deceived(world: World, mode: str, deceit: str) -> None:
+@pytest.mark.parametrize("deceit", DECEITS, ids=str_of)
+def test_nobody_is_deceived(world: World, mode: str, deceit: Program) -> None:
     """Another thread changes what a call is about while it is answered."""
-    if reason := missing("gcc"):
-        pytest.skip(reason)
-    outcome = world.run([build(world, "hostile C"), deceit, TARGET], mode)
+    need(deceit)
+    outcome = world.run(deceit.words(world), mode)
     assert outcome.status == 0, outcome.output
     expect_only_proxy(outcome)
+
+
+@pytest.mark.parametrize("deceit", ISOLATED_DECEITS, ids=str_of)
+def test_a_network_of_its_own_knows_no_deceit(world: World, deceit: Program) -> None:
+    test_nobody_is_deceived(world, "isolate", deceit)
 
 
 def test_nobody_answers_any_more(world: World, mode: str) -> None:
@@ -171,7 +181,11 @@ def test_nobody_answers_any_more(world: World, mode: str) -> None:
     with process:
         try:
             assert process.stdout is not None and process.stdin is not None
-            supervisor = int(process.stdout.readline())
+            said = process.stdout.readline()
+            while not said.rstrip().isdigit():
+                said = process.stdout.readline()
+                assert said
+            supervisor = int(said)
             world.wait_for_targets(20)
             os.kill(supervisor, signal.SIGKILL)
             process.stdin.close()
@@ -181,11 +195,9 @@ def test_nobody_answers_any_more(world: World, mode: str) -> None:
             process.kill()
     outcome = world.seen()
     expect_only_proxy(outcome)
-    assert said.splitlines() == [
-        "muonsocks: the supervisor has been killed: nothing can connect any more",
-        "ENOSYS",
-    ]
-    assert len(outcome.proxied) >= 20
+    assert "ENOSYS" in (lines := said.splitlines())
+    assert len(lines) == 2 and any("the supervisor has been killed" in line for line in lines)
+    assert outcome.proxied
 
 
 # Proxies that do not do what they should
@@ -305,6 +317,30 @@ def test_no_proxy_is_there(world: World, mode: str) -> None:
 # Other proxies
 
 
+@pytest.mark.parametrize("mode", ["async", "isolate"])
+def test_a_proxy_by_ipv6(world: World, mode: str) -> None:
+    """In these modes a socket that is for IPv4 gets there as well."""
+    at = (OUTER6, SLOW_PORT)
+    muonsocks = [MUONSOCKS, "--allow-local", f"-i{at[0]}", f"-p{at[1]}", "--workers=1"]
+    with contextlib.ExitStack() as stack:
+        world.outer.start(stack, muonsocks, at)
+        for program in SOME:
+            expect_success(world.run(program.words(world), mode, proxy=at))
+
+
+def test_a_chain(world: World, mode: str) -> None:
+    """The second proxy is reached through the first."""
+    second = (TARGET, SLOW_PORT)
+    muonsocks = [MUONSOCKS, "--allow-local", f"-i{second[0]}", f"-p{second[1]}", "--workers=1"]
+    with contextlib.ExitStack() as stack:
+        world.outer.start(stack, muonsocks, second)
+        for program in SOME:
+            options = (f"--proxy=socks4a://{second[0]}:{second[1]}",)
+            outcome = world.run(program.words(world), mode, options=options)
+            expect_success(outcome)
+            assert set(outcome.proxied) == {f"{TARGET}:{SLOW_PORT}"}
+
+
 @pytest.mark.parametrize("name", ["dante", "microsocks"])
 def test_another_proxy(world: World, mode: str, name: str) -> None:
     import upstreams
@@ -314,9 +350,5 @@ def test_another_proxy(world: World, mode: str, name: str) -> None:
     with contextlib.ExitStack() as stack:
         upstreams.start(world.outer, stack, name)
         at = (upstreams.HOST, upstreams.port(name))
-        for program in PROGRAMS:
-            if program.name in ("curl, http by name", "python, threads"):
-                outcome = world.run(program.words(world), mode, proxy=at)
-                expect_only_proxy(outcome)
-                assert outcome.status == 0, outcome.output
-                assert outcome.to_proxy
+        for program in SOME:
+            expect_success(world.run(program.words(world), mode, proxy=at))

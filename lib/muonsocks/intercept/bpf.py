@@ -82,6 +82,12 @@ class Rule:
         self.conditions = conditions
 
 
+def joined(*several: Rules) -> Rules:
+    """Give the rules of all these, of the first ones first."""
+    names = dict.fromkeys(name for rules in several for name in rules)
+    return {name: tuple(one for rules in several for one in rules.get(name, ())) for name in names}
+
+
 def verdict(rules: Iterable[Rule], arguments: Sequence[int]) -> int:
     """Say what becomes of a call with these arguments, as the filter does."""
     for rule in rules:

@@ -31,10 +31,11 @@ from _socket import (
     socket,
 )
 
-from muonsocks.address import parse_address
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, refuse
+from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, has_any, refuse
+from muonsocks.intercept.device import make_device
 from muonsocks.intercept.notify import Call, Refused, int_of
+from muonsocks.intercept.packets import LONGEST
 from muonsocks.intercept.rtnetlink import Network
 
 TYPE_CHECKING = False
@@ -49,12 +50,20 @@ _TYPE = 0xF
 _DOMAIN = 53  # the port of nameservers
 # getaddrinfo(3) finds no address of a family that a host has none of but loopback's. The first one
 # is nobody's (RFC 7335), the second is a local one (RFC 4193), made up.
-ADDRESSES = {AF_INET: parse_address("192.0.0.2"), AF_INET6: parse_address("fd6d:756f:6e73:6f64::2")}
+ADDRESSES = {
+    AF_INET: bytes((192, 0, 0, 2)),
+    AF_INET6: bytes.fromhex("fd6d756f6e736f640000000000000002"),
+}
 # What leads nowhere, where there is no network. AF_VSOCK and some others are not about networks.
 _HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
 _TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
 
+# Root might go back to where there is a network, or to another one; 0 is any namespace.
+_SETNS_RULES = (
+    Rule(refuse(errno.EPERM), has_any(1, kernel.CLONE_NEWNET)),
+    Rule(refuse(errno.EPERM), equals(1, 0)),
+)
 _OF_DATAGRAMS = ("sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
 
 SOCKET_RULES = (
@@ -77,26 +86,41 @@ def rules_inside(rules: Rules) -> Rules:
         for name in _OF_DATAGRAMS
         if name in rules
     }
-    return {**rules, **without, "socket": SOCKET_RULES}
+    return {**rules, **without, "socket": SOCKET_RULES, "setns": _SETNS_RULES}
 
 
 # In the program's process, before it is executed
 
 
-def enter() -> list[int]:
+def enter(has_device: bool = False) -> list[int]:
     """Be in a network of one's own from now on. Gives the sockets that are the nameservers in
-    there: for IPv4 and, where there is that, for IPv6. OSError, which says what is in the way.
+    there: for IPv4 and, where there is that, for IPv6; and before them the device that is the way
+    to everywhere, if there is to be one. OSError, which says what is in the way.
     """
     _unshare()
+    loopback = link = if_nametoindex("lo")
+    made: list[int] = []
+    if has_device:
+        device, link = make_device()
+        made.append(device)
     try:
         network = Network()
         try:
-            sockets = _nameservers(network)
+            network.bring_up(loopback)
+            if has_device:
+                network.bring_up(link, mtu=LONGEST)
+            for family, packed in ADDRESSES.items():
+                made += _begin(network, family, packed, link, has_device)
         finally:
             network.close()
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, in a network of its own{_hint()}") from None
-    return [sock.detach() for sock in sockets]
+    for path in ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"):
+        try:
+            _write(f"/proc/sys/net/{path}", "1")
+        except OSError:
+            continue  # read-only, as in containers: ping(8) finds that all are there
+    return made
 
 
 def _unshare() -> None:
@@ -122,25 +146,21 @@ def _unshare() -> None:
     kernel.allow_inspection()
 
 
-def _nameservers(network: Network) -> list[socket]:
-    link = if_nametoindex("lo")
-    network.bring_up(link)
-    sockets = []
-    for family, packed in ADDRESSES.items():
-        assert packed is not None
-        try:
-            network.add_address(link, packed)
+def _begin(network: Network, family: int, packed: bytes, link: int, has_device: bool) -> list[int]:
+    """Have all addresses of a family lead somewhere, and a nameserver at those that are local.
+    Gives that one, or none where there is no IPv6.
+    """
+    try:
+        network.add_address(link, packed)
+        if has_device:
+            network.send_all_to(family, link, packed)
+        else:
             network.have_all_local(family, link)
-            sockets.append(_nameserver(family))
-        except OSError as error:
-            if family == AF_INET or error.errno not in _NO_IPV6:
-                raise
-    for path in ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"):
-        try:
-            _write(f"/proc/sys/net/{path}", "1")
-        except OSError:
-            continue  # read-only, as in containers: ping(8) finds that all are there
-    return sockets
+        return [_nameserver(family).detach()]
+    except OSError as error:
+        if family == AF_INET or error.errno not in _NO_IPV6:
+            raise
+        return []
 
 
 def _nameserver(family: int) -> socket:
@@ -208,8 +228,14 @@ class Isolation:
         self._cookie = _cookie_of(inside)
 
     async def make_socket(self, call: Call) -> None:
-        """Answer socket(2) for TCP with one of the network outside."""
+        """Answer socket(2) for TCP with one of the network outside.
+
+        For MPTCP, too, which goes on as TCP with a peer that has none, as proxies do: Landlock does
+        not know it, and it could be connected behind our back.
+        """
         family, kind, protocol = (int_of(argument) for argument in call.arguments[:3])
+        if protocol == _IPPROTO_MPTCP:
+            protocol = IPPROTO_TCP
         try:
             sock = socket(family, kind, protocol)
         except OSError as error:
@@ -223,14 +249,14 @@ class Isolation:
         finally:
             sock.close()
 
-    async def connect(self, call: Call, sock: socket, address: bytes) -> None:
+    async def connect(self, call: Call, sock: socket, raw: bytes) -> None:
         """Answer connect(2) of a socket that is not for TCP: it has to be one of the inside.
 
         The kernel would look once more which socket it is, and find another one.
         """
         if sock.type not in (SOCK_DGRAM, SOCK_RAW) or _cookie_of(sock) != self._cookie:
             raise Refused(errno.ENETUNREACH)
-        if number := kernel.connect(sock.fileno(), address):
+        if number := kernel.connect(sock.fileno(), raw):
             raise Refused(number)
         call.succeed()
 

@@ -15,12 +15,12 @@ from muonsocks.client.fake_addresses import is_fake
 from muonsocks.errors import NameNotResolved, RemoteProtocolError
 from muonsocks.intercept import dns
 from muonsocks.intercept.dns import AAAA, ANY, PTR, A, Question
-from muonsocks.intercept.search import Search
+from muonsocks.intercept.search import Search, read_search
 from muonsocks.intercept.ways import Ways
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     # What names.addresses_of does.
     LookUp = Callable[[str], Awaitable[list[tuple[bytes, int]]]]
@@ -68,7 +68,7 @@ class Names:
         if not name:
             return question.no_data()  # the root
         if here := self._destinations.addresses_here(name):
-            return question.addresses(here)
+            return question.addresses(self._usable(here))
         chain = self._ways.way_to(Endpoint(name, 0))
         if chain and chain[-1].resolves:
             if self._search.has_made_up(name):
@@ -82,16 +82,25 @@ class Names:
             return question.failure() if error.errno else question.no_such_name()
         except OSError:
             return question.failure()
-        addresses = [packed for packed, _ in found if self._has_ipv6 or len(packed) == 4]
+        addresses = self._usable(packed for packed, _ in found)
         if not chain:
             for packed in addresses:
                 self._destinations.note(packed)
         return question.addresses(addresses)
 
     def _stand_ins(self, question: Question, name: str) -> list[bytes]:
-        texts = [
-            self._destinations.stand_in(name, family)
-            for family in _FAMILIES.get(question.kind, ())
-            if family == AF_INET or self._has_ipv6
-        ]
-        return [packed for packed in map(parse_address, texts) if packed is not None]
+        families = _FAMILIES.get(question.kind, ())
+        texts = [self._destinations.stand_in(name, family) for family in families]
+        return self._usable(packed for packed in map(parse_address, texts) if packed is not None)
+
+    def _usable(self, addresses: Iterable[bytes]) -> list[bytes]:
+        return [packed for packed in addresses if self._has_ipv6 or len(packed) == 4]
+
+
+def searched(environ: Mapping[str, str], path: str = "/etc/resolv.conf") -> Search:
+    """Read which domains resolvers search, in an environment. Without the file there are none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return read_search(file.read(), environ)
+    except OSError:
+        return read_search("", environ)

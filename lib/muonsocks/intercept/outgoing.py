@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DGRAM, SOCK_STREAM, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import NOTIFY, Rule, equals, has_any, is_not_null, refuse
+from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
+from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
+from muonsocks.intercept.resolver_sockets import leads_to_resolver
 from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of, family_of
+from muonsocks.intercept.socket_rules import SOCKET_RULES
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
@@ -22,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from muonsocks.intercept.bpf import Rules
+    from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
     from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
@@ -32,38 +35,22 @@ if TYPE_CHECKING:
     # Told of each connection: who, where to, which way, and the errno (0 if it is up).
     Report = Callable[[int, Endpoint, Chain, int], None]
 
-_MSG_FASTOPEN = 0x20000000
 _IPPROTO_MPTCP = 262
 _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
-# To be told of to all in a network: setsockopt(2)'s level, and what that has for it. IPv4's are
-# IP_ADD_MEMBERSHIP and IP_ADD_SOURCE_MEMBERSHIP; IPv6's IPV6_ADD_MEMBERSHIP and IPV6_JOIN_ANYCAST;
-# both have MCAST_JOIN_GROUP and MCAST_JOIN_SOURCE_GROUP.
-_JOINING = {0: (35, 39, 42, 46), 41: (20, 27, 42, 46)}
-
-RULES: Rules = {
-    "connect": (Rule(NOTIFY),),
-    "sendto": (
-        Rule(refuse(errno.EOPNOTSUPP), has_any(3, _MSG_FASTOPEN)),
-        Rule(NOTIFY, is_not_null(4)),
-    ),
-    "sendmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(2, _MSG_FASTOPEN)),),
-    "sendmmsg": (Rule(refuse(errno.EOPNOTSUPP), has_any(3, _MSG_FASTOPEN)),),
-    "setsockopt": tuple(
-        Rule(refuse(errno.ENODEV), equals(1, level), equals(2, option))
-        for level, options in _JOINING.items()
-        for option in options
-    ),
-    "io_uring_setup": (Rule(refuse(errno.ENOSYS)),),
-}
+RULES = joined(
+    {"connect": (Rule(NOTIFY),), "io_uring_setup": (Rule(refuse(errno.ENOSYS)),)},
+    DATAGRAM_RULES,
+    SOCKET_RULES,
+)
 
 
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_beside", "_loop", "_parked", "_report", "_timeout", "_ways")
+    __slots__ = ("_beside", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
 
     def __init__(
         self,
@@ -71,15 +58,17 @@ class Outgoing:
         ways: Ways,
         timeout: float,
         report: Report,
+        look_up: LookUp | None = None,
         beside: Beside | None = None,
         parked: Parked | None = None,
     ) -> None:
-        """A connection may take so many seconds to come up. Sockets that are not for TCP are for
-        `beside`, or lead nowhere; those that do not block wait in `parked`, or are held as others
-        are.
+        """A connection may take so many seconds to come up. `look_up` is for names that are looked
+        up here, which else is done in a thread. Sockets that are not for TCP are for `beside`, or
+        lead nowhere; those that do not block wait in `parked`, or are held as others are.
         """
         self._beside = beside
         self._loop = loop
+        self._look_up = look_up
         self._ways = ways
         self._timeout = timeout
         self._report = report
@@ -89,18 +78,21 @@ class Outgoing:
         """Answer connect(2)."""
         sock = call.duplicate()
         try:
-            if sock.family not in _INTERNET:
+            if sock.family not in (*_INTERNET, AF_UNIX):
                 call.go_on()  # by a socket that leads nowhere else, whatever the address is
                 return
             raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+            if sock.family == AF_UNIX:
+                if family_of(raw) == AF_UNIX and leads_to_resolver(call, raw):
+                    raise Refused(errno.ECONNREFUSED)
+                call.go_on()
+                return
             if sock.type == SOCK_STREAM and sock.proto in _TCP:
                 await self._connect_stream(call, sock, raw)
             elif self._beside is not None:
                 await self._beside(call, sock, raw)
-            elif sock.type == SOCK_DGRAM:
-                raise Refused(errno.ENETUNREACH)
             else:
-                raise Refused(errno.EACCES)
+                raise Refused(errno.ENETUNREACH)
         finally:
             sock.close()
 
@@ -146,7 +138,7 @@ class Outgoing:
 
     async def _hold(self, sock: socket, destination: Endpoint, chain: Chain) -> int:
         """Connect the program's own socket; give the errno, 0 if it is connected."""
-        dialler = OwnSocket(sock, self._timeout)
+        dialler = OwnSocket(sock, self._timeout, self._look_up)
         errand = Errand(Command.CONNECT, destination, chain)
         errand.dialler = dialler
         blocks = os.get_blocking(sock.fileno())

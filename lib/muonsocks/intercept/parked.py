@@ -25,6 +25,7 @@ from muonsocks.intercept.bpf import NOTIFY, Rule, equals
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused, descriptor_of
 from muonsocks.intercept.parking import Parking, ParkingLot
+from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.stand_in import StandIn
 from muonsocks.net.loop import READABLE, Loop, Timer
@@ -65,10 +66,20 @@ class _Left(Exception):
 class Parked:
     """The sockets of all programs that are parked, by their cookies (socket(7), SO_COOKIE)."""
 
-    __slots__ = ("_complain", "_failures", "_journeys", "_loop", "_lot", "_over", "_timeout")
+    __slots__ = (
+        "_complain",
+        "_failures",
+        "_journeys",
+        "_loop",
+        "_lot",
+        "_over",
+        "_peers",
+        "_timeout",
+    )
 
-    def __init__(self, loop: Loop, timeout: float, complain: Complain) -> None:
-        """A connection may take so many seconds to come up."""
+    def __init__(self, loop: Loop, timeout: float, complain: Complain, peers: Peers) -> None:
+        """A connection may take so many seconds to come up. `peers` know of other sockets."""
+        self._peers = peers
         self._loop = loop
         self._timeout = timeout
         self._complain = complain
@@ -149,7 +160,7 @@ class Parked:
     async def getpeername(self, call: Call) -> None:
         """Answer getpeername(2)."""
         if not self._journeys:
-            call.go_on()
+            await self._peers.getpeername(call)
             return
         sock = call.duplicate()
         try:
@@ -162,9 +173,9 @@ class Parked:
                     call.write_address(call.arguments[1], call.arguments[2], journey.raw)
                     call.succeed()
                     return
-            call.go_on()
         finally:
             sock.close()
+        await self._peers.getpeername(call)
 
     # Journeys
 

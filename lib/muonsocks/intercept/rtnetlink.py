@@ -20,7 +20,8 @@ _CHANGES, _CREATES = 0x5, 0x605  # NLM_F_REQUEST and _ACK, with _CREATE and _EXC
 _UP = 1  # IFF_UP
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_NO_DETECTION = 2  # IFA_F_NODAD
-_RTA_LINK, _RTA_SOURCE, _RTA_METRICS, _RTAX_MTU = 4, 7, 8, 2
+_IFLA_MTU = 4
+_RTA_LINK, _RTA_SOURCE = 4, 7
 _MAIN_TABLE, _LOCAL_TABLE = 254, 255
 _BY_BOOT = 3  # RTPROT_BOOT
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
@@ -39,9 +40,10 @@ class Network:
         """Be done with it."""
         self._socket.close()
 
-    def bring_up(self, link: int) -> None:
-        """Have the interface of that number work."""
-        self._ask(_NEW_LINK, _LINK.pack(0, 0, link, _UP, _UP), {}, "link")
+    def bring_up(self, link: int, mtu: int = 0) -> None:
+        """Have the interface of that number work, with packets of so many bytes at most."""
+        attributes = {_IFLA_MTU: _INT.pack(mtu)} if mtu else {}
+        self._ask(_NEW_LINK, _LINK.pack(0, 0, link, _UP, _UP), attributes, "link")
 
     def add_address(self, link: int, packed: bytes) -> None:
         """Give an interface an address, which is a network of its own."""

@@ -2,18 +2,30 @@
 Run PROG so that its connections go through proxies, and those of all that it starts, whatever
 they are linked with.
 
+The proxies are those of --proxy, or else of the environment: all_proxy, ALL_PROXY,
+SOCKS5_SERVER, SOCKS_SERVER or SOCKS4_SERVER, but to where no_proxy has.
+
 Usage:
   socksify [options] [--proxy=URL]... [--] PROG [ARG...]
   socksify (--help | --version)
 
-Options:
+Which way:
   --proxy=URL                 through this proxy, socks5h://HOST:PORT say; one through
                               the other if it is repeated
+  --direct=NETS               to these networks without a proxy, a comma between
+  --udp=WHAT                  refuse datagrams, but for questions for names, or allow
+                              them, by UDP ASSOCIATE, in mode isolate [default: refuse]
+
+How:
   --mode=MODE                 isolate: in a network of its own, with nothing in it; async:
                               in this one; hold: as async, and who does not want to wait
                               for a connection waits; auto: the first one that can be had
                               [default: auto]
+  --peername                  say that a socket is connected to where the program believes
+                              it is, and not to the proxy
   --connect-timeout=SECS      up to a connection [default: 120]
+
+Other:
   -v, --verbose               say which connections there are, and which way they go
   -q, --quiet                 say nothing
   --help                      show this and exit
@@ -24,28 +36,31 @@ from __future__ import annotations
 
 import os
 from _signal import SIGCHLD
-from _socket import socket
+from _socket import AF_INET6, socket
 
-from muonsocks.address import Endpoint
+from muonsocks.address import Endpoint, parse_networks
+from muonsocks.client.proxies import exceptions_in, from_environment
 from muonsocks.errors import UsageError, in_one_line
 from muonsocks.intercept import kernel
-from muonsocks.intercept.bpf import assemble
+from muonsocks.intercept.bpf import assemble, joined
+from muonsocks.intercept.datagrams import Datagrams
 from muonsocks.intercept.isolation import Isolation, enter, rules_inside
 from muonsocks.intercept.launch import Supervision, stay_behind, step_back
 from muonsocks.intercept.look_up import LookUp
-from muonsocks.intercept.names import Names
-from muonsocks.intercept.nameserver import Nameserver
+from muonsocks.intercept.names import Names, searched
+from muonsocks.intercept.nameserver import Nameserver, on_loopback
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.parked import RULES as RULES_OF_PARKED
 from muonsocks.intercept.parked import Parked
+from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
 from muonsocks.log import Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
-from muonsocks.tools.command_line import parse
+from muonsocks.tools.command_line import Options, parse
 from muonsocks.tools.proxies import named_by
 
 TYPE_CHECKING = False
@@ -54,8 +69,10 @@ if TYPE_CHECKING:
 
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.supervisor import Handler
+    from muonsocks.socks.rules import Chain
 
 _MODES = ("auto", "isolate", "async", "hold")
+_ISOLATING = ("auto", "isolate")
 # s: two trips to a proxy on this host and back are a connection, and each takes about as long
 _LOOKING = 1.5e-4
 
@@ -67,11 +84,17 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
-    chain = named_by("--proxy", given.texts("--proxy"))
+    ways = _ways(given)
     mode = given.text("--mode") or "auto"
     if mode not in _MODES:
         raise UsageError(f"--mode: {mode[:60]!r} is none", f"give one of {', '.join(_MODES)}")
-    words = given.arguments
+    udp = given.text("--udp") or "refuse"
+    if udp not in ("refuse", "allow"):
+        raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
+    is_carried = udp == "allow"
+    if is_carried and mode not in _ISOLATING:
+        raise UsageError(f"--udp allow is nothing for --mode {mode}", "it takes --mode isolate")
+    timeout = given.seconds("--connect-timeout", 120)
     supervision = step_back(
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
     )
@@ -80,44 +103,17 @@ def main(arguments: list[str], log: Log) -> int:
     def become() -> int:
         # A call that is judged by its descriptor goes on with what has that number then.
         kernel.forbid_tcp_connections()
-        return execute(words, dict(os.environb), log)
+        return execute(given.arguments, dict(os.environb), log)
 
     try:
-        rules = _start(supervision, become, mode, log.debug)
+        rules = _start(supervision, become, mode, is_carried, log.debug)
+        loop = Loop()
+        loop.looking = _LOOKING
+        supervised = _Supervised(loop, ways, timeout, rules, supervision, mode, is_carried, log)
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
-    loop = Loop()
-    loop.looking = _LOOKING
-    insides = [socket(fileno=fd) for fd in supervision.descriptors]
-    isolation = Isolation(insides[0]) if insides else None
-
-    def report(tid: int, destination: Endpoint, way: object, number: int) -> None:
-        log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
-
-    def complain(error: BaseException) -> None:
-        log.warning(f"a connection under way: {error!r}")
-
-    def answer_failed(error: BaseException) -> None:
-        log.warning(f"a question for a name: {error!r}")
-
-    def failed(call: Call, error: BaseException) -> None:
-        log.warning(f"{call.name}: {error!r}")
-
-    ways = Ways(chain)
-    timeout = given.seconds("--connect-timeout", 120)
-    parked = None if mode == "hold" else Parked(loop, timeout, complain)
-    beside = isolation.connect if isolation else None
-    outgoing = Outgoing(loop, ways, timeout, report, beside, parked)
-    handlers: dict[str, Handler] = {"connect": outgoing.connect}
-    if parked is not None:
-        handlers |= {"getsockopt": parked.getsockopt, "getpeername": parked.getpeername}
-    if isolation is not None:
-        handlers["socket"] = isolation.make_socket
-        names = Names(ways, LookUp(loop), has_ipv6=len(insides) > 1)
-        Nameserver(loop, insides, names.answer, answer_failed)
-    supervisor = Supervisor(loop, supervision.listener, rules, handlers, failed)
 
     def reap() -> None:
         if supervision.reap():
@@ -126,32 +122,120 @@ def main(arguments: list[str], log: Log) -> int:
     Signals(loop, {SIGCHLD: reap})
     loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
     supervision.go()
-    loop.run(supervisor.run())
-    if parked is not None:
-        loop.run(parked.finish())
+    loop.run(supervised.run())
     supervision.wait()
     return DONE
 
 
+def _ways(given: Options) -> Ways:
+    """Read which way connections go. UsageError."""
+    direct = parse_networks(given.text("--direct") or "")
+    chain: Chain = named_by("--proxy", given.texts("--proxy"))
+    if chain:
+        return Ways(chain, direct)
+    environ = {name: os.environ[name] for name in os.environ if name.lower() != "no_proxy"}
+    chain = from_environment(Endpoint("0.0.0.0", 0), environ)
+    if not chain:
+        raise UsageError("there is no proxy", "name it by --proxy, or in $ALL_PROXY")
+    return Ways(chain, direct, exceptions_in(os.environ))
+
+
 def _start(
-    supervision: Supervision, become: Callable[[], int], mode: str, say: Callable[[str], None]
+    supervision: Supervision,
+    become: Callable[[], int],
+    mode: str,
+    has_device: bool,
+    say: Callable[[str], None],
 ) -> Rules:
     """Have the program wait for what is to come, in a network of its own if that is to be and can
-    be. Gives the rules of its filter; `descriptors` are what that network's nameservers are.
+    be. Gives the rules of its filter; `descriptors` are what `enter` gives.
     """
-    rules = RULES if mode == "hold" else {**RULES, **RULES_OF_PARKED}
-    if mode in ("auto", "isolate"):
+    rules = RULES if mode == "hold" else joined(RULES, RULES_OF_PARKED)
+    if mode in _ISOLATING:
         inside = rules_inside(rules)
         try:
-            supervision.start(become, assemble(inside, kernel.ARCHITECTURES), enter)
+            supervision.start(
+                become, assemble(inside, kernel.ARCHITECTURES), lambda: enter(has_device)
+            )
             say("mode=isolate")
             return inside
         except OSError as error:
-            if mode == "isolate":
-                hint = "--mode async does without"
+            if mode == "isolate" or has_device:
+                hint = "--udp refuse" if has_device else "--mode async"
+                hint += " does without"
                 raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
             say(f"isolate cannot be had: {in_one_line(error)}")
             mode = "async"
     supervision.start(become, assemble(rules, kernel.ARCHITECTURES))
     say(f"mode={mode}")
     return rules
+
+
+class _Supervised:
+    """All that answers a program."""
+
+    __slots__ = ("_log", "_parked", "_supervisor")
+
+    def __init__(
+        self,
+        loop: Loop,
+        ways: Ways,
+        timeout: float,
+        rules: Rules,
+        supervision: Supervision,
+        mode: str,
+        is_carried: bool,
+        log: Log,
+    ) -> None:
+        self._log = log
+        peers, look_up = Peers(), LookUp(loop)
+        self._parked = None if mode == "hold" else Parked(loop, timeout, self._complain, peers)
+        descriptors = supervision.descriptors
+        device = descriptors.pop(0) if is_carried else None
+        inside = [socket(fileno=fd) for fd in descriptors]
+        sockets = inside or on_loopback()  # a program cannot have them: they are closed on exec
+        has_ipv6 = any(sock.family == AF_INET6 for sock in sockets)
+        names = Names(ways, look_up, searched(os.environ), has_ipv6)
+        nameserver = Nameserver(loop, sockets, names.answer, self._complain)
+        handlers: dict[str, Handler] = {"getpeername": peers.getpeername}
+        if inside:
+            isolation = Isolation(inside[0])
+            handlers["socket"] = isolation.make_socket
+            beside = isolation.connect
+        else:
+            datagrams = Datagrams(loop, ways, nameserver.endpoints, peers)
+            for handler in (
+                datagrams.sendto,
+                datagrams.sendmsg,
+                datagrams.sendmmsg,
+                datagrams.recvfrom,
+            ):
+                handlers[handler.__name__] = handler
+            beside = datagrams.connect
+        if device is not None:
+            from muonsocks.intercept.tunnel import Tunnel
+            from muonsocks.net.dial import Dialler
+
+            dialler = Dialler(connect_timeout=timeout, dial_timeout=timeout, lookup=look_up)
+            Tunnel(loop, device, ways, names.answer, dialler, log.debug, self._complain)
+        if self._parked is not None:
+            handlers["getsockopt"] = self._parked.getsockopt
+            handlers["getpeername"] = self._parked.getpeername
+        outgoing = Outgoing(loop, ways, timeout, self._report, look_up, beside, self._parked)
+        handlers["connect"] = outgoing.connect
+        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, self._blame)
+
+    async def run(self) -> None:
+        """Answer until nobody is left who could call, and nothing of what was begun."""
+        await self._supervisor.run()
+        if self._parked is not None:
+            await self._parked.finish()
+
+    def _report(self, tid: int, destination: Endpoint, way: Chain, number: int) -> None:
+        self._log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
+
+    def _complain(self, error: BaseException) -> None:
+        self._log.warning(f"a connection under way: {error!r}")
+
+    def _blame(self, call: Call, error: BaseException) -> None:
+        self._log.warning(f"{call.name}: {error!r}")
