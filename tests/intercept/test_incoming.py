@@ -136,6 +136,16 @@ say(c.getsockopt(SOL_SOCKET, SO_KEEPALIVE), c.getsockopt(IPPROTO_TCP, TCP_NODELA
             assert there.line() == "1 1"
 
 
+@pytest.mark.parametrize("is_inheritable", [True, False])
+def test_whether_it_is_closed_on_exec_and_blocks_stays(path: str, is_inheritable: bool) -> None:
+    code = f"""
+s = socket(); s.set_inheritable({is_inheritable}); s.setblocking({is_inheritable})
+s.bind(("127.0.0.1", 8000)); say(s.get_inheritable(), os.get_blocking(s.fileno()))
+"""
+    with server(path, code) as there:
+        assert there.line() == f"{is_inheritable} {is_inheritable}"
+
+
 def test_other_addresses_are_what_they_are(path: str) -> None:
     code = """
 s = socket(); s.bind(("127.0.0.1", 0)); s.listen(); say(s.getsockname()[1])
@@ -187,15 +197,22 @@ os.write(w, b"x"); sys.stdin.readline()
 """
     with server(path, code) as there, Front(path) as front:
         pid = int(there.line())
-        blocked = Path(f"/proc/{pid}/syscall")
-        until("it accepts", lambda: blocked.read_text().startswith(("288", "242", "43", "202")))
+        until("it accepts", lambda: accepts(pid) == [True, False])
         os.kill(pid, signal.SIGUSR1)
         assert there.line() == "interrupted"
+        until("the other one accepts", lambda: accepts(pid) == [False, True])
         with front.client() as client:
             assert there.line() == "second"
             assert hears(client)
         there.tell()
         assert there.status == 0
+
+
+def accepts(pid: int) -> list[bool]:
+    """Say of each thread, the oldest first, whether it is in accept4(2)."""
+    tasks = Path(f"/proc/{pid}/task")
+    calls = [(tasks / tid / "syscall").read_text() for tid in sorted(os.listdir(tasks), key=int)]
+    return [call.startswith(("288 ", "242 ")) for call in calls]  # x86_64, the generic number
 
 
 @pytest.mark.parametrize("kind", ["poll", "select", "epoll", "edge", "asyncio"])
