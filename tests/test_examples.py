@@ -101,7 +101,7 @@ SERVICES_WITHOUT_A_NETWORK = [
 ]
 PRELOADED = {
     "files": (shown("README.md", "files.sock"), 8091),
-    "web": (shown("socketbox-preload.1", "web.sock"), 8088),
+    "server": (shown("socketbox-preload.1", "server.sock"), 8088),
 }
 RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
 NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
