@@ -99,9 +99,9 @@ SERVICES_WITHOUT_A_NETWORK = [
     shown("README.md", "hello.sock"),
     shown("socketbox-inetd.1", "unshare"),
 ]
-PRELOADED = {
-    "files": (shown("README.md", "files.sock"), 8091),
-    "server": (shown("socketbox-preload.1", "server.sock"), 8088),
+SERVERS_WITHOUT_A_NETWORK = {
+    ("files", 8091): shown("README.md", "files.sock"),
+    ("server", 8088): shown("socketbox-preload.1", "server.sock"),
 }
 RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
 NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
@@ -172,6 +172,9 @@ UNCHANGED_PROGRAMS = [
     shown("README.md", "fetch.py"),
     shown("muonsocks-client.3", "fetch.py"),
 ]
+SOCKSIFIED = [shown("README.md", "socksify --proxy"), shown("socksify.1", "wget")]
+SEEN_ON_ITS_WAY = [shown("README.md", "socksify -v"), shown("socksify.1", "socksify -v")]
+PAST_THE_PROXY = shown("socksify.1", "--direct")
 MUXES = [shown("README.md", "mux.sock"), shown("virtio-mux.1", "mux.sock")]
 MUX_CURLS = [shown("README.md", "curl --socks5-hostname 127.0.0.1:1080 http://www.")]
 MUX_CURLS.append(shown("virtio-mux.1", "curl"))
@@ -661,6 +664,31 @@ def test_an_unchanged_program(machine: Machine, text: str) -> None:
         await_log(machine, "closed .* target=www.example.com:80 .* end=closed")
 
 
+@pytest.mark.parametrize("text", SOCKSIFIED, ids=["README.md", "socksify.1"])
+@needs("wget")
+def test_a_program_that_knows_nothing(machine: Machine, text: str) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        assert paste(machine, text).strip() == WWW
+        await_log(machine, "closed .* target=192.0.2.80:80 .* end=closed")  # by /etc/hosts
+
+
+@pytest.mark.parametrize("text", SEEN_ON_ITS_WAY, ids=["README.md", "socksify.1"])
+def test_where_programs_go(machine: Machine, text: str) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        said = paste(machine, f"exec 2>&1\n{text}")
+    assert WWW in said.splitlines()
+    assert re.search(r"socksify.*: connected .*target=192.0.2.80:80 .*via=socks5h://", said)
+    if "example.net" in text:
+        assert "203.0.113.1:80" in said.splitlines()
+
+
+def test_what_goes_past_the_proxy(machine: Machine) -> None:
+    with serving(machine, RESIDENT, "1080"):
+        assert paste(machine, PAST_THE_PROXY).split() == [WWW, PRIVATE]
+        await_log(machine, "closed .* target=192.0.2.80:80 .* end=closed")
+        assert PRIVATE not in machine.run("cat /run/example-1080.log").stdout
+
+
 def test_resident_under_s6(machine: Machine) -> None:
     machine.put("/srv/run", UNDER_S6, mode=0o755)
     with serving(machine, "exec 3>/run/ready; exec /srv/run", "1080"):
@@ -1024,13 +1052,15 @@ def test_a_service_without_a_network(machine: Machine) -> None:
         assert "Directory listing" in machine.run(listing, timeout=60).stdout
 
 
-@pytest.mark.parametrize("name", PRELOADED)
-def test_a_server_that_listens_without_a_network(machine: Machine, name: str) -> None:
-    text, port = PRELOADED[name]
-    with serving(machine, text, str(port)):
+@pytest.mark.parametrize(("name", "port"), SERVERS_WITHOUT_A_NETWORK)
+def test_a_server_without_a_network(machine: Machine, name: str, port: int) -> None:
+    with serving(machine, SERVERS_WITHOUT_A_NETWORK[name, port], str(port)):
         machine.run(f"until test -S /run/{name}.sock; do sleep 0.02; done", timeout=20)
-        listing = "curl --retry 20 --retry-delay 1 --retry-all-errors -sS http://192.0.2.1"
-        assert "Directory listing" in machine.run(f"{listing}:{port}/", timeout=60).stdout
+        # With --retry: the socket is there before its server listens.
+        fetch = "curl -sS --retry 20 --retry-delay 1 --retry-all-errors --interface 127.0.0.5"
+        assert "Directory listing" in machine.run(f"{fetch} http://127.0.0.1:{port}/").stdout
+        log = f"until grep '^127.0.0.5 .*GET /' /run/example-{port}.log; do sleep 0.02; done"
+        assert "127.0.0.5" in machine.run(log, timeout=20).stdout
 
 
 def test_a_service_for_every_address(machine: Machine) -> None:

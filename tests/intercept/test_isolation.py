@@ -104,6 +104,36 @@ def test_loopback_is_that_of_the_host(before):
     assert (done.status, done.output) == (0, b"well")
 
 
+@pytest.mark.parametrize("mode", ["isolate", "async", "hold"])
+@pytest.mark.parametrize("blocks", ["True", "False"])
+@root_only()
+def test_a_nameserver_of_the_host_is_not_asked_over_tcp(mode: str, blocks: str):
+    """It would ask others."""
+
+    def there() -> None:
+        with listener("127.0.0.1") as far, socket.create_server(("127.0.0.53", 53)) as nameserver:
+            program = HEAD + textwrap.dedent(
+                """
+                here = []
+                for host, port in (("127.0.0.53", 53), ("127.0.0.1", int(sys.argv[1]))):
+                    sock = socket.socket()
+                    sock.setblocking(sys.argv[2] == "True")
+                    here.append(number(sock.connect, (host, port)))
+                print(json.dumps(here))
+                """
+            )
+            words = python(program, str(far.getsockname()[1]), blocks)
+            done = socksify(f"--proxy={NOWHERE}", f"--mode={mode}", *words)
+            found = json.loads(done.output)
+            assert found[0] == "ECONNREFUSED" and found[1] in ("", "EINPROGRESS")
+            accept(far).close()
+            nameserver.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                nameserver.accept()
+
+    in_own_network(there)
+
+
 def fetched(far: socket.socket, before: tuple[str, ...], proxy: str) -> Outcome:
     """Run curl on a server that says "well"."""
     answers = threading.Thread(target=_answer, args=(far,))
@@ -216,7 +246,7 @@ def test_an_error_of_socket_is_the_programs(before):
         import resource
         def make(*arguments):
             socket.socket(*arguments).close()
-        others = [number(make, 2, 1, 17), number(make, 2, 2, 6)]
+        others = [number(make, 2, 1, 17), number(make, 2, 2, 6), number(make, 2, 0x101, 0)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
         first = socket.socket()
         others += [number(make, 2, 1, 0), number(make, 10, 1, 0)]
@@ -224,26 +254,19 @@ def test_an_error_of_socket_is_the_programs(before):
         """,
         before=before,
     )
-    assert found == ["EPROTONOSUPPORT", "EPROTONOSUPPORT", "EMFILE", "EMFILE"]
+    assert found == ["EPROTONOSUPPORT", "EPROTONOSUPPORT", "EINVAL", "EMFILE", "EMFILE"]
 
 
 @root_only()
-def test_a_socket_that_cannot_be_had_outside_is_the_programs_error(before):
-    def there() -> None:
-        sh("sysctl -qw net.mptcp.enabled=0")
-        found = inside(
-            """
-            kinds = [open("/proc/sys/net/mptcp/enabled").read()]
-            kinds.append(number(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262))
-            print(json.dumps(kinds))
-            """,
-            before=before,
-        )
-        assert found == ["1\n", "ENOPROTOOPT"]
-
-    if not os.path.exists("/proc/sys/net/mptcp/enabled"):
-        pytest.skip("this kernel has no MPTCP")
-    in_own_network(there)
+def test_multipath_tcp_is_tcp(before):
+    kinds = inside(
+        """
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 262) as sock:
+            print(json.dumps(sock.getsockopt(socket.SOL_SOCKET, 38)))
+        """,
+        before=before,
+    )
+    assert kinds == socket.IPPROTO_TCP
 
 
 def test_what_leads_out_of_a_network_without_being_of_one_is_not_to_be_had(before):

@@ -51,13 +51,22 @@ def test_a_program_that_is_killed_is_seen_to_be(number: int) -> None:
     assert done.returncode == -number
 
 
-def test_there_is_one_core_at_most() -> None:
-    with started("sh", "-c", "ulimit -c unlimited; read x; kill -SEGV $$", cwd="/") as launched:
-        launched.tell("")
-        _, status = os.waitpid(launched.front, 0)
-        assert os.WTERMSIG(status) == signal.SIGSEGV
-        assert not os.WCOREDUMP(status)
-        launched.process.returncode = -signal.SIGSEGV
+def test_there_is_one_core_at_most(tmp_path: Path) -> None:
+    """Whoever waits for us is told that there is none of ours."""
+    limit = ("bash", "-c", 'ulimit -c unlimited && exec "$@"', "sh")
+    tmp_path.chmod(0o777)
+    code = "import os; os.kill(os.getpid(), 11)"
+    native = subprocess.Popen([*limit, PYTHON, "-c", code], cwd=tmp_path)
+    _, status = os.waitpid(native.pid, 0)
+    native.returncode = -signal.SIGSEGV
+    if not os.WCOREDUMP(status):
+        pytest.skip("there are no cores here")
+    before = [*limit, SOCKSIFY, NOWHERE, PYTHON, "-c", code]
+    process = subprocess.Popen(before, cwd=tmp_path, env=environment())
+    _, status = os.waitpid(process.pid, 0)
+    process.returncode = -signal.SIGSEGV
+    assert os.WTERMSIG(status) == signal.SIGSEGV
+    assert not os.WCOREDUMP(status)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +164,19 @@ def test_who_lets_the_program_go_on_lets_the_one_in_front() -> None:
         until("all stop", lambda: state(launched.front) == "T")
         os.kill(launched.front, signal.SIGCONT)
         until("all go on", lambda: state(launched.program) == "S")
+
+
+def test_what_we_tell_the_one_in_front_is_not_for_the_program() -> None:
+    with started(PYTHON, "-c", COUNTS) as launched:
+        assert launched.line() == "ready"
+        os.kill(launched.program, signal.SIGSTOP)
+        until("all stop", lambda: state(launched.front) == "T")
+        os.kill(launched.program, signal.SIGCONT)
+        until("all go on", lambda: state(launched.front) == "S")
+        come: list[str] = []
+        os.kill(launched.front, signal.SIGUSR1)
+        until("it has come", lambda: _more(launched, come, "SIGUSR1"))
+        assert come == ["SIGCONT", "SIGUSR1"]
 
 
 def test_many_signals_lose_none_in_the_end() -> None:

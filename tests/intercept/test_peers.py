@@ -21,7 +21,7 @@ def test_a_socket_is_known_by_all_its_descriptors_and_no_other_is() -> None:
 
 
 def test_when_it_is_full_the_oldest_is_forgotten() -> None:
-    peers = Peers(2)
+    peers = Peers(most=2)
     socks = [socket.socket() for _ in range(3)]
     for sock in socks:
         peers.remember(sock, b"name")

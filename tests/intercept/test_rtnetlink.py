@@ -66,10 +66,22 @@ def test_addresses_and_routes():
 def test_every_address_is_local():
     def there(network: Network, _: int) -> None:
         for family in (socket.AF_INET, socket.AF_INET6):
-            network.have_all_local(family, 1)
+            network.have_local(family, 1)
         for host in ("198.51.100.1", "2001:db8:9::1"):
             (route,) = ip("route", "get", host)
             assert (route["type"], route["dev"]) == ("local", "lo")
+
+    in_network(there)
+
+
+def test_one_address_is_local():
+    def there(network: Network, link: int) -> None:
+        network.bring_up(link)
+        network.have_local(socket.AF_INET6, link, IPV6)
+        (route,) = ip("route", "get", "2001:db8::7")
+        assert (route["type"], route["dev"]) == ("local", "lo")
+        done = subprocess.run(["ip", "route", "get", "2001:db8::8"], capture_output=True)
+        assert done.returncode == 2
 
     in_network(there)
 
@@ -84,8 +96,8 @@ def test_what_cannot_be_is_an_error_that_says_what():
             network.bring_up(9999)
         with pytest.raises(OSError, match="route: "):
             network.send_all_to(socket.AF_INET, link, IPV4)  # which is down
-        network.have_all_local(socket.AF_INET, 1)
+        network.have_local(socket.AF_INET, 1)
         with pytest.raises(OSError, match="local route: File exists"):
-            network.have_all_local(socket.AF_INET, 1)
+            network.have_local(socket.AF_INET, 1)
 
     in_network(there)

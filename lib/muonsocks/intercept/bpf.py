@@ -27,7 +27,7 @@ ALLOW = 0x7FFF0000
 NOTIFY = 0x7FC00000
 _ERRNO = 0x00050000
 
-_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN, _JUMP = 0x20, 0x54, 0x15, 0x35, 0x06, 0x05
 _INSTRUCTION = Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, k
 _NUMBER, _AUDIT, _ARGUMENTS = 0, 4, 16  # places in struct seccomp_data
 _HALF = 0xFFFFFFFF
@@ -103,10 +103,12 @@ def assemble(rules: Rules, architectures: Iterable[Architecture]) -> bytes:
     program = _Program()
     for architecture in architectures:
         program.load(_AUDIT)
-        skip = program.jump(_EQUAL, architecture.audit)
+        is_it = program.jump(_EQUAL, architecture.audit)
+        skip = program.add(_JUMP, 0)  # which may be far
+        program.land(is_it, if_true=True)
         _assemble_one(program, rules, architecture)
         program.returns(ALLOW)
-        program.land_else(skip)
+        program.land_far(skip)
     program.returns(refuse(errno.ENOSYS))
     return program.bytes()
 
@@ -163,7 +165,7 @@ def _assemble_condition(program: _Program, condition: Condition) -> list[tuple[i
 
 
 class _Program:
-    """A filter in the making. All jumps lead forward, and not far."""
+    """A filter in the making. All jumps lead forward; with a condition, not far."""
 
     __slots__ = ("_instructions",)
 
@@ -186,11 +188,17 @@ class _Program:
 
     def land(self, place: int, if_true: bool) -> None:
         """Let a jump lead to the instruction that comes next."""
-        self._instructions[place][1 if if_true else 2] = len(self._instructions) - place - 1
+        distance = len(self._instructions) - place - 1
+        assert distance < 256, "the rules of one call are too many"
+        self._instructions[place][1 if if_true else 2] = distance
 
     def land_else(self, place: int) -> None:
         self.land(place, False)
 
+    def land_far(self, place: int) -> None:
+        """Let a jump without a condition lead to the instruction that comes next."""
+        self._instructions[place][3] = len(self._instructions) - place - 1
+
     def bytes(self) -> bytes:
-        """Give the filter as the kernel takes it. A jump that is too far is our own fault."""
+        """Give the filter as the kernel takes it."""
         return b"".join(_INSTRUCTION.pack(*one) for one in self._instructions)

@@ -164,6 +164,9 @@ class Datagrams:
         """Answer recvfrom(2) that is to say where something has come from."""
         _, data_at, size, flags, name_at, length_at = call.arguments
         size, flags = min(size, LARGEST), int_of(flags)
+        if not len(self._peers):
+            call.go_on()
+            return
         sock = call.duplicate()
         try:
             is_udp = sock.family in _INTERNET and sock.type == SOCK_DGRAM

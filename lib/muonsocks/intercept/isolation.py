@@ -153,9 +153,11 @@ def _begin(network: Network, family: int, packed: bytes, link: int, has_device: 
     try:
         network.add_address(link, packed)
         if has_device:
+            if family == AF_INET6:
+                network.have_local(family, link, packed)
             network.send_all_to(family, link, packed)
         else:
-            network.have_all_local(family, link)
+            network.have_local(family, link)
         return [_nameserver(family).detach()]
     except OSError as error:
         if family == AF_INET or error.errno not in _NO_IPV6:

@@ -7,15 +7,25 @@ import os
 from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
+from muonsocks.client.destinations import is_here
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
+from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
-from muonsocks.intercept.own_socket import OwnSocket
+from muonsocks.intercept.own_socket import OwnSocket, number_against
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
-from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of, family_of
+from muonsocks.intercept.socket_address import (
+    LONGEST,
+    SHORTEST,
+    address_of,
+    endpoint_of,
+    family_of,
+)
+from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.socket_rules import SOCKET_RULES
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
@@ -27,15 +37,17 @@ if TYPE_CHECKING:
 
     from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
+    from muonsocks.intercept.peers import Peers
     from muonsocks.net.task import Waitable
     from muonsocks.socks.rules import Chain
 
     # Answers connect(2) of a socket that is not for TCP, with an address.
     Beside = Callable[[Call, socket, bytes], Coroutine[Waitable, None, None]]
-    # Told of each connection: who, where to, which way, and the errno (0 if it is up).
-    Report = Callable[[int, Endpoint, Chain, int], None]
+    # Told of each connection: who, where to, which way, and an error or its errno (0: it is up).
+    Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
 _IPPROTO_MPTCP = 262
+DOMAIN = 53  # the port of name servers
 _TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
@@ -50,7 +62,17 @@ RULES = joined(
 class Outgoing:
     """Answers connect(2)."""
 
-    __slots__ = ("_beside", "_look_up", "_loop", "_parked", "_report", "_timeout", "_ways")
+    __slots__ = (
+        "_beside",
+        "_held",
+        "_look_up",
+        "_loop",
+        "_parked",
+        "_peers",
+        "_report",
+        "_timeout",
+        "_ways",
+    )
 
     def __init__(
         self,
@@ -58,15 +80,19 @@ class Outgoing:
         ways: Ways,
         timeout: float,
         report: Report,
+        peers: Peers,
         look_up: LookUp | None = None,
         beside: Beside | None = None,
         parked: Parked | None = None,
     ) -> None:
-        """A connection may take so many seconds to come up. `look_up` is for names that are looked
-        up here, which else is done in a thread. Sockets that are not for TCP are for `beside`, or
-        lead nowhere; those that do not block wait in `parked`, or are held as others are.
+        """A connection may take so many seconds to come up; `peers` are told of it. `look_up` is
+        for names that are looked up here, which else is done in a thread. Sockets that are not for
+        TCP are for `beside`, or lead nowhere; those that do not block wait in `parked`, or are held
+        as others are.
         """
         self._beside = beside
+        self._peers = peers
+        self._held = Held(loop)
         self._loop = loop
         self._look_up = look_up
         self._ways = ways
@@ -100,23 +126,25 @@ class Outgoing:
         parked = self._parked
         if parked is not None and await parked.connect_again(call, sock, raw):
             return
+        if len(raw) >= 2 and not family_of(raw):
+            kernel.disconnect(sock.fileno())
+            call.succeed()
+            return
+        if len(raw) < SHORTEST[sock.family]:
+            raise Refused(errno.EINVAL)
         endpoint = endpoint_of(raw)
-        if endpoint is None:
-            if len(raw) >= 2 and not family_of(raw):
-                kernel.disconnect(sock.fileno())
-                call.succeed()
-                return
-            raise Refused(errno.EINVAL if len(raw) < 16 else errno.EAFNOSUPPORT)
-        if family_of(raw) != sock.family:
+        if endpoint is None or family_of(raw) != sock.family:
             raise Refused(errno.EAFNOSUPPORT)
         destination = self._ways.meant(endpoint)
         chain = self._ways.way_to(destination)
+        if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
+            raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
         tid = call.tid
         if not os.get_blocking(sock.fileno()):
             is_direct = not chain and destination.packed is not None
             if is_direct and OwnSocket(sock, 0).reaches(destination):
                 number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
-                self._report(tid, destination, chain, number)
+                self._report(tid, destination, chain, 0 if number == errno.EINPROGRESS else number)
                 if number:
                     raise Refused(number)
                 call.succeed()
@@ -127,29 +155,59 @@ class Outgoing:
                     self._report(tid, destination, chain, number)
 
                 errand = Errand(Command.CONNECT, destination, chain)
+                errand.dialler.lookup = self._look_up
                 if await parked.connect(call, sock, raw, errand, done):
                     return
-        number = await self._hold(sock, destination, chain)
-        self._report(tid, destination, chain, number)
-        if number:
-            call.fail(number)
+        await self._hold(call, sock, raw, destination, chain)
+
+    async def _hold(
+        self, call: Call, sock: socket, raw: bytes, destination: Endpoint, chain: Chain
+    ) -> None:
+        """Answer when it is connected."""
+        if not self._held.is_under_way(sock) and (number := number_against(sock)):
+            raise Refused(number)
+
+        def connect(ours: socket, blocks: bool) -> Coroutine[Waitable, None, Outcome]:
+            return self._connect(ours, blocks, destination, chain)
+
+        outcome = await self._held.connect(call, sock, connect)
+        error = outcome.error
+        if chain and error is None:
+            self._peers.remember_stream(outcome.stand_in or sock, raw)
+        if outcome.stand_in is not None:
+            try:
+                Places(call, sock).take(outcome.stand_in)
+            finally:
+                outcome.close()
+        self._report(call.tid, destination, chain, error or 0)
+        if error is not None:
+            call.fail(number_of(error))
         else:
             call.succeed()
 
-    async def _hold(self, sock: socket, destination: Endpoint, chain: Chain) -> int:
-        """Connect the program's own socket; give the errno, 0 if it is connected."""
+    async def _connect(
+        self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain
+    ) -> Outcome:
+        """Connect the program's own socket, or what is to stand in its place."""
         dialler = OwnSocket(sock, self._timeout, self._look_up)
         errand = Errand(Command.CONNECT, destination, chain)
         errand.dialler = dialler
-        blocks = os.get_blocking(sock.fileno())
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
-            await errand.run(self._loop, self._timeout)
-            return 0
+            granted = (await errand.run(self._loop, self._timeout)).sock
+            if granted is sock:
+                return Outcome()
+            try:
+                set_options(granted, options_of(sock))
+                os.set_blocking(granted.fileno(), blocks)
+            except OSError:
+                granted.close()
+                raise
+            return Outcome(stand_in=granted)
         except OSError as error:
             dialler.give_up()
-            return number_of(error)
+            return Outcome(error)
         finally:
             if blocks:
                 os.set_blocking(sock.fileno(), True)

@@ -1,13 +1,14 @@
 """The way to a proxy from the program's very own socket: nothing has to be copied afterwards.
 
-There is one socket for all attempts, so they are made one after the other.
+There is one socket for all attempts, so they are made one after the other. A proxy that no socket
+of its kind can reach is gone to by another one, which is to stand in its place.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, socket
+from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_V6ONLY, TCP_INFO, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RefusedByRule
@@ -22,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+_TCP_SYN_SENT, _TCP_CLOSE = 2, 7  # of tcpi_state, the first byte of struct tcp_info
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -40,6 +42,7 @@ class OwnSocket(Dialler):
         super().__init__(connect_timeout=timeout / 4, dial_timeout=timeout, lookup=lookup)
         self._sock = sock
         self._is_used = False
+        self.for_relay = False
 
     def reaches(self, endpoint: Endpoint) -> bool:
         """Say whether an address can be gone to by a socket of this family."""
@@ -52,9 +55,7 @@ class OwnSocket(Dialler):
     async def dial(
         self, loop: Loop, destination: Endpoint, permit: Callable[[bytes], bool] = permit_all
     ) -> Stream:
-        """Connect to the first address that answers. A socket that has been connected by others
-        already is an OSError, EISCONN.
-        """
+        """Connect to the first address that answers."""
         candidates = [destination]
         if destination.packed is None:
             candidates = await self.look_up(loop, destination)
@@ -64,16 +65,15 @@ class OwnSocket(Dialler):
         failures: list[tuple[str, int]] = []
         for candidate in permitted:
             try:
+                if not self.reaches(candidate):
+                    self.give_up()
+                    return await super().dial(loop, candidate, permit)
                 return await self._connect(loop, candidate)
             except OSError as error:
                 failures.append((candidate.host, error.errno or 0))
-                if not self._is_used:
-                    break  # it is not ours to connect
         raise dial_error(failures)
 
     async def _connect(self, loop: Loop, candidate: Endpoint) -> Stream:
-        if not self.reaches(candidate):
-            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if candidate.family != self._sock.family:
             candidate = Mapped(candidate)
         self.give_up()
@@ -106,6 +106,14 @@ class OwnSocket(Dialler):
         """Let the socket be as if we had never connected it."""
         if self._is_used:
             kernel.disconnect(self._sock.fileno())
+
+
+def number_against(sock: socket) -> int:
+    """Give the errno why connect(2) would not connect a TCP socket, 0 if it would."""
+    state = sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0]
+    if state == _TCP_CLOSE:
+        return 0
+    return errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN
 
 
 class _Lent(Stream):

@@ -20,6 +20,7 @@ from _socket import (
     MSG_DONTWAIT,
     MSG_EOR,
     MSG_NOSIGNAL,
+    MSG_PEEK,
     SO_LINGER,
     SO_RCVBUF,
     SO_SNDBUF,
@@ -27,6 +28,7 @@ from _socket import (
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
+    TCP_NOTSENT_LOWAT,
     socket,
 )
 
@@ -46,7 +48,7 @@ _TCP_FASTOPEN_CONNECT = 30  # connect(2) does nothing then, up to the first byte
 _BACKLOG = 1024
 _PATIENCE = 2.0  # s until a connection within this host has come in; it takes none, mostly
 _STRANGERS = 64  # who are turned away at once, then the others have their turn
-_FILLING = bytes(1024)  # about as much as a receive buffer of the least size takes
+_FILLING = bytes(512)  # less than goes into one segment: half of what the window is
 _MOST_FILLINGS = 64
 _ROOM = 1 << 17  # bytes of a receive buffer, when there is something to receive
 _LINGER_SIZE = 8  # struct linger
@@ -62,7 +64,7 @@ class Parking:
 
     def __init__(self, far: socket, before: _Before) -> None:
         self.far = far
-        self._before = before
+        self._before: _Before | None = before
         self._left = 0
 
     @property
@@ -78,12 +80,17 @@ class Parking:
                 flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR
                 self._left += sock.send(_FILLING, flags)
         except BlockingIOError:
+            # Later what is left of the window is used up; there is to be no room then, either, as
+            # long as a byte waits to be sent.
+            sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1)
             return
         raise OSError(errno.ENOBUFS, "a socket that is never full")
 
     def give_back(self, sock: socket) -> None:
-        """Have the program's socket be as it has set it. It may still be full."""
-        self._before.restore(sock)
+        """Have the program's socket be as it has set it, once. It may still be full."""
+        before, self._before = self._before, None
+        if before is not None:
+            before.restore(sock)
 
     def make_room(self) -> bool:
         """Read what it is full of; False if the rest has not come yet, and then this is to be
@@ -101,6 +108,31 @@ class Parking:
             self._left -= len(data)
         return True
 
+    def has_been_written_to(self) -> bool:
+        """Say whether there is something that the program has written, or an end."""
+        if self._left:
+            return False
+        try:
+            self.far.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def pass_on_the_rest(self, new: socket) -> None:
+        """Give to the socket that has replaced it what another thread has written just before.
+        OSError.
+        """
+        try:
+            while self.make_room() and (data := self.far.recv(_ROOM)):
+                while data:
+                    data = data[new.send(data, MSG_DONTWAIT | MSG_NOSIGNAL) :]
+        except ConnectionResetError:
+            return  # nobody has it open any more
+        except BlockingIOError:
+            return  # that is all; and a new connection has room for as little as that
+
     def reset(self) -> None:
         """Close our end, which is an error at the other one."""
         self.far.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
@@ -110,14 +142,16 @@ class Parking:
 class _Before:
     """What a parked socket has for us, and had otherwise before."""
 
-    __slots__ = ("_linger", "_locks", "_room")
+    __slots__ = ("_linger", "_locks", "_room", "_unsent")
 
     def __init__(self, sock: socket) -> None:
+        self._unsent = sock.getsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT)
         self._linger = sock.getsockopt(SOL_SOCKET, SO_LINGER, _LINGER_SIZE)
         self._room = sock.getsockopt(SOL_SOCKET, SO_SNDBUF)
         self._locks = buffer_locks(sock)
 
     def restore(self, sock: socket) -> None:
+        sock.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, self._unsent)
         sock.setsockopt(SOL_SOCKET, SO_LINGER, self._linger)
         sock.setsockopt(SOL_SOCKET, SO_SNDBUF, self._room // 2)  # the kernel takes twice of it
         try:

@@ -18,9 +18,11 @@ class Peers:
     the program told the truth of it.
     """
 
-    __slots__ = ("_most", "_names")
+    __slots__ = ("_most", "_names", "_with_streams")
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, with_streams: bool = False, most: int = MOST) -> None:
+        """`with_streams` has sockets for TCP seem to be connected to where they were to go."""
+        self._with_streams = with_streams
         self._most = most
         self._names: dict[bytes, bytes] = {}
 
@@ -32,6 +34,11 @@ class Peers:
         self._names[_cookie(sock)] = name
         if len(self._names) > self._most:
             del self._names[next(iter(self._names))]
+
+    def remember_stream(self, sock: socket, name: bytes) -> None:
+        """The same for a socket that is connected to a proxy, if that is asked for."""
+        if self._with_streams:
+            self.remember(sock, name)
 
     def forget(self, sock: socket) -> None:
         """Let it be connected to what it is connected to."""

@@ -21,7 +21,7 @@ _UP = 1  # IFF_UP
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_NO_DETECTION = 2  # IFA_F_NODAD
 _IFLA_MTU = 4
-_RTA_LINK, _RTA_SOURCE = 4, 7
+_RTA_DESTINATION, _RTA_LINK, _RTA_SOURCE = 1, 4, 7
 _MAIN_TABLE, _LOCAL_TABLE = 254, 255
 _BY_BOOT = 3  # RTPROT_BOOT
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
@@ -51,10 +51,15 @@ class Network:
         head = _ADDRESS.pack(family, 8 * len(packed), _IFA_NO_DETECTION, 0, link)
         self._ask(_NEW_ADDRESS, head, {_IFA_LOCAL: packed, _IFA_ADDRESS: packed}, "address")
 
-    def have_all_local(self, family: int, link: int) -> None:
-        """Have every address of a family be one of this host's (AnyIP)."""
-        head = _ROUTE.pack(family, 0, 0, 0, _LOCAL_TABLE, _BY_BOOT, _SCOPE_HOST, _LOCAL, 0)
-        self._ask(_NEW_ROUTE, head, {_RTA_LINK: _INT.pack(link)}, "local route")
+    def have_local(self, family: int, link: int, packed: bytes = b"") -> None:
+        """Have an address be one of this host's, or every one of its family (AnyIP).
+
+        That is done for the addresses of interfaces, too, but for IPv6 not at once.
+        """
+        bits, kind = 8 * len(packed), (_LOCAL_TABLE, _BY_BOOT, _SCOPE_HOST, _LOCAL)
+        attributes = {_RTA_DESTINATION: packed} if packed else {}
+        attributes[_RTA_LINK] = _INT.pack(link)
+        self._ask(_NEW_ROUTE, _ROUTE.pack(family, bits, 0, 0, *kind, 0), attributes, "local route")
 
     def send_all_to(self, family: int, link: int, source: bytes) -> None:
         """Have an interface be the way to all addresses of a family, from a source address."""

@@ -9,7 +9,7 @@ from muonsocks.address import Endpoint, mapped
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
 LONGEST = 128  # bytes: struct sockaddr_storage
-_SHORTEST = {AF_INET: 16, AF_INET6: 24}  # bytes that connect(2) wants; the scope may be missing
+SHORTEST = {AF_INET: 16, AF_INET6: 24}  # bytes that connect(2) wants; the scope may be missing
 
 
 def family_of(raw: bytes) -> int:
@@ -20,7 +20,7 @@ def family_of(raw: bytes) -> int:
 def endpoint_of(raw: bytes) -> Endpoint | None:
     """Read the address of an internet family; None if it is another, or too short."""
     family = family_of(raw)
-    if len(raw) < _SHORTEST.get(family, LONGEST + 1):
+    if len(raw) < SHORTEST.get(family, LONGEST + 1):
         return None
     port = int.from_bytes(raw[2:4], "big")
     if family == AF_INET:

@@ -6,6 +6,7 @@ What goes wrong with us must not let a call through: it fails with ENETUNREACH.
 from __future__ import annotations
 
 import errno
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from select import EPOLLHUP
 
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, verdict
@@ -23,10 +24,25 @@ if TYPE_CHECKING:
     Handler = Callable[[Call], Coroutine[Waitable, None, None]]
 
 
+_MOST = 1 << 15  # calls that are being answered; one more fails, or all memory could be theirs
+_DESCRIPTORS_OF_ONE = 4
+# Of socketcall(2): what could get an address while the kernel reads it once more is done by us.
+_READ_AGAIN = {"sendto"}
+
+
 class Supervisor:
     """Takes the calls of a listener, each to the handler of its name."""
 
-    __slots__ = ("_handlers", "_listener", "_loop", "_over", "_report", "_rules")
+    __slots__ = (
+        "_handlers",
+        "_listener",
+        "_loop",
+        "_most",
+        "_over",
+        "_report",
+        "_rules",
+        "_under_way",
+    )
 
     def __init__(
         self,
@@ -45,6 +61,10 @@ class Supervisor:
         self._handlers = handlers
         self._report = report
         self._over = Waitable()
+        self._under_way = 0
+        hard = getrlimit(RLIMIT_NOFILE)[1]
+        most = _MOST if hard == RLIM_INFINITY else min(_MOST, hard // _DESCRIPTORS_OF_ONE)
+        self._most = max(most, 1)
         loop.register_listener(listener.fd, self._on_event)
 
     async def run(self) -> None:
@@ -61,18 +81,26 @@ class Supervisor:
             return
 
         def on_failure(error: BaseException) -> None:
+            self._under_way -= 1
             self._fail(call, error)
 
-        self._loop.spawn(self._answer(call), on_failure)
+        if self._under_way >= self._most:
+            self._fail(call, Refused(errno.ENOBUFS))
+            return
+        self._under_way += 1
+        self._loop.spawn(self._answer(call), on_failure, self._on_return)
+
+    def _on_return(self, _: None) -> None:
+        self._under_way -= 1
 
     async def _answer(self, call: Call) -> None:
         if call.name == "socketcall":
             call.unwrap()
             decided = verdict(self._rules[call.name], call.arguments)
-            if decided == ALLOW:
+            if decided == ALLOW and call.name not in _READ_AGAIN & self._handlers.keys():
                 call.go_on()
                 return
-            if decided != NOTIFY:
+            if decided not in (ALLOW, NOTIFY):
                 call.fail(decided & 0xFFFF)
                 return
         await self._handlers[call.name](call)

@@ -49,18 +49,18 @@ from muonsocks.intercept.launch import Supervision, stay_behind, step_back
 from muonsocks.intercept.look_up import LookUp
 from muonsocks.intercept.names import Names, searched
 from muonsocks.intercept.nameserver import Nameserver, on_loopback
-from muonsocks.intercept.notify import Call
 from muonsocks.intercept.outgoing import RULES, Outgoing
 from muonsocks.intercept.parked import RULES as RULES_OF_PARKED
 from muonsocks.intercept.parked import Parked
 from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
-from muonsocks.log import Log
+from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
+from muonsocks.tools.intercepted import CallLog
 from muonsocks.tools.proxies import named_by
 
 TYPE_CHECKING = False
@@ -84,17 +84,9 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
-    ways = _ways(given)
-    mode = given.text("--mode") or "auto"
-    if mode not in _MODES:
-        raise UsageError(f"--mode: {mode[:60]!r} is none", f"give one of {', '.join(_MODES)}")
-    udp = given.text("--udp") or "refuse"
-    if udp not in ("refuse", "allow"):
-        raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
-    is_carried = udp == "allow"
-    if is_carried and mode not in _ISOLATING:
-        raise UsageError(f"--udp allow is nothing for --mode {mode}", "it takes --mode isolate")
-    timeout = given.seconds("--connect-timeout", 120)
+    if given.flag("--quiet"):
+        log.level = ERROR
+    wanted = _Wanted(given)
     supervision = step_back(
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
     )
@@ -106,10 +98,10 @@ def main(arguments: list[str], log: Log) -> int:
         return execute(given.arguments, dict(os.environb), log)
 
     try:
-        rules = _start(supervision, become, mode, is_carried, log.debug)
+        rules = _start(supervision, become, wanted, log.debug)
         loop = Loop()
         loop.looking = _LOOKING
-        supervised = _Supervised(loop, ways, timeout, rules, supervision, mode, is_carried, log)
+        supervised = _Supervised(loop, wanted, rules, supervision, log)
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
@@ -125,6 +117,29 @@ def main(arguments: list[str], log: Log) -> int:
     loop.run(supervised.run())
     supervision.wait()
     return DONE
+
+
+class _Wanted:
+    """What a command line asks for."""
+
+    __slots__ = ("is_carried", "mode", "tells_peers", "timeout", "ways")
+
+    def __init__(self, given: Options) -> None:
+        """Read it. UsageError."""
+        self.ways = _ways(given)
+        self.mode = given.text("--mode") or "auto"
+        if self.mode not in _MODES:
+            hint = f"give one of {', '.join(_MODES)}"
+            raise UsageError(f"--mode: {self.mode[:60]!r} is none", hint)
+        udp = given.text("--udp") or "refuse"
+        if udp not in ("refuse", "allow"):
+            raise UsageError(f"--udp: {udp[:60]!r} is neither", "give refuse or allow")
+        self.is_carried = udp == "allow"
+        if self.is_carried and self.mode not in _ISOLATING:
+            problem = f"--udp allow is nothing for --mode {self.mode}"
+            raise UsageError(problem, "it takes --mode isolate")
+        self.tells_peers = given.flag("--peername")
+        self.timeout = given.seconds("--connect-timeout", 120)
 
 
 def _ways(given: Options) -> Ways:
@@ -143,13 +158,13 @@ def _ways(given: Options) -> Ways:
 def _start(
     supervision: Supervision,
     become: Callable[[], int],
-    mode: str,
-    has_device: bool,
+    wanted: _Wanted,
     say: Callable[[str], None],
 ) -> Rules:
     """Have the program wait for what is to come, in a network of its own if that is to be and can
     be. Gives the rules of its filter; `descriptors` are what `enter` gives.
     """
+    mode, has_device = wanted.mode, wanted.is_carried
     rules = RULES if mode == "hold" else joined(RULES, RULES_OF_PARKED)
     if mode in _ISOLATING:
         inside = rules_inside(rules)
@@ -179,19 +194,20 @@ class _Supervised:
     def __init__(
         self,
         loop: Loop,
-        ways: Ways,
-        timeout: float,
+        wanted: _Wanted,
         rules: Rules,
         supervision: Supervision,
-        mode: str,
-        is_carried: bool,
         log: Log,
     ) -> None:
         self._log = log
-        peers, look_up = Peers(), LookUp(loop)
-        self._parked = None if mode == "hold" else Parked(loop, timeout, self._complain, peers)
+        told = CallLog(log)
+        ways, timeout = wanted.ways, wanted.timeout
+        peers, look_up = Peers(wanted.tells_peers), LookUp(loop)
+        self._parked = None
+        if wanted.mode != "hold":
+            self._parked = Parked(loop, timeout, self._complain, peers)
         descriptors = supervision.descriptors
-        device = descriptors.pop(0) if is_carried else None
+        device = descriptors.pop(0) if wanted.is_carried else None
         inside = [socket(fileno=fd) for fd in descriptors]
         sockets = inside or on_loopback()  # a program cannot have them: they are closed on exec
         has_ipv6 = any(sock.family == AF_INET6 for sock in sockets)
@@ -221,9 +237,11 @@ class _Supervised:
         if self._parked is not None:
             handlers["getsockopt"] = self._parked.getsockopt
             handlers["getpeername"] = self._parked.getpeername
-        outgoing = Outgoing(loop, ways, timeout, self._report, look_up, beside, self._parked)
+        outgoing = Outgoing(
+            loop, ways, timeout, told.connection, peers, look_up, beside, self._parked
+        )
         handlers["connect"] = outgoing.connect
-        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, self._blame)
+        self._supervisor = Supervisor(loop, supervision.listener, rules, handlers, told.failure)
 
     async def run(self) -> None:
         """Answer until nobody is left who could call, and nothing of what was begun."""
@@ -231,11 +249,5 @@ class _Supervised:
         if self._parked is not None:
             await self._parked.finish()
 
-    def _report(self, tid: int, destination: Endpoint, way: Chain, number: int) -> None:
-        self._log.debug(f"{tid} {destination} {os.strerror(number) if number else 'connected'}")
-
     def _complain(self, error: BaseException) -> None:
         self._log.warning(f"a connection under way: {error!r}")
-
-    def _blame(self, call: Call, error: BaseException) -> None:
-        self._log.warning(f"{call.name}: {error!r}")

@@ -1,0 +1,247 @@
+"""Connections that a program waits for in connect(2), and what else may want it meanwhile.
+
+While we have a call, signals wait as well, all but those that kill. So whoever is held for longer
+is looked at from time to time: if there is a signal to handle, or to stop for, the call ends as
+connect(2) does then, and the connection goes on to come up. Who calls once more on the same socket,
+as the kernel does by itself after most handlers, gets that one. What nobody comes back for is
+dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _signal import SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
+from _socket import SO_SNDTIMEO, SOL_SOCKET, socket
+from struct import Struct
+
+from muonsocks.intercept.notify import Call, CallGone, Refused
+from muonsocks.net.loop import Loop, Timer
+from muonsocks.net.task import Task, Waitable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    # Connects a socket, which blocks or not, and gives what came of it.
+    Connect = Callable[[socket, bool], Coroutine[Waitable, None, "Outcome"]]
+
+_SO_COOKIE = 57
+_TIME = Struct("=qq")  # struct timeval
+_NEVER = bytes(_TIME.size)
+_EACH = 0.1  # s from a look to the next
+_LOOKS_A_SECOND = 1000
+_KEPT = 10.0  # s without anybody who waits
+
+# What the kernel makes of a call that a signal ends (signal(7)): EINTR, or it is done once more, if
+# the handler says so, or always. Nobody but the kernel ever sees them.
+_ERESTARTSYS, _ERESTARTNOINTR = 512, 513
+_STOPS = sum(1 << number - 1 for number in (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU))
+
+
+class Outcome:
+    """What came of a connection: an `error`, or a socket to be put in the place of the program's,
+    or neither where that is connected itself.
+    """
+
+    __slots__ = ("error", "stand_in")
+
+    def __init__(self, error: OSError | None = None, stand_in: socket | None = None) -> None:
+        self.error = error
+        self.stand_in = stand_in
+
+    def close(self) -> None:
+        """Give it back: nobody has come for it."""
+        if self.stand_in is not None:
+            self.stand_in.close()
+
+
+class Held:
+    """The connections of all programs that are waited for, by the cookie of the socket."""
+
+    __slots__ = ("_all", "_loop", "_timer")
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._all: dict[bytes, _Connection] = {}
+        self._timer: Timer | None = None
+
+    def is_under_way(self, sock: socket) -> bool:
+        """Say whether there is one for a socket."""
+        return bool(self._all) and sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8) in self._all
+
+    async def connect(self, call: Call, sock: socket, connect: Connect) -> Outcome:
+        """Wait for the connection of a socket, which is made unless there is one under way.
+
+        Refused or CallGone if the wait ends before.
+        """
+        cookie = sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8)
+        one = self._all.get(cookie)
+        if one is None:
+            one = self._all[cookie] = _Connection(sock)
+            one.start(self._loop, connect)
+        elif one.call is not None:
+            raise Refused(errno.EALREADY)
+        try:
+            if not one.is_over:
+                await self._wait(one, call)
+        finally:
+            one.call = None
+            if one.is_over:
+                del self._all[cookie]
+                one.sock.close()
+        if one.failure is not None:
+            raise one.failure
+        assert one.outcome is not None
+        return one.outcome
+
+    async def _wait(self, one: _Connection, call: Call) -> None:
+        one.wait_for(call)
+        limit = one.limit
+        timer = self._loop.call_later(limit, one.time_is_up) if limit else None
+        if self._timer is None:
+            self._timer = self._loop.call_later(_EACH, self._look)
+        try:
+            await one
+        finally:
+            one.since = self._loop.now
+            if timer is not None:
+                timer.cancel()
+        if not one.is_over:
+            if one.reason:
+                raise Refused(one.reason)
+            raise CallGone
+
+    def _look(self) -> None:
+        """Look at those that have been held for a while."""
+        now = self._loop.now
+        for cookie, one in list(self._all.items()):
+            if now - one.since < _EACH / 2:
+                continue
+            call = one.call
+            if call is None or not call.is_waiting():
+                if now - one.since > _KEPT or not one.is_had():
+                    one.drop()
+                    if call is None:
+                        self._all.pop(cookie, None)
+                elif call is not None:
+                    one.wake()  # and it may come back
+            elif _is_wanted(call.tid):
+                one.interrupt()
+        self._timer = None
+        if self._all:
+            patience = max(_EACH, len(self._all) / _LOOKS_A_SECOND)
+            self._timer = self._loop.call_later(patience, self._look)
+
+
+class _Connection(Waitable):
+    """A connection on its way. `call` is the one that waits for it, if there is one."""
+
+    __slots__ = (
+        "_blocks",
+        "_fd",
+        "_task",
+        "_tid",
+        "call",
+        "failure",
+        "is_over",
+        "limit",
+        "outcome",
+        "reason",
+        "since",
+        "sock",
+    )
+
+    def __init__(self, sock: socket) -> None:
+        super().__init__()
+        self._blocks = os.get_blocking(sock.fileno())
+        self.limit = _send_timeout(sock) if self._blocks else 0.0
+        self.sock = socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
+        self.call: Call | None = None
+        self.is_over = False
+        self.outcome: Outcome | None = None
+        self.failure: BaseException | None = None
+        self.reason = 0
+        self.since = 0.0
+        self._task: Task | None = None
+        self._tid = self._fd = 0
+
+    def start(self, loop: Loop, connect: Connect) -> None:
+        """Begin."""
+        coroutine = connect(self.sock, self._blocks)
+        self._task = loop.spawn(coroutine, self._on_failure, self._on_outcome)
+        self.since = loop.now
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self.is_over = True
+        self.outcome = outcome
+        self.wake()
+
+    def _on_failure(self, error: BaseException) -> None:
+        self.is_over = True
+        self.failure = error
+        self.wake()
+
+    def wait_for(self, call: Call) -> None:
+        """Be what a call waits for."""
+        self.call = call
+        self._tid, self._fd = call.tid, call.fd
+        self.reason = 0
+
+    def time_is_up(self) -> None:
+        """Let the call end, as a time limit of the program's own has passed (SO_SNDTIMEO)."""
+        self.reason = errno.EINPROGRESS
+        self.wake()
+
+    def interrupt(self) -> None:
+        """Let the call end, as a signal has come."""
+        if not self._blocks:
+            self.reason = _ERESTARTNOINTR  # it would not have waited
+        else:
+            self.reason = errno.EINTR if self.limit else _ERESTARTSYS
+        self.wake()
+
+    def is_had(self) -> bool:
+        """Say whether who has called still has the socket."""
+        try:
+            inode = os.stat(f"/proc/{self._tid}/fd/{self._fd}").st_ino
+        except OSError:
+            return False  # it has closed it, or is gone itself
+        return inode == os.fstat(self.sock.fileno()).st_ino
+
+    def drop(self) -> None:
+        """Give up: nobody wants it any more."""
+        if self.outcome is not None:
+            self.outcome.close()
+        elif not self.is_over and self._task is not None:
+            self._task.interrupt(CallGone())
+        if self.call is None:
+            self.sock.close()
+
+
+def _send_timeout(sock: socket) -> float:
+    """Give how many seconds a connect(2) may take, 0 for no limit."""
+    value = sock.getsockopt(SOL_SOCKET, SO_SNDTIMEO, _TIME.size)
+    if value == _NEVER:
+        return 0.0
+    seconds, microseconds = _TIME.unpack(value)
+    return float(seconds + microseconds / 1e6)
+
+
+def _is_wanted(tid: int) -> bool:
+    """Say whether a signal waits for a thread to handle it, or to stop (proc(5)).
+
+    One that is for the whole process is that of its first thread, to whom the kernel gives it if it
+    can. For another thread it may as well be somebody else's.
+    """
+    try:
+        with open(f"/proc/{tid}/status") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    pending, shared, blocked, ignored, caught = (
+        int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
+    )
+    if int(fields["Tgid"]) == tid:
+        pending |= shared
+    return bool(pending & ~blocked & (caught | _STOPS & ~ignored))

@@ -1,0 +1,70 @@
+"""What is logged of the calls of programs that are answered in their place."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from muonsocks.log import quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from muonsocks.address import Endpoint
+    from muonsocks.intercept.notify import Call
+    from muonsocks.log import Log
+    from muonsocks.socks.rules import Chain
+
+_MOST_WARNINGS = 100  # each of another program, or about something else
+_NOT_DUMPABLE = (
+    "its memory and descriptors may not be looked at, as of a setuid program, or by its own "
+    "prctl(PR_SET_DUMPABLE)"
+)
+
+
+class CallLog:
+    """Says which connections there are, if that is asked for, and once what is our own fault."""
+
+    __slots__ = ("_log", "_warned")
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._warned: set[tuple[str, str]] = set()
+
+    def connection(
+        self, tid: int, destination: Endpoint, chain: Chain, error: OSError | int
+    ) -> None:
+        """Say what came of a connection: up, if the error is 0."""
+        fields = f"target={destination}"
+        if chain:
+            fields += f" via={','.join(map(str, chain))}"
+        fields += f" program={_program(tid)}[{tid}]"
+        if not error:
+            self._log.debug(f"connected {fields}")
+            return
+        number = error if isinstance(error, int) else error.errno or 0
+        reason = os.strerror(number)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        self._log.debug(f"failed {fields} reason={reason}")
+
+    def failure(self, call: Call, error: BaseException) -> None:
+        """Say what has kept us from answering a call, which has failed with ENETUNREACH then."""
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            if error.errno in (errno.EPERM, errno.EACCES):
+                reason = _NOT_DUMPABLE
+        program = _program(call.tid)
+        about = (program, reason)
+        if about in self._warned or len(self._warned) >= _MOST_WARNINGS:
+            return
+        self._warned.add(about)
+        self._log.warning(f"{program}[{call.tid}] cannot {call.name or 'go on'}: {reason}")
+
+
+def _program(tid: int) -> str:
+    try:
+        with open(f"/proc/{tid}/comm", "rb") as file:
+            return quoted(file.read().rstrip(b"\n"))
+    except OSError:
+        return "-"  # it is gone

@@ -1,0 +1,210 @@
+"""connect(2) of a program that waits: signals, time limits, other threads, and those that leave."""
+
+import errno
+import os
+import signal
+
+from launched import PYTHON, started
+from patient_proxy import Proxy, proxy
+from real_server import state, until
+
+CONNECT = """
+import ctypes, errno, os, signal, socket, struct, sys, threading, time
+lib = ctypes.CDLL(None, use_errno=True)
+sock = socket.socket()
+address = b"\\2\\0\\0\\x50" + bytes([192, 0, 2, 1]) + bytes(8)
+handled = 0
+
+def handle(*_):
+    global handled
+    handled += 1
+
+def connect(fd=None):
+    "connect(2) with nothing between: Python's would try again."
+    result = lib.connect(sock.fileno() if fd is None else fd, address, 16)
+    return ctypes.get_errno() if result else 0
+
+def say(*words):
+    print(*words, flush=True)
+"""
+
+
+def connecting(code: str) -> tuple[str, ...]:
+    return (PYTHON, "-c", CONNECT + code)
+
+
+def held_back(one: Proxy) -> tuple[str, ...]:
+    one.may_answer.clear()
+    return (f"--proxy={one.url}",)
+
+
+def test_a_signal_ends_a_call_that_waits() -> None:
+    """As connect(2) does without SA_RESTART; the connection goes on, and is had by the next."""
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.siginterrupt(signal.SIGALRM, True)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+say(connect(), handled)
+sys.stdin.readline()
+say(connect(), sock.recv(8).decode().strip(), os.get_blocking(sock.fileno()))
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        assert launched.line() == f"{errno.EINTR} 1"
+        one.may_answer.set()
+        launched.tell("")
+        assert launched.line() == "0 welcome True"
+        assert len(one.asked) == one.begun == 1
+
+
+def test_a_signal_with_a_handler_that_lets_it_go_on() -> None:
+    """SA_RESTART, also of a timer that comes again and again: it is one connection all the time."""
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.siginterrupt(signal.SIGALRM, False)
+signal.setitimer(signal.ITIMER_REAL, 0.15, 0.15)
+said = threading.Timer(0.8, lambda: say("now"))
+said.daemon = True
+said.start()
+result = connect()
+say(result, handled >= 1)
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        assert launched.line() == "now"
+        one.may_answer.set()
+        assert launched.line() == "0 True"
+        assert len(one.asked) == one.begun == 1
+
+
+def test_a_failure_is_told_to_who_comes_back() -> None:
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.siginterrupt(signal.SIGALRM, True)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+say(connect())
+sys.stdin.readline()
+say(connect())
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        one.code = 5
+        assert launched.line() == str(errno.EINTR)
+        one.may_answer.set()
+        until("it is over", lambda: one.ended)
+        launched.tell("")
+        assert launched.line() == str(errno.ECONNREFUSED)
+        assert one.begun == 1
+
+
+def test_a_handler_that_leaves_takes_the_connection_with_it() -> None:
+    """As wget does it: it jumps out, and closes the socket."""
+    code = """
+def leave(*_):
+    raise TimeoutError
+signal.signal(signal.SIGALRM, leave)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    sock.connect(("192.0.2.1", 80))
+except TimeoutError:
+    sock.close()
+    say("left")
+sys.stdin.readline()
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        assert launched.line() == "left"
+        until("the connection is over", lambda: one.ended)
+
+
+def test_who_is_stopped_stops_at_once() -> None:
+    code = "say('up')\nsay(connect())\n"
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        assert launched.line() == "up"
+        one.await_requests(1)
+        os.kill(launched.program, signal.SIGTSTP)
+        until("all have stopped", lambda: state(launched.front) == "T")
+        one.may_answer.set()
+        os.kill(launched.front, signal.SIGCONT)
+        assert launched.line() == "0"
+        assert one.begun == 1
+
+
+def test_who_is_killed_leaves_nothing() -> None:
+    with proxy() as one, started(*connecting("connect()"), options=held_back(one)) as launched:
+        one.await_requests(1)
+        os.kill(launched.program, signal.SIGKILL)
+        until("the connection is over", lambda: one.ended)
+        assert launched.status == -signal.SIGKILL
+
+
+def test_a_thread_of_a_process_that_goes_on_leaves_nothing() -> None:
+    """A child that shares nothing is killed while its parent goes on."""
+    code = """
+pid = os.fork()
+if not pid:
+    connect()
+    os._exit(0)
+sys.stdin.readline()
+os.kill(pid, signal.SIGKILL)
+os.waitpid(pid, 0)
+sock.close()
+say("killed")
+sys.stdin.readline()
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        one.await_requests(1)
+        launched.tell("")
+        assert launched.line() == "killed"
+        until("the connection is over", lambda: one.ended)
+
+
+def test_a_time_limit_of_the_program() -> None:
+    """SO_SNDTIMEO, socket(7): connect(2) gives EINPROGRESS then, and goes on."""
+    code = """
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 50000))
+say(connect())
+sys.stdin.readline()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
+say(connect())
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        assert launched.line() == str(errno.EINPROGRESS)
+        one.may_answer.set()
+        launched.tell("")
+        assert launched.line() == "0"
+        assert one.begun == 1
+
+
+def test_two_threads_connect_one_socket() -> None:
+    code = """
+other = threading.Thread(target=lambda: say("first", connect()))
+other.start()
+sys.stdin.readline()
+say("second", connect())
+other.join()
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        one.await_requests(1)
+        launched.tell("")
+        assert launched.line() == f"second {errno.EALREADY}"
+        one.may_answer.set()
+        assert launched.line() == "first 0"
+        assert one.begun == 1
+
+
+def test_a_signal_for_another_thread_is_not_seen_by_who_waits() -> None:
+    """Signals that a thread has blocked, or that nobody cares about, end no call."""
+    code = """
+signal.signal(signal.SIGUSR1, handle)
+signal.siginterrupt(signal.SIGUSR1, True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+say("up")
+say(connect())
+"""
+    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+        assert launched.line() == "up"
+        one.await_requests(1)
+        for number in (signal.SIGUSR1, signal.SIGCHLD, signal.SIGWINCH):
+            os.kill(launched.program, number)
+        # It is looked at several times meanwhile.
+        with started("sh", "-c", "sleep 0.4; echo") as clock:
+            clock.line()
+        one.may_answer.set()
+        assert launched.line() == "0"
