@@ -74,7 +74,7 @@ def runnable(text: str) -> str:
 
 
 FIRST_COMMAND = shown("README.md", "apt-get update")
-WEB_SERVER = shown("README.md", "http.server 8000")
+WEB_SERVER = shown("README.md", "http.server 8000 --bind")
 FIRST_CURL = shown("README.md", "http://localhost:8000/")
 INSTALL = shown("README.md", "pip install")
 REMOVE = shown("README.md", "pip uninstall")
@@ -99,6 +99,10 @@ SERVICES_WITHOUT_A_NETWORK = [
     shown("README.md", "hello.sock"),
     shown("socketbox-inetd.1", "unshare"),
 ]
+SERVERS_WITHOUT_A_NETWORK = {
+    ("files", 8091): shown("README.md", "files.sock"),
+    ("server", 8088): shown("socketbox-preload.1", "server.sock"),
+}
 RELAY_TO_WEB = shown("socketbox-relay.1", "10.1.2.3 -p 80")
 NAT64 = shown("socketbox-relay.1", "64:ff9b::/96")
 RESIDENTS_WITH_USERS = [
@@ -191,7 +195,6 @@ ADDRESS_OF_NAME = shown("socks-connect.1", "--resolve")
 FILE_TO_WHO_COMES = shown("socks-connect.1", "--bind")
 SITE = shown("README.md", "site.sock")
 ADDRESSES = shown("README.md", "two.sock")
-FILES = shown("README.md", "files.sock")
 [EXPLAIN_ADDRESS] = re.findall("`(socketbox --explain [^`]*)`", (ROOT / "README.md").read_text())
 CHECK_BOX = shown("socketbox.8", "--check")
 EXPLAIN_BOX = shown("socketbox.8", "--explain")
@@ -1049,12 +1052,14 @@ def test_a_service_without_a_network(machine: Machine) -> None:
         assert "Directory listing" in machine.run(listing, timeout=60).stdout
 
 
-def test_a_server_without_a_network(machine: Machine) -> None:
-    with serving(machine, FILES, "8091"):
-        machine.run("until test -S /run/files.sock; do sleep 0.02; done", timeout=20)
-        listing = machine.run("curl -sS --interface 127.0.0.5 http://127.0.0.1:8091/").stdout
-        assert "Directory listing" in listing
-        log = "until grep '^127.0.0.5 .*GET /' /run/example-8091.log; do sleep 0.02; done"
+@pytest.mark.parametrize(("name", "port"), SERVERS_WITHOUT_A_NETWORK)
+def test_a_server_without_a_network(machine: Machine, name: str, port: int) -> None:
+    with serving(machine, SERVERS_WITHOUT_A_NETWORK[name, port], str(port)):
+        machine.run(f"until test -S /run/{name}.sock; do sleep 0.02; done", timeout=20)
+        # With --retry: the socket is there before its server listens.
+        fetch = "curl -sS --retry 20 --retry-delay 1 --retry-all-errors --interface 127.0.0.5"
+        assert "Directory listing" in machine.run(f"{fetch} http://127.0.0.1:{port}/").stdout
+        log = f"until grep '^127.0.0.5 .*GET /' /run/example-{port}.log; do sleep 0.02; done"
         assert "127.0.0.5" in machine.run(log, timeout=20).stdout
 
 

@@ -36,6 +36,7 @@ PURE = {
     "muonsocks.intercept",
     "muonsocks.intercept.bpf",
     "muonsocks.intercept.calls",
+    "muonsocks.intercept.conventions",
     "muonsocks.intercept.dns",
     "muonsocks.intercept.search",
     "muonsocks.intercept.packets",

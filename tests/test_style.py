@@ -25,6 +25,7 @@ SERVERS = {
     "muonsocks",
     "socketbox",
     "socketbox-inetd",
+    "socketbox-preload",
     "socksify",
 }  # their standard input and output are nobody's
 

@@ -306,6 +306,28 @@ def test_datagrams_have_no_end() -> None:
 
 
 @each_kind
+def test_a_look_at_the_first_descriptor(kind: socket.SocketKind) -> None:
+    """It is there as often as one looks, until it is dropped, with what else came."""
+    reader, writer = os.pipe()
+    with joined(kind) as (one, other):
+        passing.send(one, b"word", (writer, reader))
+        passing.send(one, b"more", (reader,))
+        with descriptor_limit(0), pytest.raises(OSError) as raised:
+            passing.peek_first(other)
+        assert raised.value.errno == errno.EMFILE
+        for expected in (writer, reader):
+            for _ in range(2):
+                fd = passing.peek_first(other)
+                assert fd is not None and same_file(fd, expected)
+                os.close(fd)
+            passing.drop(other)
+        with pytest.raises(BlockingIOError):
+            passing.peek_first(other)
+    os.close(reader)
+    os.close(writer)
+
+
+@each_kind
 def test_a_descriptor_waits_for_room(kind: socket.SocketKind) -> None:
     """The kernel would take the message off, and drop what there is no room for."""
     reader, writer = os.pipe()

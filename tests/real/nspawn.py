@@ -155,8 +155,10 @@ class Machine:
         nspawn += ["--register=no", "--keep-unit", "--private-network", "--volatile=overlay"]
         # nor is anything of the host's to be touched: its journal, resolv.conf, time zone
         nspawn += ["--link-journal=no", "--resolv-conf=off", "--timezone=off"]
-        # these two let the machine's own units use every capability, and IPAddressDeny=
-        nspawn += ["--capability=all", "--system-call-filter=bpf"]
+        # these let the machine's own units use every capability, IPAddressDeny=, and what
+        # programs need that answer the calls of others
+        calls = "bpf pidfd_getfd process_vm_readv process_vm_writev"
+        nspawn += ["--capability=all", f"--system-call-filter={calls}"]
         nspawn += ["--console=read-only", "--notify-ready=yes"]
         binds = [f"--bind-ro={host}:{there}" for host, there in self._binds.items()]
         boot = ["--show-status=0", "--unit=basic.target", "systemd.mask=timers.target"]

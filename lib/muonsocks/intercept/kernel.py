@@ -162,6 +162,26 @@ def write_memory(tid: int, address: int, data: bytes) -> int:
     return _expect(count, "process_vm_writev")
 
 
+_two = (_Part * 2)()  # what is used again is made once: each takes longer than the call
+_gathered = ctypes.create_string_buffer(2048)
+_whole = _Part(ctypes.addressof(_gathered), 0)
+_whole_at = ctypes.byref(_whole)
+
+
+def write_two(tid: int, first: tuple[int, bytes], second: tuple[int, bytes]) -> int:
+    """Write at two addresses, one after the other, as `write_memory` does, and in one call; no more
+    than 2 KiB in all.
+    """
+    data = first[1] + second[1]
+    ctypes.memmove(_gathered, data, len(data))
+    _whole.length = len(data)
+    for part, (address, piece) in zip(_two, (first, second), strict=True):
+        part.base = address
+        part.length = len(piece)
+    count: int = _process_vm_writev(tid, _whole_at, 1, _two, 2, 0)
+    return _expect(count, "process_vm_writev")
+
+
 def address_of(data: bytes) -> int:
     """Say where the contents of an object are in our memory, and in that of a child."""
     return ctypes.cast(c_char_p(data), c_void_p).value or 0

@@ -88,10 +88,15 @@ class Supervision:
         self.descriptors: list[int] = []
 
     def start(
-        self, become: Become, instructions: bytes, prepare: Callable[[], list[int]] | None = None
+        self,
+        become: Become,
+        instructions: bytes,
+        prepare: Callable[[], list[int]] | None = None,
+        is_killable: bool = True,
     ) -> None:
         """Have the program wait for `go`, under a filter. Before it has that, it calls `prepare`;
-        duplicates of the descriptors that this gives are in `descriptors` then.
+        duplicates of the descriptors that this gives are in `descriptors` then. A call is ended by
+        a signal that kills, or by any if not `is_killable`.
 
         OSError; it may be tried once more, with less to prepare.
         """
@@ -101,7 +106,7 @@ class Supervision:
             gate.close()
             if self._ignores_children:
                 signal(SIGCHLD, SIG_IGN)
-            _be_program(far, become, instructions, prepare, self._mask)
+            _be_program(far, become, instructions, prepare, is_killable, self._mask)
         far.close()
         try:
             self.listener, self.descriptors = _received(pid, gate)
@@ -289,13 +294,14 @@ def _be_program(
     become: Become,
     instructions: bytes,
     prepare: Callable[[], list[int]] | None,
+    is_killable: bool,
     mask: set[int],
 ) -> NoReturn:
     status = FAILED
     try:
         try:
             others = prepare() if prepare is not None else []
-            word = _READY + array("i", [_install(instructions), *others]).tobytes()
+            word = _READY + array("i", [_install(instructions, is_killable), *others]).tobytes()
         except OSError as error:
             word = (error.strerror or str(error)).encode()[:_LONGEST_WORD]
         os.write(gate.fileno(), word)  # which no filter is about
@@ -309,18 +315,18 @@ def _be_program(
         os._exit(status)
 
 
-def _install(instructions: bytes) -> int:
+def _install(instructions: bytes, is_killable: bool) -> int:
     """Install the filter. With CAP_SYS_ADMIN setuid programs go on to work; without, they get no
     rights from then on, as the kernel asks for that (NO_NEW_PRIVS).
     """
     try:
         try:
-            return kernel.install_filter(instructions, is_killable=True)
+            return kernel.install_filter(instructions, is_killable)
         except OSError as error:
             if error.errno != errno.EACCES:
                 raise
         kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
-        return kernel.install_filter(instructions, is_killable=True)
+        return kernel.install_filter(instructions, is_killable)
     except OSError as error:
         if error.errno == errno.EBUSY:
             reason = "another one answers for this process already: it cannot be run in itself"

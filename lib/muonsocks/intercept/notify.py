@@ -195,15 +195,39 @@ class Call:
         """Write an int."""
         self.write(address, value.to_bytes(4, "little", signed=True))
 
+    def room_at(self, address: int) -> int:
+        """Read how much room there is for something. Refused if that cannot be."""
+        room = self.read_int(address)
+        if room < 0:
+            raise Refused(errno.EINVAL)
+        return room
+
     def write_address(self, address: int, length_at: int, name: bytes) -> None:
         """Write a socket address as getsockname(2) does: as much as there is room for, and how long
         it is.
         """
-        room = self.read_int(length_at)
-        if room < 0:
-            raise Refused(errno.EINVAL)
-        self.write(address, name[:room])
-        self.write_int(length_at, len(name))
+        room = self.room_at(length_at)
+        self.write_two((address, name[:room]), (length_at, len(name).to_bytes(4, "little")))
+
+    def write_option(self, value: bytes) -> None:
+        """Write the value of an option as getsockopt(2) does: as much as there is room for, and how
+        long that is.
+        """
+        at, length_at = self.arguments[3:5]
+        value = value[: self.room_at(length_at)]
+        self.write_two((at, value), (length_at, len(value).to_bytes(4, "little")))
+
+    def write_two(self, first: tuple[int, bytes], second: tuple[int, bytes]) -> None:
+        """Write the caller's memory at two addresses, as `write` does at one."""
+        self.expect_waiting()
+        try:
+            count = kernel.write_two(self.tid, first, second)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise Refused(errno.EFAULT) from None
+            raise
+        if count < len(first[1]) + len(second[1]):
+            raise Refused(errno.EFAULT)
 
     # The caller's descriptors
 

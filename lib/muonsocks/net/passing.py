@@ -15,6 +15,7 @@ from _socket import (
     MSG_CTRUNC,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
+    MSG_PEEK,
     MSG_TRUNC,
     SCM_RIGHTS,
     SHUT_RD,
@@ -107,19 +108,41 @@ def receive_first(sock: socket) -> int | None:
         except ConnectionResetError:
             continue  # the peer has not read what we sent, or was told to connect elsewhere: it is
             # said once, and before all that has come from it and from others
+    return _first(sock, data, fds, flags)
+
+
+def peek_first(sock: socket) -> int | None:
+    """As `receive_first`, but leave the message where it is, for `drop` or another look."""
+    while True:
+        try:
+            data, fds, flags = _take(sock, _ANY_DATA, _ANY_CONTROL, MSG_PEEK)
+            break
+        except ConnectionResetError:
+            continue  # as there
+    if not fds and flags & MSG_CTRUNC:
+        close(dup(sock.fileno()))  # or EMFILE
+    return _first(sock, data, fds, flags)
+
+
+def drop(sock: socket) -> None:
+    """Take away the message that has been looked at, and all that came with it."""
+    sock.recv(_ANY_DATA, MSG_DONTWAIT)
+
+
+def _first(sock: socket, data: bytes, fds: list[int], flags: int) -> int | None:
     if fds:
         close_all(fds[1:])
         return fds[0]
     if flags & MSG_CTRUNC:
         raise RemoteProtocolError("a descriptor is passed that the system does not let in")
-    if data or not _has_hung_up(sock):
+    if data or not has_hung_up(sock):
         raise RemoteProtocolError("a message without a descriptor")
     return None
 
 
-def _take(sock: socket, limit: int, room: int) -> tuple[bytes, list[int], int]:
+def _take(sock: socket, limit: int, room: int, how: int = 0) -> tuple[bytes, list[int], int]:
     """Receive a message: its data, descriptors, which are closed on exec, and flags."""
-    data, control, flags, _ = sock.recvmsg(limit, room, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = sock.recvmsg(limit, room, how | MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
     fds: list[int] = []
     for level, kind, value in control:
         if level == SOL_SOCKET and kind in (SCM_RIGHTS, _SCM_PIDFD):
@@ -132,7 +155,7 @@ def _take(sock: socket, limit: int, room: int) -> tuple[bytes, list[int], int]:
     return data, fds, flags
 
 
-def _has_hung_up(sock: socket) -> bool:
+def has_hung_up(sock: socket) -> bool:
     """Say whether the peer sends no more, and nothing is left of what it has sent: a message may
     look like the end, as it is empty. Who sends datagrams never hangs up.
     """

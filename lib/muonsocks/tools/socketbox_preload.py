@@ -1,0 +1,105 @@
+"""
+Run PROG so that it gets connections that another program has accepted and passes on: where it
+listens at one of these addresses, a unix socket is in the place of that, for it and all that
+it starts, whatever they are linked with.
+
+Usage:
+  socketbox-preload [options] [--listen=WHERE]... [--] PROG [ARG...]
+  socketbox-preload (--help | --version)
+
+Options:
+  --listen=WHERE   ADDR:PORT=PATH: who listens at this address and port receives at the
+                   unix socket PATH, which is made (with @ in front, a name in the
+                   abstract namespace); ADDR is * for any address; may be repeated
+  -v, --verbose    say which addresses have become which paths
+  -q, --quiet      say nothing
+  --help           show this and exit
+  --version        show the version and exit
+
+The variables SKBOX_* are as for socketbox-preload.so, see socketbox-preload(1).
+"""
+
+from __future__ import annotations
+
+import os
+from _signal import SIGCHLD
+
+from muonsocks.address import Endpoint
+from muonsocks.errors import UsageError, in_one_line
+from muonsocks.intercept import kernel
+from muonsocks.intercept.accepting import Accepting
+from muonsocks.intercept.bpf import assemble
+from muonsocks.intercept.conventions import Conventions, Places
+from muonsocks.intercept.disguise import Disguises
+from muonsocks.intercept.incoming import Incoming, rules
+from muonsocks.intercept.launch import stay_behind, step_back
+from muonsocks.intercept.notify import Call
+from muonsocks.intercept.reaching import Reaching
+from muonsocks.intercept.supervisor import Supervisor
+from muonsocks.log import Log
+from muonsocks.net.loop import Loop
+from muonsocks.net.passed import strictness
+from muonsocks.net.signals import Signals
+from muonsocks.tools import DONE, SYSTEM_FAILED, execute
+from muonsocks.tools.command_line import parse
+
+# s: about what it takes a program that has been given a connection to ask for the next one
+_LOOKING = 1.5e-4
+
+
+def main(arguments: list[str], log: Log) -> int:
+    """Run the program."""
+    given = parse(__doc__, arguments, log, program_follows=True)
+    if given is None:
+        return DONE
+    if not given.arguments:
+        raise UsageError("there is no program to run", "see --help")
+    here = os.getcwd()
+    places = Places(given.texts("--listen"), here)
+    conventions = Conventions(os.environ, here)
+    level = strictness(os.environ)
+    words, chosen = given.arguments, rules(bool(conventions.connects))
+    supervision = step_back(
+        lambda: log.error("the supervisor has been killed: nothing can be accepted any more")
+    )
+    log.after_fork()
+    try:
+        supervision.start(
+            lambda: execute(words, dict(os.environb), log),
+            assemble(chosen, kernel.ARCHITECTURES),
+            is_killable=False,  # who accepts may wait for long, and is not to be deaf
+        )
+    except OSError as error:
+        log.error(in_one_line(error))
+        supervision.fail()
+        return SYSTEM_FAILED
+    loop = Loop()
+    loop.looking = _LOOKING
+
+    def bound(endpoint: Endpoint, path: str, problem: str) -> None:
+        if problem:
+            log.warning(f"{endpoint} cannot be bound: {path}{': ' if path else ''}{problem}")
+        else:
+            log.debug(f"{endpoint} is {path}")
+
+    def failed(call: Call, error: BaseException) -> None:
+        log.warning(f"{call.name}: {error!r}")
+
+    disguises = Disguises()
+    accepting = Accepting(loop, disguises, level, log.warning)
+    incoming = Incoming(loop, places, conventions, disguises, accepting, bound)
+    reaching = Reaching(loop, conventions, disguises)
+    handlers = {**incoming.handlers, "connect": reaching.connect}
+    supervisor = Supervisor(loop, supervision.listener, chosen, handlers, failed)
+
+    def reap() -> None:
+        if supervision.reap():
+            stay_behind()
+
+    Signals(loop, {SIGCHLD: reap})
+    loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
+    supervision.go()
+    loop.run(supervisor.run())
+    incoming.receivers.close()
+    supervision.wait()
+    return DONE

@@ -1,0 +1,537 @@
+"""Programs that listen, and get connections that are passed: what they see, and what is in the way
+of that.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ends import descriptors
+from preloaded import START, Preloaded, directory, preloaded
+from programs import PYTHON, SECONDS
+from real_server import children, until
+from senders import Front, accepted, pass_on
+
+# One server for one connection: it says what it sees, and says hello.
+ONE = """
+s = listener(sys.argv[1]); say(s.getsockname()); c, a = s.accept()
+say(a == c.getpeername(), c.getsockopt(SOL_SOCKET, 39) == s.family, a); c.sendall(b"hello")
+"""
+# Says so before each accept, and whom it has got.
+LOOP = """
+s = listener()
+while True: say("accepting"); c, a = s.accept(); say(a[1]); c.sendall(b"hello"); c.close()
+"""
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    with directory() as place:
+        yield f"{place}/socket"
+
+
+@contextlib.contextmanager
+def server(path: str, code: str, *options: str, words: tuple[str, ...] = ()) -> Iterator[Preloaded]:
+    """A program that has said something, and listens at port 8000, which is at a path."""
+    program = (PYTHON, "-c", START + code, *words)
+    with preloaded(f"--listen=*:8000={path}", *options, program=program) as started:
+        yield started
+
+
+def hears(client: socket.socket) -> bool:
+    client.settimeout(SECONDS)
+    with contextlib.suppress(ConnectionResetError):
+        return client.recv(5, socket.MSG_WAITALL) == b"hello"
+    return False
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("way", ["4", "mapped", "half-closed"])
+def test_an_ipv4_program_has_ipv4_clients(path: str, way: str) -> None:
+    with server(path, ONE, words=("127.0.0.1",)) as there:
+        assert there.line() == "('127.0.0.1', 8000)"
+        family = socket.AF_INET if way == "4" else socket.AF_INET6
+        with socket.create_server(
+            ("" if way == "4" else "::", 0), family=family, dualstack_ipv6=way != "4"
+        ) as front:
+            client = socket.create_connection(("127.0.0.1", front.getsockname()[1]), SECONDS)
+            if way == "half-closed":
+                client.shutdown(socket.SHUT_WR)
+            with client, front.accept()[0] as conn:
+                if way == "half-closed":
+                    assert conn.recv(1) == b""  # in CLOSE_WAIT, in which it cannot be made IPv4
+                pass_on(path, conn.fileno())
+                conn.close()
+                assert hears(client)
+                assert there.line() == f"True True {client.getsockname()}"
+        assert there.status == 0
+
+
+@pytest.mark.parametrize(("host", "shown"), [("::1", "::1"), ("127.0.0.1", "::ffff:127.0.0.1")])
+def test_an_ipv6_program_has_all(path: str, host: str, shown: str) -> None:
+    with server(path, ONE, words=("::",)) as there, Front(path, host) as front:
+        assert there.line() == "('::', 8000, 0, 0)"
+        with front.client() as client:
+            assert hears(client)
+            assert there.line() == f"True True {(shown, client.getsockname()[1], 0, 0)}"
+
+
+def test_what_ipv4_cannot_say_is_zeros(path: str) -> None:
+    with server(path, ONE, words=("127.0.0.1",)) as there, Front(path, "::1") as front:
+        there.line()
+        with front.client() as client:
+            assert hears(client)
+            assert there.line() == f"True True ('0.0.0.0', {client.getsockname()[1]})"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "('127.0.0.1', 0)"), ("::", "('::1', 0, 0, 0)")]
+)
+def test_a_unix_client_is_one_of_this_host(path: str, host: str, shown: str) -> None:
+    with server(path, ONE, words=(host,)) as there:
+        there.line()
+        client, served = socket.socketpair()
+        with client, served:
+            pass_on(path, served.fileno())
+            assert hears(client)
+        assert there.line() == f"True True {shown}"
+
+
+def test_it_seems_to_be_of_tcp(path: str) -> None:
+    code = """
+s = socket(); s.bind(("127.0.0.1", 8000)); say(s.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)); s.listen()
+say(*(s.getsockopt(SOL_SOCKET, n) for n in (SO_TYPE, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN)))
+s.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, 1); say(s.getsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT))
+s.setsockopt(IPPROTO_IP, IP_TOS, 8); say(s.getsockopt(IPPROTO_IP, IP_TOS))
+say(*(len(s.getsockopt(IPPROTO_TCP, TCP_INFO, size)) for size in (90, 7)))
+say(failure(s.setsockopt, IPPROTO_TCP, 9999, 1), failure(s.setsockopt, IPPROTO_TCP, 1, b""))
+say(failure(s.getpeername), failure(s.bind, ("127.0.0.1", 8000)), socket(fileno=s.fileno()).family)
+"""
+    code = code.replace("SO_DOMAIN", "39").replace("SO_PROTOCOL", "38")
+    with server(path, code) as there:
+        said = [there.line() for _ in range(7)]
+    assert said == [
+        *("0", "1 1 6 2", "1", "8", "90 7", "ENOPROTOOPT EINVAL"),
+        "ENOTCONN EINVAL 2",
+    ]
+
+
+def test_options_are_inherited(path: str) -> None:
+    code = """
+s = socket(); s.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1); s.bind(("127.0.0.1", 8000)); s.listen()
+s.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1); say(); c, a = s.accept()
+say(c.getsockopt(SOL_SOCKET, SO_KEEPALIVE), c.getsockopt(IPPROTO_TCP, TCP_NODELAY))
+"""
+    with server(path, code) as there, Front(path) as front:
+        there.line()
+        with front.client():
+            assert there.line() == "1 1"
+
+
+@pytest.mark.parametrize("is_inheritable", [True, False])
+def test_whether_it_is_closed_on_exec_and_blocks_stays(path: str, is_inheritable: bool) -> None:
+    code = f"""
+s = socket(); s.set_inheritable({is_inheritable}); s.setblocking({is_inheritable})
+s.bind(("127.0.0.1", 8000)); say(s.get_inheritable(), os.get_blocking(s.fileno()))
+"""
+    with server(path, code) as there:
+        assert there.line() == f"{is_inheritable} {is_inheritable}"
+
+
+def test_other_addresses_are_what_they_are(path: str) -> None:
+    code = """
+s = socket(); s.bind(("127.0.0.1", 0)); s.listen(); say(s.getsockname()[1])
+c, a = s.accept(); say(c.getpeername() == a, c.recv(5))
+"""
+    with server(path, code) as there:
+        port = int(there.line())
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"hello")
+            assert there.line() == "True b'hello'"
+    assert not os.path.exists(path)
+
+
+# Waiting
+
+
+def test_accept_is_interrupted_by_signals_and_nothing_is_lost(path: str) -> None:
+    code = """
+class Alarm(Exception): pass
+def alarm(*_): raise Alarm
+signal.signal(signal.SIGALRM, alarm)
+s = listener()
+for _ in range(3):
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try: s.accept(); say("accepted")
+    except Alarm: say("interrupted")
+sys.stdin.readline()
+c, a = s.accept(); c.sendall(b"hello"); say("accepted")
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert [there.line() for _ in range(3)] == ["interrupted"] * 3
+        with front.client() as client:
+            there.tell()
+            assert there.line() == "accepted"
+            assert hears(client)
+
+
+def test_a_waiting_call_that_has_been_interrupted_is_passed_over(path: str) -> None:
+    # Of two threads that wait one is taken out of its call: the other one gets what comes.
+    code = """
+s = listener(); r, w = os.pipe()
+signal.signal(signal.SIGUSR1, lambda *_: 1/0)
+def second(): os.read(r, 1); c, a = s.accept(); c.sendall(b"hello"); say("second")
+threading.Thread(target=second).start()
+say(os.getpid())
+try: s.accept()
+except ZeroDivisionError: say("interrupted")
+os.write(w, b"x"); sys.stdin.readline()
+"""
+    with server(path, code) as there, Front(path) as front:
+        pid = int(there.line())
+        until("it accepts", lambda: accepts(pid) == [True, False])
+        os.kill(pid, signal.SIGUSR1)
+        assert there.line() == "interrupted"
+        until("the other one accepts", lambda: accepts(pid) == [False, True])
+        with front.client() as client:
+            assert there.line() == "second"
+            assert hears(client)
+        there.tell()
+        assert there.status == 0
+
+
+def accepts(pid: int) -> list[bool]:
+    """Say of each thread, the oldest first, whether it is in accept4(2)."""
+    tasks = Path(f"/proc/{pid}/task")
+    calls = [(tasks / tid / "syscall").read_text() for tid in sorted(os.listdir(tasks), key=int)]
+    return [call.startswith(("288 ", "242 ")) for call in calls]  # x86_64, the generic number
+
+
+@pytest.mark.parametrize("kind", ["poll", "select", "epoll", "edge", "asyncio"])
+def test_whoever_polls_is_told(path: str, kind: str) -> None:
+    waits = {
+        "poll": "p = select.poll(); p.register(s, select.POLLIN); wait = lambda: p.poll()",
+        "select": "wait = lambda: select.select([s], [], [])",
+        "epoll": "p = select.epoll(); p.register(s, select.EPOLLIN); wait = lambda: p.poll()",
+        "edge": "p = select.epoll(); p.register(s, select.EPOLLIN | select.EPOLLET);"
+        "wait = lambda: p.poll()",
+        "asyncio": "import asyncio; n = asyncio.new_event_loop(); e = asyncio.Event();"
+        "n.add_reader(s, e.set); wait = lambda: (e.clear(), n.run_until_complete(e.wait()))",
+    }
+    code = f"""
+s = listener(); s.setblocking(False); {waits[kind]}
+say(failure(s.accept))
+for _ in range(3):
+    wait(); c, a = s.accept(); say(a[1], c.getblocking()); c.setblocking(True); c.sendall(b"hello")
+say(failure(s.accept))
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert there.line() == "EAGAIN"
+        for _ in range(3):
+            with front.client() as client:
+                assert there.line().split()[0] == f"{client.getsockname()[1]}"
+                assert hears(client)
+        assert there.line() == "EAGAIN"
+
+
+def test_flags_of_accept4(path: str) -> None:
+    code = """
+import ctypes, fcntl
+libc = ctypes.CDLL(None, use_errno=True)
+s = listener(); say()
+for flags in (0, SOCK_NONBLOCK, SOCK_CLOEXEC, SOCK_NONBLOCK | SOCK_CLOEXEC):
+    fd = libc.accept4(s.fileno(), None, None, flags)
+    say(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK != 0, fcntl.fcntl(fd, fcntl.F_GETFD))
+say(libc.accept4(s.fileno(), None, None, 1), errno.errorcode[ctypes.get_errno()])
+"""
+    with server(path, code) as there, Front(path) as front:
+        there.line()
+        for said in ("False 0", "True 0", "False 1", "True 1"):
+            with front.client():
+                assert there.line() == said
+        assert there.line() == "-1 EINVAL"
+
+
+def test_the_time_that_accept_may_take(path: str) -> None:
+    code = """
+s = socket(); time = struct.pack("ll", 0, 30000); s.setsockopt(SOL_SOCKET, SO_RCVTIMEO, time)
+s.bind(("127.0.0.1", 8000)); s.listen(); say(failure(s.accept)); say("waiting")
+sys.stdin.readline(); c, a = s.accept(); c.sendall(b"hello"); say("accepted")
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert [there.line(), there.line()] == ["EAGAIN", "waiting"]
+        with front.client() as client:
+            there.tell()
+            assert there.line() == "accepted"
+            assert hears(client)
+
+
+def test_accept_after_shutdown(path: str) -> None:
+    code = """
+s = socket(); s.bind(("127.0.0.1", 8000)); say(failure(s.accept)); s.listen()
+threading.Timer(0.1, s.shutdown, [SHUT_RDWR]).start(); say(failure(s.accept), failure(s.accept))
+"""
+    with server(path, code) as there:
+        assert [there.line(), there.line()] == ["EINVAL", "EINVAL EINVAL"]
+
+
+# Several who accept
+
+
+def test_threads_and_processes_share_a_listener(path: str) -> None:
+    code = """
+s = listener()
+def serve():
+    while True: c, a = s.accept(); c.sendall(b"hello"); c.close()
+for _ in range(3):
+    if not os.fork():
+        for _ in range(3): threading.Thread(target=serve, daemon=True).start()
+        say("ready"); signal.pause()
+sys.stdin.readline(); os.killpg(0, signal.SIGKILL)
+"""
+    with server(path, "os.setpgid(0, 0)" + code) as there, Front(path) as front:
+        assert [there.line() for _ in range(3)] == ["ready"] * 3
+        for _ in range(60):
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(front.client()) for _ in range(4)]
+                assert all(map(hears, clients))
+        there.tell()
+
+
+def test_a_duplicate_and_one_that_is_inherited(path: str) -> None:
+    code = """
+if len(sys.argv) > 1:
+    s = socket(fileno=int(sys.argv[1])); say(s.family, s.type, s.getsockname())
+else:
+    s = listener(); d = os.dup(s.fileno()); os.set_inheritable(d, True); s.close(); say("bound")
+    import pathlib
+    code = pathlib.Path("/proc/self/cmdline").read_text().split(chr(0))[2]
+    os.execv(sys.executable, [sys.executable, "-c", code, str(d)])
+c, a = s.accept(); c.sendall(b"hello"); say(a[1])
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert there.line() == "bound"
+        there.line()
+        with front.client() as client:
+            assert hears(client)
+            assert there.line() == f"{client.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("one", ["reuseport", "another address", "another process"])
+def test_two_listeners_share_a_queue(path: str, one: str) -> None:
+    hosts = ("127.0.0.1", "::1" if one == "another address" else "127.0.0.1")
+    code = f"""
+def bound(host):
+    s = socket(AF_INET6 if ":" in host else AF_INET)
+    if {one != "another address"}: s.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+    s.bind((host, 8000)); s.listen(); return s
+first = bound({hosts[0]!r})
+if {one == "another process"} and not os.fork():
+    first.close(); first = bound({hosts[0]!r}); say("child"); sys.stdin.readline(); sys.exit()
+second = bound({hosts[1]!r}); say("bound")
+for s in (first, second) * 2: c, a = s.accept(); c.sendall(b"hello"); say(a[0])
+"""
+    with server(path, code) as there, Front(path) as front:
+        until("they are there", lambda: there.line() == "bound")
+        for _ in range(4):
+            with front.client() as client:
+                assert hears(client)
+
+
+# What must not be
+
+
+@pytest.mark.parametrize("before", ["nothing", "stale", "file", "served", "directory"])
+def test_what_is_at_the_path_before(path: str, before: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if before in ("stale", "served"):
+            old = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            old.bind(path)
+            os.chown(path, os.stat(os.path.dirname(path)).st_uid, -1)
+            os.chmod(path, 0o666)
+            if before == "stale":
+                old.close()
+        elif before == "file":
+            Path(path).write_text("precious")
+        elif before == "directory":
+            os.mkdir(path)
+        taken = before not in ("nothing", "stale")
+        code = 'say(failure(listener)); say(failure(listener, "127.0.0.2")); sys.stdin.readline()'
+        with server(path, "kept = [] if 0 else None\n" + code) as there:
+            first, second = there.line(), there.line()
+            if taken:
+                assert (first, second) == ("EADDRINUSE", "EADDRINUSE")
+                assert "127.0.0.1:8000 cannot be bound" in there.log
+            else:
+                assert (first, second) == ("None", "None")
+            there.tell()
+            assert there.status == 0
+        if before == "file":
+            assert Path(path).read_text() == "precious"
+
+
+def test_bound_twice(path: str) -> None:
+    code = """
+s = listener(); say(failure(listener)); s.close(); t = listener(); say(t.getsockname()[1])
+"""
+    with server(path, code) as there:
+        assert [there.line(), there.line()] == ["EADDRINUSE", "8000"]
+
+
+def test_the_file(path: str) -> None:
+    with server(path, "s = listener(); say(); sys.stdin.readline()", "-v") as there:
+        there.line()
+        status = os.stat(path)
+        assert stat.S_ISSOCK(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o660
+        assert f"127.0.0.1:8000 is {path}" in there.log
+        there.tell()
+        assert there.status == 0
+    until("the file is removed", lambda: os.listdir(os.path.dirname(path)) == [])
+
+
+def test_a_file_that_is_another_ones_by_then_is_not_removed(path: str) -> None:
+    with server(path, "s = listener(); say(); sys.stdin.readline()") as there:
+        there.line()
+        os.unlink(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.bind(path)
+            [supervisor] = children(there.process.pid)
+            there.tell()
+            assert there.status == 0
+            until("all are gone", lambda: not os.path.exists(f"/proc/{supervisor}"))
+    assert os.path.exists(path)
+
+
+def test_what_is_no_connection_is_dropped(path: str) -> None:
+    with server(path, LOOP) as there, Front(path) as front:
+        there.line()
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            open("/dev/null", "rb") as null,
+        ):
+            for fd in (udp.fileno(), listener.fileno(), null.fileno()):
+                pass_on(path, fd)
+            pass_on(path)
+        with front.client() as client:
+            assert hears(client)
+        for fault in ("no stream", "a listener", "no socket", "without a descriptor"):
+            assert len(re.findall(fault, there.log)) == 1
+
+
+def test_more_than_one_descriptor(path: str) -> None:
+    with (
+        server(path, LOOP) as there,
+        accepted() as (client, conn),
+        accepted() as (other, more),
+    ):
+        there.line()
+        pass_on(path, conn.fileno(), more.fileno(), word=b"x" * 5000)
+        conn.close()
+        more.close()
+        assert hears(client)
+        other.settimeout(SECONDS)
+        assert other.recv(1) == b""
+
+
+def test_a_client_that_has_gone_is_passed_over(path: str) -> None:
+    with server(path, f"sys.stdin.readline\n{LOOP}") as there, Front(path) as front:
+        there.line()
+        with accepted() as (client, conn):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+            until("it is reset", lambda: not is_connected(conn))
+            pass_on(path, conn.fileno())
+        with front.client() as client:
+            assert there.line() == f"{client.getsockname()[1]}"
+            assert hears(client)
+
+
+def is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_program_with_no_room_for_descriptors(path: str) -> None:
+    code = """
+from resource import *
+s = listener(); say()
+sys.stdin.readline()
+top = os.open("/dev/null", 0); setrlimit(RLIMIT_NOFILE, (top + 1,) * 2)
+say(failure(s.accept)); say(failure(s.accept)); os.close(top)
+c, a = s.accept(); c.sendall(b"hello"); say("accepted")
+"""
+    with server(path, code) as there, Front(path) as front:
+        there.line()
+        with front.client() as client:
+            there.tell()
+            assert [there.line() for _ in range(3)] == ["EMFILE", "EMFILE", "accepted"]
+            assert hears(client)
+
+
+def test_bad_memory(path: str) -> None:
+    code = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+s = listener(); n = ctypes.c_int(-1); room = ctypes.create_string_buffer(16); say()
+def call(*arguments):
+    say(libc.accept(s.fileno(), *arguments), errno.errorcode[ctypes.get_errno()])
+bad = ctypes.c_void_p(8)
+call(room, bad); call(room, ctypes.byref(n)); n.value = 16; call(bad, ctypes.byref(n))
+c, a = s.accept(); c.sendall(b"hello"); say("accepted")
+"""
+    with server(path, code) as there, Front(path) as front:
+        there.line()
+        with front.client() as client:
+            said = [there.line() for _ in range(4)]
+            assert said == ["-1 EFAULT", "-1 EINVAL", "-1 EFAULT", "accepted"]
+            assert hears(client)
+
+
+def test_nothing_is_left_of_listeners_that_are_closed(path: str) -> None:
+    code = """
+for n in range(300): s = listener(); s.close()
+s = listener(); say("bound"); sys.stdin.readline()
+for n in range(100): c, a = s.accept(); c.close()
+say("served"); sys.stdin.readline()
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert there.line() == "bound"
+        [supervisor] = children(there.process.pid)
+        assert len(descriptors(supervisor)) < 20
+        there.tell()
+        for _ in range(100):
+            with front.client() as client:
+                client.recv(1)
+        assert there.line() == "served"
+        assert len(descriptors(supervisor)) < 20
+        # What it has of the listener itself is closed soon, or that could not go.
+        until("it is let go", lambda: not any("SOCK" in one for one in kinds(supervisor, path)))
+
+
+def kinds(pid: int, path: str) -> list[str]:
+    """The unix socket at a path, for each time that a process has it open."""
+    rows = Path("/proc/net/unix").read_text().splitlines()
+    inodes = [row.split()[6] for row in rows if row.endswith(path)]
+    return [f"SOCK {one}" for one in descriptors(pid).values() if one[8:-1] in inodes]
+
+
+def test_without_a_supervisor_nothing_is_accepted(path: str) -> None:
+    code = LOOP.replace("s.accept()", "(s.accept if not failure(s.accept) else sys.exit)()")
+    with server(path, code) as there:
+        there.line()
+        [supervisor] = children(there.process.pid)
+        os.kill(supervisor, signal.SIGKILL)
+        assert there.status == 0
+        assert "the supervisor has been killed" in there.log
