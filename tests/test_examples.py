@@ -1059,7 +1059,7 @@ def test_a_server_without_a_network(machine: Machine, name: str, port: int) -> N
         # With --retry: the socket is there before its server listens.
         fetch = "curl -sS --retry 20 --retry-delay 1 --retry-all-errors --interface 127.0.0.5"
         assert "Directory listing" in machine.run(f"{fetch} http://127.0.0.1:{port}/").stdout
-        log = f"until grep '^127.0.0.5 .*GET /' /run/example-{port}.log; do sleep 0.02; done"
+        log = f"until grep '^::ffff:127.0.0.5 .*GET /' /run/example-{port}.log; do sleep 0.02; done"
         assert "127.0.0.5" in machine.run(log, timeout=20).stdout
 
 
