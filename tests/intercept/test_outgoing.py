@@ -17,7 +17,7 @@ from programs import closed_port
 from real_server import running
 
 TRY = """
-import ctypes, errno, fcntl, os, socket, struct, sys
+import ctypes, errno, fcntl, os, select, socket, struct, sys
 lib = ctypes.CDLL(None, use_errno=True)
 
 def v4(host="192.0.2.1", port=80):
@@ -321,8 +321,10 @@ def test_a_proxy_that_does_not_answer() -> None:
 # What is said
 
 
-def test_what_is_logged() -> None:
-    code = "connect(sock, v4())"
+@pytest.mark.parametrize("blocks", [True, False])
+def test_what_is_logged(blocks: bool) -> None:
+    code = f"sock.setblocking({blocks})\nconnect(sock, v4())\n"
+    code += "select.select([], [sock], [])\nsock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)"
     with proxy() as one:
         words = (PYTHON, "-c", TRY + code)
         up = rf" connected target=192\.0\.2\.1:80 via={one.url} program=python3\[\d+\]\n"

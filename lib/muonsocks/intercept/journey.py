@@ -80,8 +80,8 @@ class Journey:
 
     # Under way
 
-    def begin(self, errand: Errand, done: Callable[[int], None]) -> None:
-        """Go on errand. `done` is told the errno of its end."""
+    def begin(self, errand: Errand, done: Callable[[OSError | int], None]) -> None:
+        """Go on errand. `done` is told what has failed or its errno, 0 if nothing has."""
         journeys = self._all
         self._began = journeys.loop.now
 
@@ -92,13 +92,13 @@ class Journey:
                 self._forget()
                 self._wake_all()
                 return
-            number = errno.ENETUNREACH
             if isinstance(error, OSError):
-                number = number_of(error)
-            else:
-                journeys.complain(error)
-            done(number)
-            self._fail(number)
+                done(error)
+                self._fail(number_of(error))
+                return
+            journeys.complain(error)
+            done(errno.ENETUNREACH)
+            self._fail(errno.ENETUNREACH)
 
         def on_return(new: socket) -> None:
             self._task = None

@@ -151,8 +151,8 @@ class Outgoing:
                 return
             if parked is not None:
 
-                def done(number: int) -> None:
-                    self._report(tid, destination, chain, number)
+                def done(error: OSError | int) -> None:
+                    self._report(tid, destination, chain, error)
 
                 errand = Errand(Command.CONNECT, destination, chain)
                 errand.dialler.lookup = self._look_up
