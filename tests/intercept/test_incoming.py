@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ends import descriptors
+from launched import AS_NOBODY
 from preloaded import START, Preloaded, directory, preloaded
 from programs import PYTHON, SECONDS
 from real_server import children, until
@@ -478,6 +479,18 @@ c, a = s.accept(); c.sendall(b"hello"); say("accepted")
             there.tell()
             assert [there.line() for _ in range(3)] == ["EMFILE", "EMFILE", "accepted"]
             assert hears(client)
+
+
+def test_quietly(path: str) -> None:
+    with server(f"{path}/below", "say(failure(listener))", "-q") as there:
+        assert (there.line(), there.status, there.log) == ("ENOENT", 0, "")
+
+
+def test_a_directory_that_is_gone() -> None:
+    gone = ("sh", "-c", 'cd "$(mktemp -d)" && rmdir "$PWD" && exec "$@"', "sh")
+    with preloaded(code="say()", before=(*AS_NOBODY, *gone)) as there:
+        assert there.status == 111
+        assert there.log == "socketbox-preload: the current directory: No such file or directory\n"
 
 
 def test_bad_memory(path: str) -> None:

@@ -93,7 +93,8 @@ class Parked:
         done: Callable[[OSError | int], None],
     ) -> bool:
         """Answer the connect(2) of a socket that does not block; False if that has to be held. An
-        errand leads to where `raw` means; `done` is told what has failed or its errno, 0 if it is up.
+        errand leads to where `raw` means; `done` is told what has failed or its errno, 0 if it is
+        up.
         """
         if len(self._journeys) >= _most() or not self._is_fresh(sock):
             return False

@@ -36,7 +36,7 @@ from muonsocks.intercept.launch import stay_behind, step_back
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.reaching import Reaching
 from muonsocks.intercept.supervisor import Supervisor
-from muonsocks.log import Log
+from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import strictness
 from muonsocks.net.signals import Signals
@@ -54,7 +54,9 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
-    here = os.getcwd()
+    if given.flag("--quiet"):
+        log.level = ERROR
+    here = _here()
     places = Places(given.texts("--listen"), here)
     conventions = Conventions(os.environ, here)
     level = strictness(os.environ)
@@ -103,3 +105,11 @@ def main(arguments: list[str], log: Log) -> int:
     incoming.receivers.close()
     supervision.wait()
     return DONE
+
+
+def _here() -> str:
+    """Give the directory that a path is in which does not begin with a slash. OSError."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the current directory") from None
