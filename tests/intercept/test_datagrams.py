@@ -3,6 +3,7 @@
 A test has a program of its own, which is run by a user without any rights.
 """
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from places import in_own_network, sh
+from real_server import until
 from socksified import python
 from udp_calls import CODE
 
@@ -185,9 +187,19 @@ def test_who_waits_for_an_answer_can_be_killed() -> None:
 def receiver(host: str) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((host, 0))
+        until("the address is there", lambda: _binds(sock, host))
         sock.settimeout(10)
         yield sock
+
+
+def _binds(sock: socket.socket, host: str) -> bool:
+    try:
+        sock.bind((host, 0))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        return False  # the kernel adds its route later
+    return True
 
 
 WAYS_TO_SEND = (

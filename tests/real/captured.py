@@ -26,7 +26,7 @@ from typing import NamedTuple
 import clients
 from clients import MUONSOCKS, NAME, ROOT, TARGET, Network, Web
 from nameserver import Nameserver, resolv_conf
-from packets import Capture, Packet, open_capture, open_marks
+from packets import Capture, open_capture, open_marks
 from places import in_network_of
 from test_pysocks_users import certificate
 
@@ -141,7 +141,7 @@ class World:
 
     def begin(self) -> None:
         """Forget what has been seen."""
-        list(self._capture.packets())
+        self._capture.packets()
         self._nameserver.asked.clear()
         self._log_start = len(self.proxy_log.read_bytes())
 
@@ -149,7 +149,7 @@ class World:
         self, status: int = 0, output: str = "", proxy: tuple[str, int] = PROXY, **_: object
     ) -> Outcome:
         """Tell what has been seen since the beginning."""
-        packets: list[Packet] = list(self._capture.packets())
+        packets = self._capture.packets()
         leaks = [leak for packet in packets if (leak := packet.leak(proxy))]
         mine = [packet for packet in packets if packet.destination == proxy]
         if proxy == PROXY:
@@ -198,11 +198,13 @@ def world() -> Iterator[World]:
             f"ip link add outer {mac}1 type veth peer name inner {mac}2 netns {inner.holder}",
         )
         _do(outer, _JOIN)
-        seen = in_network_of(outer.holder, lambda: open_capture("outer"))
-        stack.enter_context(seen)
+        end = in_network_of(outer.holder, lambda: open_capture("outer", is_outgoing=False))
+        stack.enter_context(end)
         _do(inner, _JOIN_INNER)  # nothing has come from there before
+        begin = in_network_of(inner.holder, lambda: open_capture("inner", is_outgoing=True))
+        stack.enter_context(begin)
         marks = stack.enter_context(in_network_of(inner.holder, lambda: open_marks("inner")))
-        capture = Capture(seen, marks)
+        capture = Capture(begin, end, marks)
         ns = in_network_of(outer.holder, lambda: Nameserver(RESOLVER, {NAME: TARGET}, frozenset()))
         stack.callback(in_network_of, outer.holder, ns.close)
         there = World(outer, inner, capture, ns)

@@ -96,8 +96,10 @@ static void call_connect(void)
 
 static void call_connect_and_write(void)
 {
-    call_connect();
-    write(number, part.iov_base, part.iov_len);
+    int fd = socket(AF_INET, SOCK_DGRAM, 0); /* which has no address of its own yet */
+    connect(fd, &shared.sa, sizeof shared.in);
+    write(fd, part.iov_base, part.iov_len);
+    close(fd);
 }
 
 static void call_connect_anew(void)
@@ -135,9 +137,13 @@ static void by_io_uring(void)
         .addr = (unsigned long)&far_away,
         .off = sizeof far_away,
     };
-    *(unsigned *)(queue + of.sq_off.array) = 0;
-    __atomic_store_n((unsigned *)(queue + of.sq_off.tail), 1, __ATOMIC_RELEASE);
-    syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0);
+    header.msg_name = &far_away;
+    entries[1] = (struct io_uring_sqe){
+        .opcode = IORING_OP_SENDMSG, .fd = number, .addr = (unsigned long)&header, .len = 1};
+    for (unsigned place = 0; place < 2; place++)
+        ((unsigned *)(queue + of.sq_off.array))[place] = place;
+    __atomic_store_n((unsigned *)(queue + of.sq_off.tail), 2, __ATOMIC_RELEASE);
+    syscall(SYS_io_uring_enter, ring, 2, 2, IORING_ENTER_GETEVENTS, NULL, 0);
 }
 
 #ifdef __x86_64__

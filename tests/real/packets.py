@@ -1,6 +1,7 @@
-"""What leaves a network, packet by packet: all that comes in at the other end of its only cable.
+"""What leaves a network, packet by packet: all that goes through its only cable.
 
-capture = Capture(there(open_capture, "outer"), here(open_marks, "inner"))
+begin, end = here(open_capture, "inner", True), there(open_capture, "outer", False)
+capture = Capture(begin, end, here(open_marks, "inner"))
 leaks = [leak for packet in capture.packets() if (leak := packet.leak(proxy))]
 """
 
@@ -8,7 +9,7 @@ import ctypes
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections import Counter
 from typing import NamedTuple
 
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 3, 0x0800, 0x86DD
@@ -22,14 +23,6 @@ _MLD_REPORT = 143
 _HOP_BY_HOP = 0
 _SYN, _ACK = 2, 16
 PATIENCE = 30  # seconds
-
-# classic BPF: of what is going out from here nothing, of all else so many bytes
-_FILTER = (
-    (0x28, 0, 0, 0xFFFFF004),  # load SKF_AD_PKTTYPE
-    (0x15, 0, 1, socket.PACKET_OUTGOING),
-    (0x06, 0, 0, 0),
-    (0x06, 0, 0, _SNAPPED),
-)
 
 Address = tuple[str, int]
 
@@ -96,12 +89,21 @@ def _is_of_kernel(report: bytes) -> bool:
     return True
 
 
-def open_capture(interface: str) -> socket.socket:
-    """Open what takes in all that arrives at an interface of the network of this thread."""
+def open_capture(interface: str, is_outgoing: bool) -> socket.socket:
+    """Open what takes in the beginning of all that goes out of an interface of the network of this
+    thread, or else of all that arrives there.
+    """
+    kept, left = (1, 0) if is_outgoing else (0, 1)
+    instructions = (  # classic BPF
+        (0x28, 0, 0, 0xFFFFF004),  # load SKF_AD_PKTTYPE
+        (0x15, kept, left, socket.PACKET_OUTGOING),
+        (0x06, 0, 0, 0),
+        (0x06, 0, 0, _SNAPPED),
+    )
+    data = b"".join(struct.pack("=HBBI", *one) for one in instructions)
+    held = ctypes.create_string_buffer(data)
+    program = struct.pack("=HxxxxxxQ", len(instructions), ctypes.addressof(held))
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    data = b"".join(struct.pack("=HBBI", *one) for one in _FILTER)
-    instructions = ctypes.create_string_buffer(data)
-    program = struct.pack("=HxxxxxxQ", len(_FILTER), ctypes.addressof(instructions))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
     sock.bind((interface, _ETH_P_ALL))
@@ -109,27 +111,36 @@ def open_capture(interface: str) -> socket.socket:
     return sock
 
 
-class Capture:
-    """All that has come out of a cable. `marks` sends into the other end of it."""
-
-    def __init__(self, seen: socket.socket, marks: socket.socket) -> None:
-        self._seen = seen
-        self._marks = marks
-        self._count = 0
-
-    def packets(self) -> Iterator[Packet]:
-        """Give what has come since the last time."""
-        self._count += 1
-        mark = bytes(12) + ETH_P_MARK.to_bytes(2, "big") + self._count.to_bytes(46, "big")
-        self._marks.send(mark)
-        while (frame := self._seen.recv(_SNAPPED)) != mark:
-            yield parse(frame)
-        _, dropped = struct.unpack("=II", self._seen.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
-        assert not dropped, f"{dropped} packets have not been looked at"
-
-
 def open_marks(interface: str) -> socket.socket:
     """Open what sends frames from an interface of the network of this thread."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((interface, 0))
     return sock
+
+
+class Capture:
+    """All that goes through a cable. `begin` sees what goes into it, but for what a program sends
+    by a way of its own (packet(7), PACKET_QDISC_BYPASS); `end` what comes out, of which the kernel
+    drops what is too much at once. `marks` sends into it.
+    """
+
+    def __init__(self, begin: socket.socket, end: socket.socket, marks: socket.socket) -> None:
+        self._ends = (begin, end)
+        self._marks = marks
+        self._count = 0
+
+    def packets(self) -> list[Packet]:
+        """Give what either end has seen since the last time."""
+        self._count += 1
+        mark = bytes(12) + ETH_P_MARK.to_bytes(2, "big") + self._count.to_bytes(46, "big")
+        self._marks.send(mark)
+        begin, end = (Counter(_up_to(mark, sock)) for sock in self._ends)
+        return [parse(frame) for frame in (begin | end).elements()]
+
+
+def _up_to(mark: bytes, sock: socket.socket) -> list[bytes]:
+    frames = list(iter(lambda: sock.recv(_SNAPPED), mark))
+    statistics = sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+    _, dropped = struct.unpack("=II", statistics)
+    assert not dropped, f"{dropped} packets have not been looked at"
+    return frames

@@ -94,7 +94,11 @@ def main(arguments: list[str], log: Log) -> int:
 
     def become() -> int:
         # A call that is judged by its descriptor goes on with what has that number then.
-        kernel.forbid_tcp_connections()
+        try:
+            kernel.forbid_tcp_connections()
+        except OSError as error:
+            log.error(in_one_line(error))
+            return SYSTEM_FAILED
         return execute(given.arguments, dict(os.environb), log)
 
     try:

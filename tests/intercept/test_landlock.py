@@ -1,0 +1,59 @@
+"""Nobody but us connects a program's TCP sockets, says the kernel: landlock(7)."""
+
+import errno
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from places import in_child
+
+from muonsocks.intercept import kernel
+
+SOCKSIFY = Path(__file__).resolve().parents[2] / "bin" / "socksify"
+MOST_LAYERS = 16
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A listener; without Landlock here the test is skipped."""
+    if kernel._landlock_create_ruleset(None, 0, 1) < kernel._LANDLOCK_KNOWS_TCP:
+        pytest.skip("this kernel has no Landlock that knows TCP (Linux 6.7)")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def test_tcp_is_connected_by_others_only(listener: socket.socket) -> None:
+    with socket.socket() as sock, socket.socket(socket.AF_UNIX) as local:
+        local.bind(f"\0{os.getpid()} landlock")
+        local.listen()
+
+        def act() -> None:
+            kernel.give_up_privileges_to_come()
+            assert kernel.forbid_tcp_connections()
+            assert sock.connect_ex(listener.getsockname()) == errno.EACCES
+            with socket.socket(socket.AF_UNIX) as other:
+                other.connect(local.getsockname())
+            with socket.socket(type=socket.SOCK_DGRAM) as other:
+                other.connect(listener.getsockname())
+            with socket.create_server(("127.0.0.1", 0)):
+                pass
+
+        in_child(act)
+        sock.connect(listener.getsockname())  # by us, and it is the same socket
+
+
+def test_what_cannot_be_forbidden_is_an_error(listener: socket.socket) -> None:
+    def act() -> None:
+        kernel.give_up_privileges_to_come()
+        for _ in range(MOST_LAYERS):
+            kernel.forbid_tcp_connections()
+        command = [str(SOCKSIFY), "--mode=hold", "--proxy=socks5h://127.0.0.1:1", "true"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 111
+        assert done.stderr.endswith("landlock_restrict_self: Argument list too long\n")
+        assert done.stderr.count("\n") == 1
+
+    in_child(act)
