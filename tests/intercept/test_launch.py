@@ -440,24 +440,56 @@ os.execvp(sys.argv[3], sys.argv[3:])
 
 
 @pytest.mark.parametrize(
-    ("call", "named"),
+    ("number", "said"),
     [
-        ("seccomp", "seccomp"),
-        ("pidfd_getfd", "pidfd_getfd"),
-        ("process_vm_readv", "process_vm_readv"),
-        ("process_vm_writev", "process_vm_writev"),
+        (errno.EPERM, "not permitted here; a container may need"),
+        (errno.ENOSYS, "not there; it takes Linux 5.9"),
+        (errno.ENOMEM, ": Cannot allocate memory"),
     ],
 )
-def test_a_container_that_does_not_permit_it_is_named(call: str, named: str) -> None:
-    """As Docker's profile does: some calls fail with EPERM."""
+@pytest.mark.parametrize("mode", ["auto", "isolate", "hold"])
+@pytest.mark.parametrize(
+    "call", ["seccomp", "pidfd_open", "pidfd_getfd", "process_vm_readv", "process_vm_writev"]
+)
+def test_what_a_container_does_not_permit_is_named(
+    call: str, mode: str, number: int, said: str
+) -> None:
+    """As Docker's profile does: some calls fail with EPERM. No other mode does without them."""
+    if mode == "isolate" and run("true", options=(NOWHERE, "--mode=isolate")).returncode:
+        pytest.skip("there is no network of one's own here")
     own = ARCHITECTURES[0]
     numbers = {call: own.numbers[call]}
     outer = assemble(
-        {call: (Rule(refuse(errno.EPERM)),)}, [Architecture(own.audit, numbers), *ARCHITECTURES[1:]]
+        {call: (Rule(refuse(number)),)}, [Architecture(own.audit, numbers), *ARCHITECTURES[1:]]
     )
-    done = run("echo", "run", before=(PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY))
+    before = (PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY)
+    done = run("echo", "run", options=(NOWHERE, f"--mode={mode}"), before=before)
     assert (done.returncode, done.stdout) == (111, "")
-    assert named in done.stderr and "not permitted here; a container may need" in done.stderr
+    assert call in done.stderr and said in done.stderr and "does without" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["nothing", "others"])
+def test_proc_of_nothing_or_of_others_is_said_to_be_so(what: str) -> None:
+    if os.geteuid():
+        pytest.skip("only root may mount something")
+    before = {
+        "nothing": ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"),
+        "others": ("unshare", "--pid", "--fork"),
+    }[what]
+    done = run("echo", "run", before=(*before, *AS_NOBODY))
+    assert (done.returncode, done.stdout) == (111, "")
+    assert "/proc has not the processes of here" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_process_more() -> None:
+    if os.geteuid():
+        pytest.skip("only root may become somebody who has no process else")
+    before = ("setpriv", "--reuid=61234", "--clear-groups", "prlimit", "--nproc=1")
+    done = run("echo", "run", before=before)
+    assert (done.returncode, done.stdout) == (111, "")
+    assert "fork: Resource temporarily unavailable\n" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -101,7 +101,7 @@ class Supervision:
         OSError; it may be tried once more, with less to prepare.
         """
         gate, far = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        pid = os.fork()
+        pid = _fork()
         if not pid:
             gate.close()
             if self._ignores_children:
@@ -219,13 +219,14 @@ def step_back(lost: Callable[[], None] = lambda: None) -> Supervision:
     In front, `lost` is called when the supervisor is gone before the program is: then nothing can
     connect any more.
     """
+    _expect_processes()
     _occupy_standard_descriptors()
     mask = pthread_sigmask(SIG_BLOCK, valid_signals())
     ignores_children = getsignal(SIGCHLD) == SIG_IGN
     signal(SIGCHLD, SIG_DFL)  # or there would be no status to wait for
     front, behind = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     kernel.adopt_orphans()
-    pid = os.fork()
+    pid = _fork()
     if pid:
         behind.close()
         _close_inherited()
@@ -260,7 +261,10 @@ def _received(pid: int, gate: socket) -> tuple[Listener, list[int]]:
     data = gate.recv(_LONGEST_WORD) or b"the process has been killed"
     if data[:1] != _READY:
         raise OSError(errno.EPERM, data.decode("utf-8", "replace"))
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        raise _failed("pidfd_open", error) from None
     got: list[int] = []
     try:
         for number in memoryview(data[1:]).cast("i"):
@@ -268,9 +272,7 @@ def _received(pid: int, gate: socket) -> tuple[Listener, list[int]]:
     except OSError as error:
         for fd in got:
             os.close(fd)
-        if error.errno != errno.EPERM:
-            raise
-        raise _not_permitted("pidfd_getfd") from None
+        raise _failed("pidfd_getfd", error) from None
     finally:
         os.close(pidfd)
     try:
@@ -279,14 +281,20 @@ def _received(pid: int, gate: socket) -> tuple[Listener, list[int]]:
     except OSError as error:
         for fd in got:
             os.close(fd)
-        if error.errno not in (errno.EPERM, errno.ENOSYS):
-            raise
-        raise _not_permitted("process_vm_readv or process_vm_writev") from None
+        raise _failed("process_vm_readv or process_vm_writev", error) from None
     return Listener(got[0]), got[1:]
 
 
-def _not_permitted(what: str) -> OSError:
-    return OSError(errno.EPERM, f"{what} is not permitted here; {_CONTAINER}")
+def _failed(what: str, error: OSError) -> OSError:
+    """Give an error that says which call it is that has failed, and what it takes."""
+    number = error.errno or errno.EPERM
+    if number == errno.EPERM:
+        reason = f"{what} is not permitted here; {_CONTAINER}"
+    elif number == errno.ENOSYS:
+        reason = f"{what} is not there; it takes Linux 5.9, and a sandbox that has it, too"
+    else:
+        reason = f"{what}: {os.strerror(number)}"
+    return OSError(number, reason)
 
 
 def _be_program(
@@ -331,9 +339,7 @@ def _install(instructions: bytes, is_killable: bool) -> int:
         if error.errno == errno.EBUSY:
             reason = "another one answers for this process already: it cannot be run in itself"
             raise OSError(error.errno, reason) from None
-        if error.errno == errno.EPERM:
-            raise _not_permitted("seccomp") from None
-        raise
+        raise _failed("seccomp", error) from None
 
 
 def _close_inherited() -> None:
@@ -349,6 +355,24 @@ def _close_inherited() -> None:
         except OSError:
             continue  # the list was read from it
     os.close(null)
+
+
+def _expect_processes() -> None:
+    """OSError unless /proc has the processes of here, by the numbers that they have here."""
+    try:
+        number = os.readlink("/proc/self")
+    except OSError:
+        number = ""
+    if number != str(os.getpid()):
+        reason = "/proc has not the processes of here; it has to be mounted anew"
+        raise OSError(errno.ENOENT, reason)
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise _failed("fork", error) from None
 
 
 def _occupy_standard_descriptors() -> None:

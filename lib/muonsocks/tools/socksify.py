@@ -148,7 +148,10 @@ class _Wanted:
 
 def _ways(given: Options) -> Ways:
     """Read which way connections go. UsageError."""
-    direct = parse_networks(given.text("--direct") or "")
+    try:
+        direct = parse_networks(given.text("--direct") or "")
+    except UsageError as error:
+        raise UsageError(f"--direct: {error}") from None
     chain: Chain = named_by("--proxy", given.texts("--proxy"))
     if chain:
         return Ways(chain, direct)
@@ -171,18 +174,24 @@ def _start(
     mode, has_device = wanted.mode, wanted.is_carried
     rules = RULES if mode == "hold" else joined(RULES, RULES_OF_PARKED)
     if mode in _ISOLATING:
+        has_to = mode == "isolate" or has_device
+        hint = "--udp refuse" if has_device else "--mode async"
+
+        def prepare() -> list[int]:
+            try:
+                return enter(has_device)
+            except OSError as error:
+                reason = in_one_line(error) + (f" ({hint} does without)" if has_to else "")
+                raise OSError(error.errno, reason) from None
+
         inside = rules_inside(rules)
         try:
-            supervision.start(
-                become, assemble(inside, kernel.ARCHITECTURES), lambda: enter(has_device)
-            )
+            supervision.start(become, assemble(inside, kernel.ARCHITECTURES), prepare)
             say("mode=isolate")
             return inside
         except OSError as error:
-            if mode == "isolate" or has_device:
-                hint = "--udp refuse" if has_device else "--mode async"
-                hint += " does without"
-                raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
+            if has_to:
+                raise
             say(f"isolate cannot be had: {in_one_line(error)}")
             mode = "async"
     supervision.start(become, assemble(rules, kernel.ARCHITECTURES))
