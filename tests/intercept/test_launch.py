@@ -16,6 +16,7 @@ from launched import AS_NOBODY, NOWHERE, PYTHON, SOCKSIFY, Terminal, run, shell,
 from programs import SECONDS, environment
 from real_server import children, is_alive, state, until
 
+from muonsocks.intercept import in_front
 from muonsocks.intercept.bpf import Rule, assemble, refuse
 from muonsocks.intercept.calls import Architecture
 from muonsocks.intercept.kernel import ARCHITECTURES
@@ -212,6 +213,19 @@ def test_ctrl_c_ends_a_program_that_does_not_care() -> None:
         terminal.type("\3")
         terminal.type("echo st$?\n")
         terminal.await_text("st130")
+
+
+def test_a_supervisor_that_ends_without_having_read_a_signal_has_not_been_killed() -> None:
+    """As when Ctrl-C ends the program at once: its end is told, and the signal waits unread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(in_front.WORD.pack(in_front.OF_A_TERMINAL, signal.SIGINT))
+        ours.send(in_front.WORD.pack(in_front.HAS_ENDED, 3 << 8))
+        ours.close()
+        pid = os.fork()
+        if not pid:
+            in_front.Front(theirs, 0, lambda: os._exit(99)).wait()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
 def test_job_control() -> None:

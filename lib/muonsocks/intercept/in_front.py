@@ -79,7 +79,7 @@ class Front:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data = b""
+                continue  # it has not read all from us; what it has sent before comes now
             if not data:
                 self._be_alone()
                 return
