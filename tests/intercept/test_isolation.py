@@ -521,6 +521,13 @@ def test_an_unknown_mode_is_said_to_be_none():
     assert done.status == 100 and "isolate" in done.log and "'fast'" in done.log
 
 
+def test_which_option_a_network_is_wrong_in():
+    done = socksify("--direct=10.0.0.0/8,foo", f"--proxy={NOWHERE}", "true")
+    assert done.status == 100
+    said = "--direct: 'foo' is not a network; write ADDRESS or ADDRESS/BITS"
+    assert done.log == f"socksify: {said}\n"
+
+
 def _forbidding(sysctl: str) -> tuple[str, ...]:
     """Words to be in a user namespace in which another namespace cannot be, and without rights."""
     script = f'echo 0 >/proc/sys/user/{sysctl} && exec "$@"'

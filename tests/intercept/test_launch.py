@@ -457,7 +457,7 @@ os.execvp(sys.argv[3], sys.argv[3:])
     ("number", "said"),
     [
         (errno.EPERM, "not permitted here; a container may need"),
-        (errno.ENOSYS, "not there; it takes Linux 5.9"),
+        (errno.ENOSYS, "not there; it takes Linux 5.14"),
         (errno.ENOMEM, ": Cannot allocate memory"),
     ],
 )

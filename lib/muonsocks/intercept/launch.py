@@ -291,7 +291,7 @@ def _failed(what: str, error: OSError) -> OSError:
     if number == errno.EPERM:
         reason = f"{what} is not permitted here; {_CONTAINER}"
     elif number == errno.ENOSYS:
-        reason = f"{what} is not there; it takes Linux 5.9, and a sandbox that has it, too"
+        reason = f"{what} is not there; it takes Linux 5.14, and a sandbox that has it, too"
     else:
         reason = f"{what}: {os.strerror(number)}"
     return OSError(number, reason)
