@@ -15,7 +15,6 @@ from _signal import (
     SIG_BLOCK,
     SIG_DFL,
     SIG_IGN,
-    SIG_SETMASK,
     SIGCHLD,
     SIGCONT,
     SIGKILL,
@@ -48,14 +47,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.intercept.gate import Become
+    from muonsocks.net.loop import Loop
 
 _MOST_DESCRIPTORS = 1 << 20
+_SIGNAL_SIZE = 128  # struct signalfd_siginfo
 
 
 class Supervision:
     """What the supervisor has in hand: the one in front, and the program, once it has started."""
 
     __slots__ = (
+        "_children",
         "_front",
         "_gate",
         "_has_ended",
@@ -75,6 +77,7 @@ class Supervision:
         self._mask = mask
         self._ignores_children = ignores_children  # or the program does
         self._started_by = os.getppid()
+        self._children = -1
         self._gate: socket | None = None
         self._has_ended = False
         self.pid = 0
@@ -113,7 +116,8 @@ class Supervision:
     def go(self) -> None:
         """Let it run: its calls will be answered. What was open here for it is closed here.
 
-        From now on no signal disturbs us but that of a child.
+        No signal may come to us at any time: one that ends an ioctl(2) by which the program gets a
+        descriptor would let it have none, and believe that it has number 0.
         """
         gate, self._gate = self._gate, None
         assert gate is not None
@@ -122,13 +126,23 @@ class Supervision:
         for number in sigpending() - {SIGCHLD}:
             os.kill(self.pid, number)  # which came for all, and it was not there yet
             _take(number)
-        pthread_sigmask(SIG_SETMASK, valid_signals() - {SIGCHLD})
         gate.send(b"\0")
         gate.close()
 
-    def front_descriptor(self) -> int:
-        """Give a descriptor that is readable while the one in front has something for `obey`."""
-        return self._front.fileno()
+    def attend(self, loop: Loop) -> None:
+        """See to what becomes of the program, and what the one in front is sent, in a loop."""
+        self._children = kernel.signal_descriptor(SIGCHLD)
+        loop.register(self._children, lambda _: self._on_children())
+        loop.register(self._front.fileno(), lambda _: self.obey())
+
+    def _on_children(self) -> None:
+        try:
+            while os.read(self._children, _SIGNAL_SIZE):
+                pass
+        except BlockingIOError:
+            pass  # one for many, as they are not counted
+        if self._reap(os.WNOHANG):
+            _stay_behind()
 
     def obey(self) -> None:
         """Pass on to the program what the one in front has been sent. If that has been killed, the
@@ -165,10 +179,6 @@ class Supervision:
         """Wait for the end of the program, which has no more calls to make."""
         if not self._has_ended:
             self._reap(0)
-
-    def reap(self) -> bool:
-        """See to the children that have ended or stopped; say whether the program has ended."""
-        return self._reap(os.WNOHANG)
 
     def _reap(self, how: int) -> bool:
         while True:
@@ -279,7 +289,7 @@ def _allow_many_descriptors() -> None:
         setrlimit(RLIMIT_NOFILE, (wanted, hard))
 
 
-def stay_behind() -> None:
+def _stay_behind() -> None:
     """Let go of what else the supervisor has in common with the program, which has ended: who reads
     its errors is to find the end of them.
     """

@@ -22,7 +22,6 @@ The variables SKBOX_* are as for socketbox-preload.so, see socketbox-preload(1).
 from __future__ import annotations
 
 import os
-from _signal import SIGCHLD
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError, in_one_line
@@ -32,14 +31,13 @@ from muonsocks.intercept.bpf import assemble
 from muonsocks.intercept.conventions import Conventions, Places
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.incoming import Incoming, rules
-from muonsocks.intercept.launch import stay_behind, step_back
+from muonsocks.intercept.launch import step_back
 from muonsocks.intercept.notify import Call
 from muonsocks.intercept.reaching import Reaching
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.log import Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import strictness
-from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 
@@ -92,12 +90,7 @@ def main(arguments: list[str], log: Log) -> int:
     handlers = {**incoming.handlers, "connect": reaching.connect}
     supervisor = Supervisor(loop, supervision.listener, chosen, handlers, failed)
 
-    def reap() -> None:
-        if supervision.reap():
-            stay_behind()
-
-    Signals(loop, {SIGCHLD: reap})
-    loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
+    supervision.attend(loop)
     supervision.go()
     loop.run(supervisor.run())
     incoming.receivers.close()
