@@ -33,6 +33,7 @@ from _socket import (
 
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, has_any, refuse
+from muonsocks.intercept.cookies import network_of
 from muonsocks.intercept.device import make_device
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.packets import LONGEST
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 1 << 12, 1 << 21
 _IP_PKTINFO, _IP_FREEBIND, _IPV6_FREEBIND = 8, 15, 78
-_SO_NETNS_COOKIE = 71
 _IPPROTO_MPTCP = 262
 _TYPE = 0xF
 _DOMAIN = 53  # the port of nameservers
@@ -227,7 +227,7 @@ class Isolation:
 
     def __init__(self, inside: socket) -> None:
         """`inside` is a socket of the network inside."""
-        self._cookie = _cookie_of(inside)
+        self._cookie = network_of(inside)
 
     async def make_socket(self, call: Call) -> None:
         """Answer socket(2) for TCP with one of the network outside.
@@ -256,13 +256,8 @@ class Isolation:
 
         The kernel would look once more which socket it is, and find another one.
         """
-        if sock.type not in (SOCK_DGRAM, SOCK_RAW) or _cookie_of(sock) != self._cookie:
+        if sock.type not in (SOCK_DGRAM, SOCK_RAW) or network_of(sock) != self._cookie:
             raise Refused(errno.ENETUNREACH)
         if number := kernel.connect(sock.fileno(), raw):
             raise Refused(number)
         call.succeed()
-
-
-def _cookie_of(sock: socket) -> bytes:
-    """Tell one network namespace from another, Linux 5.14. OSError."""
-    return sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8)

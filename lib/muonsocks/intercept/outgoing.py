@@ -19,7 +19,6 @@ from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket, number_against
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
 from muonsocks.intercept.socket_address import (
-    LONGEST,
     SHORTEST,
     address_of,
     endpoint_of,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 _IPPROTO_MPTCP = 262
 DOMAIN = 53  # the port of name servers
-_TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
 _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
@@ -107,7 +105,7 @@ class Outgoing:
             if sock.family not in (*_INTERNET, AF_UNIX):
                 call.go_on()  # by a socket that leads nowhere else, whatever the address is
                 return
-            raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+            raw = call.read_address(*call.arguments[1:3])
             if sock.family == AF_UNIX:
                 if family_of(raw) == AF_UNIX and leads_to_resolver(call, raw):
                     raise Refused(errno.ECONNREFUSED)
@@ -205,9 +203,11 @@ class Outgoing:
                 granted.close()
                 raise
             return Outcome(stand_in=granted)
-        except OSError as error:
+        except BaseException as error:
             dialler.give_up()
-            return Outcome(error)
+            if isinstance(error, OSError):
+                return Outcome(error)
+            raise  # nobody waits for it any more, but somebody may have the socket
         finally:
             if blocks:
                 os.set_blocking(sock.fileno(), True)
