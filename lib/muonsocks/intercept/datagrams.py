@@ -35,6 +35,7 @@ from struct import Struct
 from muonsocks.address import Endpoint, format_address, mapped
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, has_any, is_not_null, refuse
+from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.messages import (
     LARGEST,
     Message,
@@ -65,7 +66,6 @@ RULES: Rules = {
     "recvfrom": (Rule(NOTIFY, is_not_null(4)),),
     "getpeername": (Rule(NOTIFY),),
 }
-DOMAIN = 53
 _INTERNET = (AF_INET, AF_INET6)
 _UDP_SEGMENT = 103
 _MOST_MESSAGES = 64  # of one sendmmsg(2): it may be told that these are sent, and come again

@@ -10,7 +10,6 @@ import os
 from _socket import (
     AF_INET,
     AF_INET6,
-    IPPROTO_TCP,
     SO_ACCEPTCONN,
     SO_KEEPALIVE,
     SO_TYPE,
@@ -28,6 +27,7 @@ from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.receiver import Receiver, Receivers, inode_of, is_receiver
 from muonsocks.intercept.socket_address import endpoint_of, family_of
+from muonsocks.intercept.socket_rules import TCP_PROTOCOLS
 from muonsocks.net.listen import SocketFile, listen_at, receive_at
 from muonsocks.net.loop import Loop
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.supervisor import Handler
 
-_IPPROTO_MPTCP = 262
-_TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _SO_PROTOCOL, _SO_DOMAIN, _SO_RCVTIMEO = 38, 39, 20
 _LEVELS = (0, 6, 41)  # of IPv4, TCP and IPv6: a unix socket has no such options
 _TELLING = (SO_TYPE, SO_ACCEPTCONN, SO_KEEPALIVE, _SO_PROTOCOL, _SO_DOMAIN)
@@ -294,7 +292,9 @@ class Incoming:
 
 def is_for_tcp(sock: socket, name: bytes) -> bool:
     """Say whether a socket is of TCP, and has the family of an address."""
-    return sock.type == SOCK_STREAM and sock.proto in _TCP and sock.family == family_of(name)
+    return (
+        sock.type == SOCK_STREAM and sock.proto in TCP_PROTOCOLS and sock.family == family_of(name)
+    )
 
 
 def is_unbound(sock: socket) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.client.destinations import is_here
@@ -13,6 +13,7 @@ from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
+from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.held import Held, Outcome
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
@@ -25,7 +26,7 @@ from muonsocks.intercept.socket_address import (
     family_of,
 )
 from muonsocks.intercept.socket_options import options_of, set_options
-from muonsocks.intercept.socket_rules import SOCKET_RULES
+from muonsocks.intercept.socket_rules import SOCKET_RULES, TCP_PROTOCOLS
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     # Told of each connection: who, where to, which way, and an error or its errno (0: it is up).
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
-_IPPROTO_MPTCP = 262
-DOMAIN = 53  # the port of name servers
-_TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
 RULES = joined(
@@ -111,7 +109,7 @@ class Outgoing:
                     raise Refused(errno.ECONNREFUSED)
                 call.go_on()
                 return
-            if sock.type == SOCK_STREAM and sock.proto in _TCP:
+            if sock.type == SOCK_STREAM and sock.proto in TCP_PROTOCOLS:
                 await self._connect_stream(call, sock, raw)
             elif self._beside is not None:
                 await self._beside(call, sock, raw)

@@ -62,10 +62,15 @@ class Reaching:
         if not os.get_blocking(sock.fileno()):
             sock.connect(endpoint.sockaddr)
             return
+        dialler = OwnSocket(sock, _PATIENCE)
+        dialler.connect_timeout = _PATIENCE  # there is one address
         os.set_blocking(sock.fileno(), False)
         try:
-            stream = await OwnSocket(sock, _PATIENCE).dial(self._loop, endpoint)
+            stream = await dialler.dial(self._loop, endpoint)
             stream.close()  # a duplicate
+        except OSError:
+            dialler.give_up()
+            raise
         finally:
             os.set_blocking(sock.fileno(), True)
 

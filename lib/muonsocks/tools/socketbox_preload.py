@@ -32,7 +32,6 @@ from muonsocks.intercept.conventions import Conventions, Places
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.incoming import Incoming, rules
 from muonsocks.intercept.launch import step_back
-from muonsocks.intercept.notify import Call
 from muonsocks.intercept.reaching import Reaching
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.log import Log
@@ -40,6 +39,7 @@ from muonsocks.net.loop import Loop
 from muonsocks.net.passed import strictness
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
+from muonsocks.tools.intercepted import CallLog
 
 # s: about what it takes a program that has been given a connection to ask for the next one
 _LOOKING = 1.5e-4
@@ -80,15 +80,12 @@ def main(arguments: list[str], log: Log) -> int:
         else:
             log.debug(f"{endpoint} is {path}")
 
-    def failed(call: Call, error: BaseException) -> None:
-        log.warning(f"{call.name}: {error!r}")
-
     disguises = Disguises()
     accepting = Accepting(loop, disguises, level, log.warning)
     incoming = Incoming(loop, places, conventions, disguises, accepting, bound)
     reaching = Reaching(loop, conventions, disguises)
     handlers = {**incoming.handlers, "connect": reaching.connect}
-    supervisor = Supervisor(loop, supervision.listener, chosen, handlers, failed)
+    supervisor = Supervisor(loop, supervision.listener, chosen, handlers, CallLog(log).failure)
 
     supervision.attend(loop)
     supervision.go()
