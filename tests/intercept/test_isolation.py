@@ -590,3 +590,29 @@ def test_what_is_for_datagrams_is_let_through_inside():
 )
 def test_which_sockets_are_made_outside(arguments: tuple[int, ...], expected: int):
     assert verdict(isolation.SOCKET_RULES, (*arguments, 0, 0, 0)) == expected
+
+
+# Orphans that end, each of which the supervisor is told of, while sockets are handed in.
+ORPHANS = """
+import os, socket, time
+end = time.monotonic() + 2
+for _ in range(2):
+    if os.fork():
+        continue
+    while time.monotonic() < end:
+        if not os.fork():
+            for _ in range(20):
+                os.fork() or os._exit(0)
+            os._exit(0)
+        os.wait()
+    os._exit(0)
+while time.monotonic() < end:
+    with socket.socket() as sock:
+        assert sock.fileno() > 2
+"""
+
+
+def test_no_signal_comes_between_a_program_and_its_socket() -> None:
+    """Else the kernel lets socket(2) give 0, and there is none."""
+    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *python(ORPHANS), before=as_user())
+    assert (done.status, done.log) == (0, "")
