@@ -497,6 +497,21 @@ def test_proc_of_nothing_or_of_others_is_said_to_be_so(what: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("program", ["socksify", "socketbox-preload"])
+def test_few_descriptors(program: str) -> None:
+    """Whichever is the first that cannot be had, one line says so."""
+    statuses = []
+    for number in range(6, 18):
+        limit = ("prlimit", f"--nofile={number}:{number}")
+        options = (NOWHERE, "--mode=async") if program == "socksify" else ()
+        words = (*AS_NOBODY, *limit, str(Path(SOCKSIFY).with_name(program)), *options, "true")
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        statuses.append(done.returncode)
+        assert done.stderr.count("\n") == (1 if done.returncode else 0), done.stderr
+        assert not done.returncode or "Too many open files" in done.stderr
+    assert set(statuses) == {0, 111} and statuses == sorted(statuses, reverse=True)
+
+
 def test_no_process_more() -> None:
     if os.geteuid():
         pytest.skip("only root may become somebody who has no process else")
