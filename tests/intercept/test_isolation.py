@@ -26,7 +26,7 @@ from places import in_own_network, root_only, sh
 from programs import SECONDS, Outcome, accept, listener
 from real_server import Server, running, until
 
-from muonsocks.intercept import isolation
+from muonsocks.intercept import isolation, kernel
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, refuse, verdict
 from muonsocks.intercept.outgoing import RULES
 
@@ -616,3 +616,14 @@ def test_no_signal_comes_between_a_program_and_its_socket() -> None:
     """Else the kernel lets socket(2) give 0, and there is none."""
     done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *python(ORPHANS), before=as_user())
     assert (done.status, done.log) == (0, "")
+
+
+@root_only
+def test_another_ones_network_is_not_touched(monkeypatch):
+    def there() -> None:
+        monkeypatch.setattr(kernel, "unshare", lambda _: None)  # as a sandbox may have it
+        with pytest.raises(OSError, match="none has been made"):
+            isolation.enter()
+        sh("! ip route show table local | grep default")
+
+    in_own_network(there)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 1 << 12, 1 << 21
 _IP_PKTINFO, _IP_FREEBIND, _IPV6_FREEBIND = 8, 15, 78
 _TYPE = 0xF
+_NETWORK = "/proc/thread-self/ns/net"
 # getaddrinfo(3) finds no address of a family that a host has none of but loopback's. The first one
 # is nobody's (RFC 7335), the second is a local one (RFC 4193), made up.
 ADDRESSES = {
@@ -96,7 +97,11 @@ def enter(has_device: bool = False) -> list[int]:
     there: for IPv4 and, where there is that, for IPv6; and before them the device that is the way
     to everywhere, if there is to be one. OSError, which says what is in the way.
     """
+    outside = os.stat(_NETWORK).st_ino
     _unshare()
+    if os.stat(_NETWORK).st_ino == outside:
+        # A sandbox may only say that it has been made: what follows would change that of others.
+        raise OSError(errno.ENOSYS, "no network of its own: none has been made")
     loopback = link = if_nametoindex("lo")
     made: list[int] = []
     if has_device:

@@ -48,8 +48,8 @@ class OwnSocket(Dialler):
         timeout: float,
         lookup: Callable[[str], Awaitable[list[tuple[bytes, int]]]] | None = None,
     ) -> None:
-        """All may take so many seconds, and each address a part of them."""
-        super().__init__(connect_timeout=timeout / 4, dial_timeout=timeout, lookup=lookup)
+        """All may take so many seconds, and each of several addresses its part of them."""
+        super().__init__(connect_timeout=timeout, dial_timeout=timeout, lookup=lookup)
         self._sock = sock
         self._is_used = False
         self.for_relay = False
@@ -72,6 +72,7 @@ class OwnSocket(Dialler):
         permitted = [one for one in candidates if one.packed and permit(one.packed)]
         if not permitted:
             raise RefusedByRule(f"no address of {destination} is permitted")
+        self.connect_timeout = self.dial_timeout / len(permitted)
         failures: list[tuple[str, int]] = []
         for candidate in permitted:
             try:
