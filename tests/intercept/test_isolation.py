@@ -618,7 +618,7 @@ def test_no_signal_comes_between_a_program_and_its_socket() -> None:
     assert (done.status, done.log) == (0, "")
 
 
-@root_only
+@root_only()
 def test_another_ones_network_is_not_touched(monkeypatch):
     def there() -> None:
         monkeypatch.setattr(kernel, "unshare", lambda _: None)  # as a sandbox may have it
