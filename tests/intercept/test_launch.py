@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from real_server import children, is_alive, state, until
 from muonsocks.intercept.bpf import Rule, assemble, refuse
 from muonsocks.intercept.calls import Architecture
 from muonsocks.intercept.kernel import ARCHITECTURES
+from muonsocks.intercept.launch import stay_behind
 
 # Counts signals; says which have come when it is asked.
 COUNTS = """
@@ -497,3 +499,33 @@ def _breaks(file: object) -> bool:
     except BrokenPipeError:
         return True
     return False
+
+
+# What could be in the way of the supervisor
+
+
+def test_no_signal_ends_a_call_of_the_supervisor() -> None:
+    """Many children that end must not: half an answer is one, too."""
+    with started("sh", "-c", "echo; read x") as launched:
+        launched.line()
+        for line in Path(f"/proc/{launched.supervisor}/status").read_text().splitlines():
+            if line.startswith("SigBlk:"):
+                blocked = int(line.split()[1], 16)
+    kill_and_stop = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
+    assert all(
+        blocked >> number - 1 & 1
+        for number in signal.valid_signals()
+        if not kill_and_stop >> number - 1 & 1
+    )
+
+
+def test_the_supervisor_stays_behind_without_descriptors() -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            stay_behind()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0

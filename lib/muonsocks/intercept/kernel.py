@@ -26,6 +26,7 @@ _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_KNOWS_TCP = 1, 4
 _LANDLOCK_ACCESS_NET_CONNECT_TCP = 1 << 1
 _AF_UNSPEC = bytes(16)  # an address of no family: connect(2) with it is to disconnect
 EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
+_SIGNALS = 128  # bytes of a set of them
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -63,6 +64,7 @@ def _system_call(name: str, *arguments: Any) -> Any:
 _prctl = _declared("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _connect = _declared("connect", c_int, c_int, c_char_p, c_uint)
 _epoll_ctl = _declared("epoll_ctl", c_int, c_int, c_int, c_int, c_void_p)
+_signalfd = _declared("signalfd", c_int, c_int, c_char_p, c_int)
 _unshare = _declared("unshare", c_int, c_int)
 _vm = (c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
 _process_vm_readv = _declared("process_vm_readv", ctypes.c_ssize_t, *_vm)
@@ -106,6 +108,14 @@ def give_up_privileges_to_come() -> None:
 def unshare(flags: int) -> None:
     """Be in namespaces of our own from now on. OSError."""
     _expect(_unshare(flags), "unshare")
+
+
+def signal_descriptor(number: int) -> int:
+    """Give a descriptor that is readable when a signal has come that is blocked (signalfd(2)): it
+    never disturbs a call, then. OSError.
+    """
+    mask = (1 << number - 1).to_bytes(_SIGNALS, "little")
+    return _expect(_signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC), "signalfd")
 
 
 def forbid_tcp_connections() -> bool:

@@ -63,6 +63,7 @@ class Supervision:
     """What the supervisor has in hand: the one in front, and the program, once it has started."""
 
     __slots__ = (
+        "_children",
         "_front",
         "_gate",
         "_has_ended",
@@ -79,6 +80,7 @@ class Supervision:
     def __init__(self, front: socket, mask: set[int], ignores_children: bool) -> None:
         """`mask` has the signals that the program is to have blocked."""
         self._front = front
+        self._children = kernel.signal_descriptor(SIGCHLD)
         self._mask = mask
         self._ignores_children = ignores_children  # or the program does
         self._started_by = os.getppid()
@@ -120,7 +122,8 @@ class Supervision:
     def go(self) -> None:
         """Let it run: its calls will be answered. What was open here for it is closed here.
 
-        From now on no signal disturbs us but that of a child.
+        No signal disturbs us from now on: the kernel would give up the answer that hands in a
+        descriptor, and let the call have returned 0.
         """
         gate, self._gate = self._gate, None
         assert gate is not None
@@ -129,9 +132,13 @@ class Supervision:
         for number in sigpending() - {SIGCHLD}:
             os.kill(self.pid, number)  # which came for all, and it was not there yet
             _take(number)
-        pthread_sigmask(SIG_SETMASK, valid_signals() - {SIGCHLD})
+        pthread_sigmask(SIG_SETMASK, valid_signals())
         gate.send(b"\0")
         gate.close()
+
+    def children_descriptor(self) -> int:
+        """Give a descriptor that is readable when a child has something for `reap`."""
+        return self._children
 
     def front_descriptor(self) -> int:
         """Give a descriptor that is readable while the one in front has something for `obey`."""
@@ -175,6 +182,7 @@ class Supervision:
 
     def reap(self) -> bool:
         """See to the children that have ended or stopped; say whether the program has ended."""
+        _take(SIGCHLD)
         return self._reap(os.WNOHANG)
 
     def _reap(self, how: int) -> bool:
@@ -371,7 +379,5 @@ def stay_behind() -> None:
     """Let go of what else the supervisor has in common with the program, which has ended: who reads
     its errors is to find the end of them.
     """
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, 2)
-    os.close(null)
+    os.dup2(1, 2)  # where there is nothing since `go`
     os.chdir("/")

@@ -22,7 +22,6 @@ The variables SKBOX_* are as for socketbox-preload.so, see socketbox-preload(1).
 from __future__ import annotations
 
 import os
-from _signal import SIGCHLD
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError, in_one_line
@@ -39,7 +38,6 @@ from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.log import Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import strictness
-from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 
@@ -96,7 +94,7 @@ def main(arguments: list[str], log: Log) -> int:
         if supervision.reap():
             stay_behind()
 
-    Signals(loop, {SIGCHLD: reap})
+    loop.register(supervision.children_descriptor(), lambda _: reap())
     loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
     supervision.go()
     loop.run(supervisor.run())

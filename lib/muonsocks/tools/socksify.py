@@ -35,7 +35,6 @@ Other:
 from __future__ import annotations
 
 import os
-from _signal import SIGCHLD
 from _socket import AF_INET6, socket
 
 from muonsocks.address import Endpoint, parse_networks
@@ -57,7 +56,6 @@ from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
 from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
-from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
 from muonsocks.tools.intercepted import CallLog
@@ -115,7 +113,7 @@ def main(arguments: list[str], log: Log) -> int:
         if supervision.reap():
             stay_behind()
 
-    Signals(loop, {SIGCHLD: reap})
+    loop.register(supervision.children_descriptor(), lambda _: reap())
     loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
     supervision.go()
     loop.run(supervised.run())
