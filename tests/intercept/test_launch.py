@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from isolated import expect_isolation
 from launched import AS_NOBODY, NOWHERE, PYTHON, SOCKSIFY, Terminal, run, shell, started
 from programs import SECONDS, environment
 from real_server import children, is_alive, state, until
@@ -529,3 +530,26 @@ def test_the_supervisor_stays_behind_without_descriptors() -> None:
         finally:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_socket_is_handed_in_though_the_supervisor_is_stopped() -> None:
+    """Whatever moment it is stopped at: socket(2) must not return 0, which is another's."""
+    expect_isolation()
+    code = """
+import os, select, _socket
+print(flush=True)
+wrong = set()
+while not select.select([0], [], [], 0)[0]:
+    fds = {_socket.socket(2, 1, 0).detach() for _ in range(9)}
+    wrong |= {fd for fd in fds if fd < 3}
+    for fd in fds - wrong:
+        os.close(fd)
+print(wrong)
+"""
+    with started(PYTHON, "-c", code, options=(NOWHERE, "--mode=isolate")) as launched:
+        launched.line()
+        for _ in range(20000):
+            os.kill(launched.supervisor, signal.SIGSTOP)
+            os.kill(launched.supervisor, signal.SIGCONT)
+        launched.tell("")
+        assert launched.line() == "set()"

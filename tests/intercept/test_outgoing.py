@@ -179,6 +179,7 @@ say(connect(sock, v4()[:15]), connect(sock, v6()), connect(sock, b"\\1\\0/x" + b
 say(connect(sock, v4()), connect(sock, v4()), connect(sock, bytes(16)), connect(sock, v4()))
 sock6 = socket.socket(socket.AF_INET6)
 say(connect(sock6, v4() + bytes(8)), connect(sock6, v4()), connect(sock6, v6()[:20]))
+say(connect(socket.socket(), v4() + bytes(113)), connect(socket.socket(), v4() + bytes(112)))
 lib.connect(sock.fileno(), ctypes.c_void_p(8), 16)
 say(ctypes.get_errno())
 lib.connect(99, v4(), 16)
@@ -194,6 +195,7 @@ say(ctypes.get_errno())
             f"{e.EINVAL} {e.EAFNOSUPPORT} {e.EAFNOSUPPORT}",
             f"0 {e.EISCONN} 0 0",
             f"{e.EAFNOSUPPORT} {e.EINVAL} {e.EINVAL}",
+            f"{e.EINVAL} 0",
             f"{e.EFAULT}",
             f"{e.EBADF}",
             f"{e.ENOTSOCK}",

@@ -45,7 +45,7 @@ from muonsocks.intercept.messages import (
 )
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.peers import Peers
-from muonsocks.intercept.socket_address import address_of, endpoint_of, family_of
+from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of, family_of
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
@@ -116,6 +116,8 @@ class Datagrams:
             if not _is_ours(sock):
                 call.go_on()
                 return
+            if length & 0xFFFFFFFF > LONGEST:
+                raise Refused(errno.EINVAL)
             name = read_name(call, name_at, length)
             message = Message(name, name_at, read_data(call, data_at, size))
             count = self._send(call, sock, message, int_of(flags))

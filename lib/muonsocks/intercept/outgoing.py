@@ -107,7 +107,10 @@ class Outgoing:
             if sock.family not in (*_INTERNET, AF_UNIX):
                 call.go_on()  # by a socket that leads nowhere else, whatever the address is
                 return
-            raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+            length = call.arguments[2] & 0xFFFFFFFF
+            if length > LONGEST:
+                raise Refused(errno.EINVAL)
+            raw = call.read(call.arguments[1], length)
             if sock.family == AF_UNIX:
                 if family_of(raw) == AF_UNIX and leads_to_resolver(call, raw):
                     raise Refused(errno.ECONNREFUSED)
