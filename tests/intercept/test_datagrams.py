@@ -291,8 +291,18 @@ def test_what_is_too_large_is_told_so() -> None:
         "print(failing(lambda: done(libc.sendmsg(s.fileno(), ctypes.byref(one), 0))))\n"
         "print(failing(lambda: done(libc.sendmsg(s.fileno(), ctypes.c_void_p(8), 0))))\n"
         "print(failing(lambda: done(libc.sendto(s.fileno(), b'x', 1, 0, name, -1))))\n"
+        "name += bytes(113)\n"
+        "print(failing(lambda: done(libc.sendto(s.fileno(), b'x', 1, 0, name, 129))))\n"
     )
-    assert said.split() == ["EMSGSIZE", "EMSGSIZE", "EMSGSIZE", "ENOBUFS", "EFAULT", "EINVAL"]
+    assert said.split() == [
+        "EMSGSIZE",
+        "EMSGSIZE",
+        "EMSGSIZE",
+        "ENOBUFS",
+        "EFAULT",
+        "EINVAL",
+        "EINVAL",
+    ]
 
 
 def test_segments_are_sent_as_such() -> None:

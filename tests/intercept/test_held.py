@@ -2,11 +2,14 @@
 
 import errno
 import os
+import resource
 import signal
 
 from launched import PYTHON, started
 from patient_proxy import Proxy, proxy
 from real_server import state, until
+
+from muonsocks.intercept.held import is_wanted
 
 CONNECT = """
 import ctypes, errno, os, signal, socket, struct, sys, threading, time
@@ -208,3 +211,13 @@ say(connect())
             clock.line()
         one.may_answer.set()
         assert launched.line() == "0"
+
+
+def test_a_look_at_who_waits_takes_no_descriptor() -> None:
+    """Many programs may have used up all that the supervisor can have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert not is_wanted(os.getpid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -6,12 +6,14 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+from isolated import expect_isolation
 from launched import AS_NOBODY, NOWHERE, PYTHON, SOCKSIFY, Terminal, run, shell, started
 from programs import SECONDS, environment
 from real_server import children, is_alive, state, until
@@ -20,6 +22,7 @@ from muonsocks.intercept import in_front
 from muonsocks.intercept.bpf import Rule, assemble, refuse
 from muonsocks.intercept.calls import Architecture
 from muonsocks.intercept.kernel import ARCHITECTURES
+from muonsocks.intercept.launch import stay_behind
 
 # Counts signals; says which have come when it is asked.
 COUNTS = """
@@ -558,3 +561,56 @@ def _breaks(file: object) -> bool:
     except BrokenPipeError:
         return True
     return False
+
+
+# What could be in the way of the supervisor
+
+
+def test_no_signal_ends_a_call_of_the_supervisor() -> None:
+    """Many children that end must not: half an answer is one, too."""
+    with started("sh", "-c", "echo; read x") as launched:
+        launched.line()
+        for line in Path(f"/proc/{launched.supervisor}/status").read_text().splitlines():
+            if line.startswith("SigBlk:"):
+                blocked = int(line.split()[1], 16)
+    kill_and_stop = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
+    assert all(
+        blocked >> number - 1 & 1
+        for number in signal.valid_signals()
+        if not kill_and_stop >> number - 1 & 1
+    )
+
+
+def test_the_supervisor_stays_behind_without_descriptors() -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            stay_behind()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_socket_is_handed_in_though_the_supervisor_is_stopped() -> None:
+    """Whatever moment it is stopped at: socket(2) must not return 0, which is another's."""
+    expect_isolation()
+    code = """
+import os, select, _socket
+print(flush=True)
+wrong = set()
+while not select.select([0], [], [], 0)[0]:
+    fds = {_socket.socket(2, 1, 0).detach() for _ in range(9)}
+    wrong |= {fd for fd in fds if fd < 3}
+    for fd in fds - wrong:
+        os.close(fd)
+print(wrong)
+"""
+    with started(PYTHON, "-c", code, options=(NOWHERE, "--mode=isolate")) as launched:
+        launched.line()
+        for _ in range(20000):
+            os.kill(launched.supervisor, signal.SIGSTOP)
+            os.kill(launched.supervisor, signal.SIGCONT)
+        launched.tell("")
+        assert launched.line() == "set()"
