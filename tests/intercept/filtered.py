@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ def child(
         try:
             os.setpgid(0, 0)
             try:
-                fd = launch._install(assemble(rules, kernel.ARCHITECTURES))
+                fd = launch._install(assemble(rules, kernel.ARCHITECTURES), is_killable=True)
             except OSError as error:
                 os.write(theirs.fileno(), f"!{error.strerror}".encode())
                 os._exit(1)
@@ -47,6 +48,8 @@ def child(
             os.read(theirs.fileno(), 1)
             os.close(fd)
             program(lambda what: os.write(theirs.fileno(), repr(what).encode()) and None)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(0)
     theirs.close()

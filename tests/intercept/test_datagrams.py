@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import in_own_network, sh
 from real_server import until
 from socksified import python
+from socksified import run as run_socksified
 from udp_calls import CODE
 
 FAKE, FAKE6 = "198.18.0.1", "fd6d:756f:6e73:6f63::1"
@@ -28,8 +30,9 @@ SERVERS = [
 ]
 
 
-def run(code: str, *arguments: str, **more: object) -> str:
-    return python(CODE + code, *arguments, **more)
+def run(code: str, *arguments: str, **named: Any) -> str:
+    named.setdefault("mode", "async")
+    return run_socksified(*python(CODE + code, *arguments), **named).said
 
 
 # Name servers

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import AS_NOBODY, NOWHERE, PYTHON, run, started
-from patient_proxy import proxy
-from programs import closed_port
+from programs import PYTHON, closed_port
 from real_server import running
+from scripted_proxy import welcoming as proxy
+from socksified import AS_NOBODY, run, started
 
 TRY = """
 import ctypes, errno, fcntl, os, socket, struct, sys
@@ -45,23 +45,21 @@ _mode = ["hold"]
 @pytest.fixture(autouse=True, params=MODES)
 def mode(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each test is made in each mode that can be had here."""
-    name = f"--mode={request.param}"
     if request.param == "isolate":
-        done = run("true", options=(NOWHERE, name))
-        if done.returncode:
-            pytest.skip(f"there is no network of one's own here: {done.stderr.strip()}")
-    _mode[0] = name
+        done = run("true", mode=request.param)
+        if done.status:
+            pytest.skip(f"there is no network of one's own here: {done.log.strip()}")
+    _mode[0] = request.param
     yield request.param
-    _mode[0] = "--mode=hold"
+    _mode[0] = "hold"
 
 
 def said_by(code: str, *urls: str, options: tuple[str, ...] = (), **popen: Any) -> list[str]:
     """What a program says that tries things."""
-    words = (*(f"--proxy={url}" for url in urls), _mode[0], *options)
-    done = run(PYTHON, "-c", TRY + code, options=words, **popen)
-    assert done.returncode == 0, done.stderr
-    lines: list[str] = done.stdout.splitlines()
-    return lines
+    words = (*(f"--proxy={url}" for url in urls[1:]), *options)
+    done = run(PYTHON, "-c", TRY + code, proxy=urls[0], mode=_mode[0], options=words, **popen)
+    assert done.status == 0, done.log
+    return done.output.splitlines()
 
 
 # What is asked for
@@ -114,14 +112,12 @@ sock.shutdown(socket.SHUT_WR)
 say(sock.makefile("rb").read())
 """
     with proxy() as one:
-        one.after = bytes(range(256)) * 10
-        program = started(PYTHON, "-c", TRY + code, options=(f"--proxy={one.url}", _mode[0]))
+        one.greeting = bytes(range(256)) * 10
+        program = started(PYTHON, "-c", TRY + code, proxy=one.url, mode=_mode[0])
         with program as launched:
             assert launched.line() == "0"
-            from real_server import until
-
-            until("it has ended", lambda: one.said)
-        assert one.said == [b"question"]
+            one.wait_for(received=1)
+        assert one.received == [b"question"]
 
 
 # What the socket is
@@ -219,7 +215,7 @@ say(connect(sock, v4()), sock.recv(7), sock.getsockopt(socket.SOL_SOCKET, socket
     with proxy() as one:
         one.code = 4
         words = (PYTHON, "-c", TRY + code)
-        with started(*words, options=(f"--proxy={one.url}", _mode[0])) as launched:
+        with started(*words, proxy=one.url, mode=_mode[0]) as launched:
             assert launched.line() == str(errno.EHOSTUNREACH)
             one.code = 0
             launched.tell("")
@@ -273,10 +269,9 @@ def test_another_socket_stands_in_where_it_must(kind: str, flags: int, tmp_path:
             if parent.stat().st_uid == os.geteuid():
                 parent.chmod(parent.stat().st_mode | 0o055)
     with proxy(server) as one:
-        options = (f"--proxy={one.url}", _mode[0])
-        done = run(PYTHON, "-c", TRY + STAND_IN, str(flags), options=options)
+        done = run(PYTHON, "-c", TRY + STAND_IN, str(flags), proxy=one.url, mode=_mode[0])
     domain = socket.AF_INET6 if kind == "ipv6" else socket.AF_UNIX
-    assert done.stdout.splitlines() == ["0 b'welcome'", f"{domain:d} True True 1 (7, 0)"]
+    assert done.output.splitlines() == ["0 b'welcome'", f"{domain:d} True True 1 (7, 0)"]
 
 
 def test_the_second_address_of_a_proxy_is_tried() -> None:
@@ -335,12 +330,12 @@ def test_what_is_logged() -> None:
             (("-q",), 5, ""),
         ):
             one.code = number
-            done = run(*words, options=(f"--proxy={one.url}", _mode[0], *options))
+            done = run(*words, proxy=one.url, mode=_mode[0], options=options)
             if said:
-                lines = [line for line in done.stderr.splitlines() if " mode=" not in line]
+                lines = [line for line in done.log.splitlines() if " mode=" not in line]
                 assert len(lines) == 1 and re.search(said, lines[0] + "\n")
             else:
-                assert done.stderr == ""
+                assert done.log == ""
 
 
 @pytest.mark.parametrize("options", [(), ("-q",)])
@@ -360,14 +355,13 @@ assert not lib.prctl(4, 0, 0, 0, 0)
 say(*(connect(socket.socket(), v4()) for _ in range(5)))
 """
     with proxy() as one:
-        words = (f"--proxy={one.url}", _mode[0], *options)
-        done = run(PYTHON, "-c", TRY + code, options=words)
-        assert done.stdout.split() == [str(errno.ENETUNREACH)] * 5
+        done = run(PYTHON, "-c", TRY + code, proxy=one.url, mode=_mode[0], options=options)
+        assert done.output.split() == [str(errno.ENETUNREACH)] * 5
         if options:
-            assert done.stderr == ""
+            assert done.log == ""
         else:
-            assert done.stderr.count("\n") == 1
-            assert re.search(r" python3\[\d+\] cannot connect: its memory and", done.stderr)
+            assert done.log.count("\n") == 1
+            assert re.search(r" python3\[\d+\] cannot connect: its memory and", done.log)
         assert one.begun == 0
 
 
@@ -474,6 +468,6 @@ def test_a_program_of_32_bits(is_direct: bool, tmp_path: Path) -> None:
     for number, expected in ((0, 0), (5, errno.ECONNREFUSED)):
         with proxy() as one:
             one.code = number
-            done = run(str(built), options=(f"--proxy={one.url}", _mode[0]), before=())
-            assert done.returncode == expected, done.stderr
+            done = run(str(built), proxy=one.url, mode=_mode[0], before=())
+            assert done.status == expected, done.log
             assert one.asked == [("192.0.2.1", 80)]

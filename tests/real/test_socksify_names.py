@@ -18,9 +18,9 @@ import pytest
 from clients import which
 from nameserver import Nameserver, nameserver, own_files
 from places import in_own_network, sh
-from programs import PYTHON
+from programs import PYTHON, environment
 from real_server import Server, running
-from socksified import socksified
+from socksified import run
 
 Told = Callable[..., None]  # has a story happen
 
@@ -43,10 +43,9 @@ class World:
         self.names = names
         self.port = str(port)
 
-    def run(self, *command: str, **more: object) -> str:
-        more.setdefault("proxy", self.proxy.url)
-        more.setdefault("mode", self.mode)
-        return socksified(*command, **more)  # type: ignore[arg-type]
+    def run(self, *command: str, proxy: str | None = None, **environ: str) -> str:
+        proxy = self.proxy.url if proxy is None else proxy
+        return run(*command, proxy=proxy, mode=self.mode, cwd="/", env=environment(**environ)).said
 
     def expect_by_name(self, times: int = 1) -> None:
         """The proxy has been told the name, and nobody but the proxy has asked for it."""
