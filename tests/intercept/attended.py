@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import select
 import shutil
 import signal
@@ -39,6 +40,16 @@ def expect_nothing_wrong_with_us(log: str) -> None:
     assert "this is a bug" not in log
     assert "Error(" not in log
     assert "lib/muonsocks" not in log  # as in a traceback of ours; programs may have theirs
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[str]:
+    """A directory that the programs may write to."""
+    with tempfile.TemporaryDirectory() as place:
+        if AS_NOBODY:
+            os.chown(place, pwd.getpwnam("nobody").pw_uid, -1)
+        os.chmod(place, 0o755)
+        yield place
 
 
 class Attended:

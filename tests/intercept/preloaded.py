@@ -7,9 +7,7 @@ with preloaded(WHERE.format(path), code=SERVER) as server, Front(path) as front:
 
 import contextlib
 import os
-import pwd
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,16 +29,6 @@ def failure(call, *arguments):
     except OSError as error: return errno.errorcode[error.errno]
 """
 START = START.replace("socket.socket(", "socket(")
-
-
-@contextlib.contextmanager
-def directory() -> Iterator[str]:
-    """A directory that the programs may write to."""
-    with tempfile.TemporaryDirectory() as place:
-        if AS_NOBODY:
-            os.chown(place, pwd.getpwnam("nobody").pw_uid, -1)
-        os.chmod(place, 0o755)
-        yield place
 
 
 Preloaded = Attended

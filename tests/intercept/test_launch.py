@@ -52,18 +52,17 @@ def test_a_program_that_is_killed_is_seen_to_be(number: int) -> None:
     assert done.status == -number
 
 
-def test_there_is_one_core_at_most(tmp_path: Path) -> None:
+def test_there_is_one_core_at_most(place: str) -> None:
     """Whoever waits for us is told that there is none of ours."""
     limit = ("bash", "-c", 'ulimit -c unlimited && exec "$@"', "sh")
-    tmp_path.chmod(0o777)
     code = "import os; os.kill(os.getpid(), 11)"
-    native = subprocess.Popen([*limit, PYTHON, "-c", code], cwd=tmp_path)
+    native = subprocess.Popen([*limit, PYTHON, "-c", code], cwd=place)
     _, status = os.waitpid(native.pid, 0)
     native.returncode = -signal.SIGSEGV
     if not os.WCOREDUMP(status):
         pytest.skip("there are no cores here")
     before = [*limit, SOCKSIFY, f"--proxy={NOWHERE}", PYTHON, "-c", code]
-    process = subprocess.Popen(before, cwd=tmp_path, env=environment())
+    process = subprocess.Popen(before, cwd=place, env=environment())
     _, status = os.waitpid(process.pid, 0)
     process.returncode = -signal.SIGSEGV
     assert os.WTERMSIG(status) == signal.SIGSEGV
@@ -349,12 +348,8 @@ print(json.dumps([
 """
 
 
-def test_it_has_all_that_it_has_without_us(tmp_path: Path) -> None:
-    (tmp_path / "report.py").write_text(REPORT)
-    tmp_path.chmod(0o755)
-    for one in (*tmp_path.parents, tmp_path):
-        if one.stat().st_uid == os.geteuid() and str(one) != "/":
-            one.chmod(one.stat().st_mode | 0o055)
+def test_it_has_all_that_it_has_without_us(place: str) -> None:
+    Path(place, "report.py").write_text(REPORT)
     setting = (
         "umask 027; ulimit -n 300; ulimit -c 0; trap '' USR2 TSTP; "
         'exec nice -n 3 env --block-signal=USR1 "$@" 7</dev/zero 9>/dev/null'
@@ -366,7 +361,7 @@ def test_it_has_all_that_it_has_without_us(tmp_path: Path) -> None:
             ["bash", "-c", setting, "sh", *ours, *program, PYTHON, "-I", "report.py"],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
-            cwd=tmp_path,
+            cwd=place,
             env=environment(A="B"),
             timeout=SECONDS,
             text=True,

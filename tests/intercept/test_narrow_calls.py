@@ -1,15 +1,14 @@
 """Datagrams of a program with pointers of four bytes, whose structures are other ones."""
 
-import os
 import platform
-import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attended import directory
+from compiled import compiled
 from socksified import run
 
 SOURCE = Path(__file__).with_name("narrow_calls.c")
@@ -20,17 +19,13 @@ FREESTANDING = "-m32 -static -nostdlib -ffreestanding -fno-pic -no-pie -fno-stac
 def program() -> Iterator[str]:
     if platform.machine() != "x86_64":
         pytest.skip("this is for x86_64, which runs i386's programs")
-    if not shutil.which("gcc"):
-        pytest.skip("no gcc here: tests/run installs it")
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        words = ["gcc", *FREESTANDING.split(), "-o", f"{place}/program", str(SOURCE)]
-        subprocess.run(words, check=True)
+    with directory() as place:
+        program = compiled(place, SOURCE, "gcc", *FREESTANDING.split())
         try:
-            subprocess.run([f"{place}/program", "x"])
+            subprocess.run([program, "x"])
         except OSError:
             pytest.skip("this kernel runs no 32-bit programs")
-        yield f"{place}/program"
+        yield program
 
 
 @pytest.mark.parametrize("how", ["connect", "to", "message", "n messages"])

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nameserver import own_files
+from places import in_own_network, sh
 from programs import PYTHON, closed_port
 from real_server import running
 from scripted_proxy import welcoming as proxy
@@ -222,16 +224,12 @@ say(connect(sock, v4()), sock.recv(7), sock.getsockopt(socket.SOL_SOCKET, socket
             assert launched.line() == "0 b'welcome' 0"
 
 
-def test_unix_sockets_go_where_they_go(tmp_path: Path) -> None:
-    path = str(tmp_path / "far")
+def test_unix_sockets_go_where_they_go(place: str) -> None:
+    path = f"{place}/far"
     with proxy() as one, socket.socket(socket.AF_UNIX) as far:
         far.bind(path)
         far.listen()
         os.chmod(path, 0o666)
-        for parent in list(tmp_path.parents)[:3]:
-            if parent.stat().st_uid == os.geteuid():
-                parent.chmod(parent.stat().st_mode | 0o055)
-        tmp_path.chmod(0o755)
         code = f"s = socket.socket(socket.AF_UNIX); s.connect({path!r}); say('there')"
         assert said_by(code, one.url) == ["there"]
 
@@ -256,35 +254,39 @@ say(sock.getsockopt(socket.SOL_SOCKET, 39), cloexec == fcntl.fcntl(sock, fcntl.F
 
 @pytest.mark.parametrize("flags", [0, socket.SOCK_CLOEXEC])
 @pytest.mark.parametrize("kind", ["ipv6", "unix"])
-def test_another_socket_stands_in_where_it_must(kind: str, flags: int, tmp_path: Path) -> None:
+def test_another_socket_stands_in_where_it_must(kind: str, flags: int, place: str) -> None:
     if kind == "ipv6":
         server = socket.create_server(("::1", 0), family=socket.AF_INET6)
     else:
         server = socket.socket(socket.AF_UNIX)
-        server.bind(str(tmp_path / "proxy"))
+        server.bind(f"{place}/proxy")
         server.listen()
-        os.chmod(tmp_path / "proxy", 0o666)
-        tmp_path.chmod(0o755)
-        for parent in list(tmp_path.parents)[:3]:
-            if parent.stat().st_uid == os.geteuid():
-                parent.chmod(parent.stat().st_mode | 0o055)
+        os.chmod(f"{place}/proxy", 0o666)
     with proxy(server) as one:
         done = run(PYTHON, "-c", TRY + STAND_IN, str(flags), proxy=one.url, mode=_mode[0])
     domain = socket.AF_INET6 if kind == "ipv6" else socket.AF_UNIX
     assert done.output.splitlines() == ["0 b'welcome'", f"{domain:d} True True 1 (7, 0)"]
 
 
-def test_the_second_address_of_a_proxy_is_tried() -> None:
-    """localhost is ::1 and 127.0.0.1, where it has both; one of them does not answer."""
-    found = {one[4][0] for one in socket.getaddrinfo("localhost", 1, type=socket.SOCK_STREAM)}
-    if found != {"::1", "127.0.0.1"}:
-        pytest.skip("localhost has not two addresses here")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-        with proxy(socket.create_server((host, 0), family=family)) as one:
-            url = re.sub(r"//.*:", "//localhost:", one.url)
-            for code in ("s = sock; to = v4()", "s = socket.socket(socket.AF_INET6); to = v6()"):
-                assert said_by(code + "\nsay(connect(s, to), s.recv(7))", url) == ["0 b'welcome'"]
+def test_the_second_address_of_a_proxy_is_tried(tmp_path: Path) -> None:
+    """localhost is ::1 and 127.0.0.1; one of them does not answer."""
+
+    def there() -> None:
+        # Without an address of a family that can be seen there are no names of it (AI_ADDRCONFIG).
+        sh("ip addr add 198.51.100.1/32 dev lo", "ip addr add 2001:db8::1/128 dev lo")
+        own_files(tmp_path, "127.0.0.1 localhost\n::1 localhost\n")
+        for family in (socket.AF_INET, socket.AF_INET6):
+            host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+            with proxy(socket.create_server((host, 0), family=family)) as one:
+                url = re.sub(r"//.*:", "//localhost:", one.url)
+                for code in (
+                    "s = sock; to = v4()",
+                    "s = socket.socket(socket.AF_INET6); to = v6()",
+                ):
+                    said = said_by(code + "\nsay(connect(s, to), s.recv(7))", url)
+                    assert said == ["0 b'welcome'"]
+
+    in_own_network(there)
 
 
 # Proxies that do not do it

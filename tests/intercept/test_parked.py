@@ -1,6 +1,5 @@
 """Connections of sockets that do not block, in real programs, through a proxy that is slow."""
 
-import os
 import shutil
 import subprocess
 import time
@@ -9,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import socksified
+from attended import directory
+from compiled import GO, compiled
 from ends import descriptors
 from parked_program import LONG, python, run
+from programs import closed_port
 from real_server import until
 from scripted_proxy import Proxy, proxy
 from socksified import Started, as_user, started
@@ -329,9 +332,8 @@ if number == errno.EINPROGRESS:
     number = error_of(sock)
 assert number == errno.ECONNREFUSED, number
 """
-    one = Proxy()
-    one.server.close()
-    run(one, *python(program))
+    url = f"socks5h://127.0.0.1:{closed_port()}"
+    assert socksified.run(*python(program), proxy=url, mode="async").status == 0
 
 
 # It does not ask
@@ -415,8 +417,10 @@ is_through(sock)
 
 
 def test_closed_while_parked() -> None:
-    """The proxy is left, and nothing is left with us."""
+    """The proxy is left, and nothing is left with us but where they are parked, of two families."""
     program = """
+print("up", flush=True)
+os.read(0, 1)
 for number in range(20):
     begin().close()
 socks = [begin() for number in range(20)]
@@ -429,12 +433,14 @@ os.read(0, 1)
     with proxy() as one:
         one.may_answer.clear()
         with waiting(one, *python(program)) as done:
-            one.wait_for(asked=20)
-            before = left_of(done.supervisor)
-            assert len(before) >= 40
+            assert done.line() == "up"
+            before = len(left_of(done.supervisor))
+            done.tell()
+            assert done.line() == "parked"
+            until("they are there", lambda: len(left_of(done.supervisor)) >= before + 40)
             done.tell()
             one.wait_for(left=20)
-            until("they are gone", lambda: len(left_of(done.supervisor)) <= len(before) - 40)
+            until("they are gone", lambda: len(left_of(done.supervisor)) <= before + 2)
 
 
 @pytest.mark.parametrize("how", ["os._exit(0)", "os.kill(os.getpid(), 9)", "exec"])
@@ -703,54 +709,9 @@ def test_curl() -> None:
         assert run(one, "curl", "-sS", "http://192.0.2.1/").output == "ok"
 
 
-GO = """
-package main
-
-import (
-\t"fmt"
-\t"io"
-\t"net"
-\t"os"
-\t"sync"
-)
-
-func main() {
-\tvar group sync.WaitGroup
-\tfor i := 0; i < 50; i++ {
-\t\tgroup.Add(1)
-\t\tgo func(text string) {
-\t\t\tdefer group.Done()
-\t\t\tc, err := net.Dial("tcp", "192.0.2.1:80")
-\t\t\tif err != nil {
-\t\t\t\tfmt.Println(err)
-\t\t\t\tos.Exit(3)
-\t\t\t}
-\t\t\tio.WriteString(c, text)
-\t\t\tc.(*net.TCPConn).CloseWrite()
-\t\t\tgot, err := io.ReadAll(c)
-\t\t\tif err != nil || string(got) != text {
-\t\t\t\tfmt.Println(err, string(got))
-\t\t\t\tos.Exit(4)
-\t\t\t}
-\t\t}(fmt.Sprint("from ", i))
-\t}
-\tgroup.Wait()
-\tfmt.Println("ok")
-}
-"""
-
-
-def test_go(tmp_path: Path) -> None:
-    if not shutil.which("go"):
-        pytest.skip("no go here")
-    (tmp_path / "main.go").write_text(GO)
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(tmp_path / "cache")}
-    binary = tmp_path / "dials"
-    command = ["go", "build", "-o", str(binary), "main.go"]
-    subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=100)
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        if directory.stat().st_uid == os.getuid() and directory != Path("/tmp"):
-            directory.chmod(0o755)
-    with proxy(delay=LONG) as one:
-        assert run(one, str(binary)).output == "ok\n"
-        assert len(one.received) == 50
+def test_go() -> None:
+    with directory() as place:
+        binary = compiled(place, Path(__file__).with_name("dials.go"), *GO)
+        with proxy(delay=LONG) as one:
+            assert run(one, binary).output == "ok\n"
+            assert len(one.received) == 50
