@@ -305,6 +305,7 @@ sys.stdin.readline(); os.killpg(0, signal.SIGKILL)
                 clients = [stack.enter_context(front.client()) for _ in range(4)]
                 assert all(map(hears, clients))
         there.tell()
+        assert there.status == -signal.SIGKILL  # and so do the others end
 
 
 def test_a_duplicate_and_one_that_is_inherited(path: str) -> None:

@@ -84,7 +84,7 @@ class Accepting:
                 if self._deliver(call, sock, receiver, flags, room):
                     return
         finally:
-            receiver.leave(sock, waiter)
+            receiver.leave(waiter)
             if timer is not None:
                 timer.cancel()
 

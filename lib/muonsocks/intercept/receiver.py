@@ -84,6 +84,7 @@ class Receiver:
     """
 
     __slots__ = (
+        "_is_watched",
         "_loop",
         "_many",
         "_sock",
@@ -109,7 +110,7 @@ class Receiver:
     def __init__(self, loop: Loop, sock: socket, meant: socket | None, name: bytes) -> None:
         self._loop = loop
         self._sock: socket | None = None
-        self._timer_is_set = False
+        self._is_watched = self._timer_is_set = False
         self._used = 0.0
         self._many = _MANY
         self.inode = os.fstat(sock.fileno()).st_ino
@@ -174,6 +175,7 @@ class Receiver:
         """Close the duplicate, if there is one."""
         if self._sock is not None:
             self._loop.unregister(self._sock.fileno())
+            self._is_watched = False
             self._sock.close()
             self._sock = None
 
@@ -200,8 +202,9 @@ class Receiver:
                 self._many = max(_MANY, 2 * len(self.waiting))
             if tid in self.waiting:
                 self._end(tid)  # it calls again
-            if not self.waiting:
+            if not self._is_watched:
                 self._loop.register(sock.fileno(), self._on_event)
+                self._is_watched = True  # as long as it is held: the next call comes soon
             self.waiting[tid] = waiter
         await waiter
         if waiter.is_replaced:
@@ -209,12 +212,10 @@ class Receiver:
         if waiter.is_late:
             raise Refused(errno.EAGAIN)
 
-    def leave(self, sock: socket, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
         """Wait no more. Harmless if it has not waited."""
         if self.waiting.get(waiter.call.tid) is waiter:
             del self.waiting[waiter.call.tid]
-            if not self.waiting:
-                self._loop.unregister(sock.fileno())
 
     def _on_event(self, _: int) -> None:
         for tid, waiter in list(self.waiting.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from muonsocks.log import quoted
+from muonsocks.log import DEBUG, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class CallLog:
         self, tid: int, destination: Endpoint, chain: Chain, error: OSError | int
     ) -> None:
         """Say what came of a connection: up, if the error is 0."""
+        if self._log.level < DEBUG:
+            return  # all that waits for this call has to wait for what is done here
         fields = f"target={destination}"
         if chain:
             fields += f" via={','.join(map(str, chain))}"
