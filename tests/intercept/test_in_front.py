@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from programs import SECONDS
@@ -93,9 +94,10 @@ def test_who_goes_on_again_before_it_is_looked_at_has_not_stopped() -> None:
         until("it has stopped", lambda: state(pid) == "T")
         channel.send(WORD.pack(HAS_STOPPED, signal.SIGTSTP))
         channel.send(WORD.pack(GOES_ON, 0))
-        channel.send(WORD.pack(HAS_ENDED, 3 << 8))
         os.kill(pid, signal.SIGCONT)
-        assert status_of(pid) == 3
+        assert WORD.unpack(channel.recv(99)) == (SIGNAL, signal.SIGCONT)
+        os.kill(pid, signal.SIGTERM)
+        assert WORD.unpack(channel.recv(99)) == (SIGNAL, signal.SIGTERM)
 
 
 def test_without_a_supervisor_and_a_program_it_has_failed() -> None:
@@ -107,11 +109,28 @@ def test_without_a_supervisor_and_a_program_it_has_failed() -> None:
         assert os.read(complaints, 9) == b"lost"
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM])
-def test_an_end_by_a_signal_is_one_again_and_leaves_no_core(number: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN])
+def test_an_end_by_a_signal_is_one_again(number: int) -> None:
     pid = os.fork()
     if not pid:
-        end_as(number | 0x80)  # with a core
-    _, status = os.waitpid(pid, 0)
-    assert os.WTERMSIG(status) == number
-    assert not os.WCOREDUMP(status)
+        end_as(number)
+    assert status_of(pid) == -number
+
+
+def test_but_there_is_no_other_core(place: str) -> None:
+    def end(how: Callable[[], None]) -> bool:
+        """Say whether there is a core of a child that ends in some way."""
+        pid = os.fork()
+        if not pid:
+            os.chdir(place)
+            hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+            resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # pytest has a handler
+            how()
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGSEGV
+        return os.WCOREDUMP(status)
+
+    if not end(lambda: os.kill(os.getpid(), signal.SIGSEGV)):
+        pytest.skip("there are no cores here")
+    assert not end(lambda: end_as(signal.SIGSEGV | 0x80))
