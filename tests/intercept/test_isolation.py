@@ -532,6 +532,13 @@ def test_an_unknown_mode_is_said_to_be_none():
     assert done.status == 100 and "isolate" in done.log and "'fast'" in done.log
 
 
+def test_which_option_a_network_is_wrong_in():
+    done = run("true", options=("--direct=10.0.0.0/8,foo",))
+    assert done.status == 100
+    said = "--direct: 'foo' is not a network; write ADDRESS or ADDRESS/BITS"
+    assert done.log == f"socksify: {said}\n"
+
+
 def _forbidding(sysctl: str) -> tuple[str, ...]:
     """Words to be in a user namespace in which another namespace cannot be, and without rights."""
     script = f'echo 0 >/proc/sys/user/{sysctl} && exec "$@"'
@@ -593,3 +600,29 @@ def test_what_is_for_datagrams_is_let_through_inside():
 )
 def test_which_sockets_are_made_outside(arguments: tuple[int, ...], expected: int):
     assert verdict(isolation.SOCKET_RULES, (*arguments, 0, 0, 0)) == expected
+
+
+# Orphans that end, each of which the supervisor is told of, while sockets are handed in.
+ORPHANS = """
+import os, socket, time
+end = time.monotonic() + 2
+for _ in range(2):
+    if os.fork():
+        continue
+    while time.monotonic() < end:
+        if not os.fork():
+            for _ in range(20):
+                os.fork() or os._exit(0)
+            os._exit(0)
+        os.wait()
+    os._exit(0)
+while time.monotonic() < end:
+    with socket.socket() as sock:
+        assert sock.fileno() > 2
+"""
+
+
+def test_no_signal_comes_between_a_program_and_its_socket() -> None:
+    """Else the kernel lets socket(2) give 0, and there is none."""
+    done = run(*python(ORPHANS), mode="isolate")
+    assert (done.status, done.log) == (0, "")

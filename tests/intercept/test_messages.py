@@ -11,7 +11,7 @@ import pytest
 from filtered import LIBRARY, child, next_call
 
 from muonsocks.intercept.bpf import NOTIFY, Rule
-from muonsocks.intercept.messages import LARGEST, read_data, read_message, read_name, size_of
+from muonsocks.intercept.messages import LARGEST, read_data, read_message, size_of
 from muonsocks.intercept.notify import Call, Refused
 
 SEND = {"sendmsg": [Rule(NOTIFY)]}
@@ -72,7 +72,6 @@ def test_its_parts_are_put_together() -> None:
 
 def test_it_need_not_have_a_name() -> None:
     assert Sent(name_length=0).look(read_message).name is None
-    assert Sent().look(lambda call, _: read_name(call, 0, 16)) is None
 
 
 def test_no_name_is_longer_than_any_address() -> None:

@@ -18,6 +18,10 @@ from real_server import until
 from scripted_proxy import Proxy, proxy
 from socksified import Started, as_user, started
 
+from muonsocks.intercept.kernel import ARCHITECTURES
+
+CONNECT = ARCHITECTURES[0].numbers["connect"]
+
 
 def left_of(pid: int) -> list[str]:
     """What the supervisor has open that goes with connections."""
@@ -414,6 +418,38 @@ is_through(sock)
 
 
 # It does not wait
+
+
+def test_who_waits_for_what_is_disconnected_is_told() -> None:
+    """It is a connection of the socket no more, and the next one of it is another."""
+    program = f"""
+import ctypes, threading
+sock = begin()
+sock.setblocking(True)
+results = []
+def wait_for_it():
+    lib = ctypes.CDLL(None, use_errno=True)
+    packed = b"\\2\\0\\0\\x50" + socket.inet_aton(TARGET[0]) + bytes(8)
+    results.append(ctypes.get_errno() if lib.connect(sock.fileno(), packed, 16) else 0)
+waiting = threading.Thread(target=wait_for_it)
+waiting.start()
+place = f"/proc/self/task/{{waiting.native_id}}/syscall"
+while open(place).read().split()[0] != "{CONNECT}":
+    pass
+assert not ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)
+waiting.join()
+assert results == [errno.ECANCELED], results
+print("left", flush=True)
+sys.stdin.read()
+sock.connect(TARGET)
+is_through(sock)
+"""
+    with proxy() as one:
+        one.may_answer.clear()
+        with waiting(one, *python(program)):
+            one.wait_for(left=1)
+            one.may_answer.set()
+        assert one.received == [b"hello"]
 
 
 def test_closed_while_parked() -> None:

@@ -20,7 +20,10 @@ PROXY = "--proxy=socks5h://127.0.0.1:1"
             (PROXY, "--mode=hold", "--udp=allow", "true"),
             "--udp allow is nothing for --mode hold; it takes --mode isolate",
         ),
-        ((PROXY, "--direct=abc", "true"), "'abc' is not a network; write ADDRESS or ADDRESS/BITS"),
+        (
+            (PROXY, "--direct=abc", "true"),
+            "--direct: 'abc' is not a network; write ADDRESS or ",
+        ),
         ((PROXY, "--connect-timeout=0", "true"), "--connect-timeout: '0' is not a time; "),
         (("--nosuch", "true"), "there is no option --nosuch; see --help"),
         (("true",), "there is no proxy; name it by --proxy, or in $ALL_PROXY"),

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_V6ONLY, TCP_INFO, socket
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_ERROR,
+    SOL_SOCKET,
+    TCP_INFO,
+    socket,
+)
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RefusedByRule
@@ -105,7 +115,15 @@ class OwnSocket(Dialler):
     def give_up(self) -> None:
         """Let the socket be as if we had never connected it."""
         if self._is_used:
-            kernel.disconnect(self._sock.fileno())
+            unconnect(self._sock)
+
+
+def unconnect(sock: socket) -> None:
+    """Let a TCP socket be as if it had never been connected: that it has been reset is no error
+    that a program is to be told of. OSError.
+    """
+    kernel.disconnect(sock.fileno())
+    sock.getsockopt(SOL_SOCKET, SO_ERROR)
 
 
 def number_against(sock: socket) -> int:
