@@ -5,9 +5,10 @@ import os
 import resource
 import signal
 
-from launched import PYTHON, started
-from patient_proxy import Proxy, proxy
+from programs import PYTHON
 from real_server import state, until
+from scripted_proxy import Proxy, welcoming
+from socksified import started
 
 from muonsocks.intercept.held import is_wanted
 
@@ -36,9 +37,9 @@ def connecting(code: str) -> tuple[str, ...]:
     return (PYTHON, "-c", CONNECT + code)
 
 
-def held_back(one: Proxy) -> tuple[str, ...]:
+def held_back(one: Proxy) -> str:
     one.may_answer.clear()
-    return (f"--proxy={one.url}",)
+    return one.url
 
 
 def test_a_signal_ends_a_call_that_waits() -> None:
@@ -51,7 +52,7 @@ say(connect(), handled)
 sys.stdin.readline()
 say(connect(), sock.recv(8).decode().strip(), os.get_blocking(sock.fileno()))
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == f"{errno.EINTR} 1"
         one.may_answer.set()
         launched.tell("")
@@ -71,7 +72,7 @@ said.start()
 result = connect()
 say(result, handled >= 1)
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "now"
         one.may_answer.set()
         assert launched.line() == "0 True"
@@ -87,11 +88,11 @@ say(connect())
 sys.stdin.readline()
 say(connect())
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         one.code = 5
         assert launched.line() == str(errno.EINTR)
         one.may_answer.set()
-        until("it is over", lambda: one.ended)
+        one.wait_for(ended=1)
         launched.tell("")
         assert launched.line() == str(errno.ECONNREFUSED)
         assert one.begun == 1
@@ -111,16 +112,16 @@ except TimeoutError:
     say("left")
 sys.stdin.readline()
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "left"
-        until("the connection is over", lambda: one.ended)
+        one.wait_for(ended=1)
 
 
 def test_who_is_stopped_stops_at_once() -> None:
     code = "say('up')\nsay(connect())\n"
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "up"
-        one.await_requests(1)
+        one.wait_for(asked=1)
         os.kill(launched.program, signal.SIGTSTP)
         until("all have stopped", lambda: state(launched.front) == "T")
         one.may_answer.set()
@@ -130,10 +131,10 @@ def test_who_is_stopped_stops_at_once() -> None:
 
 
 def test_who_is_killed_leaves_nothing() -> None:
-    with proxy() as one, started(*connecting("connect()"), options=held_back(one)) as launched:
-        one.await_requests(1)
+    with welcoming() as one, started(*connecting("connect()"), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
         os.kill(launched.program, signal.SIGKILL)
-        until("the connection is over", lambda: one.ended)
+        one.wait_for(ended=1)
         assert launched.status == -signal.SIGKILL
 
 
@@ -151,11 +152,11 @@ sock.close()
 say("killed")
 sys.stdin.readline()
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
-        one.await_requests(1)
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
         launched.tell("")
         assert launched.line() == "killed"
-        until("the connection is over", lambda: one.ended)
+        one.wait_for(ended=1)
 
 
 def test_a_time_limit_of_the_program() -> None:
@@ -167,7 +168,7 @@ sys.stdin.readline()
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
 say(connect())
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == str(errno.EINPROGRESS)
         one.may_answer.set()
         launched.tell("")
@@ -183,8 +184,8 @@ sys.stdin.readline()
 say("second", connect())
 other.join()
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
-        one.await_requests(1)
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
         launched.tell("")
         assert launched.line() == f"second {errno.EALREADY}"
         one.may_answer.set()
@@ -201,9 +202,9 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 say("up")
 say(connect())
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "up"
-        one.await_requests(1)
+        one.wait_for(asked=1)
         for number in (signal.SIGUSR1, signal.SIGCHLD, signal.SIGWINCH):
             os.kill(launched.program, number)
         # It is looked at several times meanwhile.

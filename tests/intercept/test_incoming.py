@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attended import AS_NOBODY, directory
 from ends import descriptors
-from launched import AS_NOBODY
-from preloaded import START, Preloaded, directory, preloaded
+from preloaded import START, Preloaded, preloaded
 from programs import PYTHON, SECONDS
 from real_server import children, until
 from senders import Front, accepted, pass_on
