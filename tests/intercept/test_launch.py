@@ -13,10 +13,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from isolated import expect_isolation
 from programs import PYTHON, SECONDS, environment
 from real_server import children, is_alive, state, until
-from socksified import AS_NOBODY, NOWHERE, SOCKSIFY, Started, run, started
+from socksified import AS_NOBODY, NOWHERE, SOCKSIFY, Started, expect_isolation, run, started
 from typed_terminal import Terminal, shell
 
 from muonsocks.intercept import in_front
