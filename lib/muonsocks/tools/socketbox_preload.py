@@ -43,8 +43,8 @@ from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 
-# s: about what it takes a program that has been given a connection to ask for the next one
-_LOOKING = 1.5e-4
+# s: about what it takes, when one client comes after the other, until the next connection is here
+_LOOKING = 3e-4
 
 
 def main(arguments: list[str], log: Log) -> int:
