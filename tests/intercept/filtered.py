@@ -39,7 +39,7 @@ def child(
         try:
             os.setpgid(0, 0)
             try:
-                fd = launch._install(assemble(rules, kernel.ARCHITECTURES))
+                fd = launch._install(assemble(rules, kernel.ARCHITECTURES), True)
             except OSError as error:
                 os.write(theirs.fileno(), f"!{error.strerror}".encode())
                 os._exit(1)

@@ -63,14 +63,18 @@ class Errand:
         chain: Chain,
         source: Endpoint | None = None,
         options: Sequence[tuple[Any, ...]] = (),
+        dialler: Dialler | None = None,
     ) -> None:
         """`source` is the address of ours that the connection is to come from, unless that is empty
         or zeros, and its port unless that is 0; `options` are what the socket's setsockopt gets.
-        UsageError if the source is a name.
+        UsageError if the source is a name. A `dialler` stands for both.
         """
         self.command = command
         self.destination = destination
         self.chain = chain
+        if dialler is not None:
+            self.dialler = dialler
+            return
         bind_address = None
         if source is not None and source.host:
             if source.packed is None:

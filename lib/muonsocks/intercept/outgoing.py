@@ -190,8 +190,7 @@ class Outgoing:
     ) -> Outcome:
         """Connect the program's own socket, or what is to stand in its place."""
         dialler = OwnSocket(sock, self._timeout, self._look_up)
-        errand = Errand(Command.CONNECT, destination, chain)
-        errand.dialler = dialler
+        errand = Errand(Command.CONNECT, destination, chain, dialler=dialler)
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
