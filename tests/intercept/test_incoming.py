@@ -124,6 +124,20 @@ say(failure(s.getpeername), failure(s.bind, ("127.0.0.1", 8000)), socket(fileno=
     ]
 
 
+def test_an_option_of_no_length(path: str) -> None:
+    code = """
+import ctypes
+call = ctypes.CDLL(None, use_errno=True).getsockopt
+s = listener()
+for level, name in ((SOL_SOCKET, SO_TYPE), (IPPROTO_TCP, TCP_NODELAY), (IPPROTO_TCP, 9999)):
+    n = ctypes.c_int(0); value = ctypes.c_int(7)
+    result = call(s.fileno(), level, name, ctypes.byref(value), ctypes.byref(n))
+    say(result and errno.errorcode[ctypes.get_errno()], n.value, value.value)
+"""
+    with server(path, code) as there:
+        assert [there.line() for _ in range(3)] == ["0 0 7", "0 0 7", "ENOPROTOOPT 0 7"]
+
+
 def test_options_are_inherited(path: str) -> None:
     code = """
 s = socket(); s.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1); s.bind(("127.0.0.1", 8000)); s.listen()
@@ -426,6 +440,18 @@ def test_what_is_no_connection_is_dropped(path: str) -> None:
             assert hears(client)
         for fault in ("no stream", "a listener", "no socket", "without a descriptor"):
             assert len(re.findall(fault, there.log)) == 1
+
+
+def test_a_flood_of_it_does_not_fill_the_log(path: str) -> None:
+    with server(path, LOOP) as there, Front(path) as front:
+        there.line()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            for _ in range(1000):
+                sender.sendto(b"x", path)
+        with front.client() as client:
+            assert hears(client)
+        # It took a second or two, or a few on a machine that is busy.
+        assert 1 <= there.log.count("a message without a descriptor") < 100
 
 
 def test_more_than_one_descriptor(path: str) -> None:

@@ -43,7 +43,7 @@ _TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _SO_PROTOCOL, _SO_DOMAIN, _SO_RCVTIMEO = 38, 39, 20
 _LEVELS = (0, 6, 41)  # of IPv4, TCP and IPv6: a unix socket has no such options
 _TELLING = (SO_TYPE, SO_ACCEPTCONN, _SO_PROTOCOL, _SO_DOMAIN)
-_LONGEST_OPTION = 1024  # bytes
+_INT, _LONGEST_OPTION = 4, 1024  # bytes
 _ANY = (Rule(NOTIFY),)
 
 
@@ -265,9 +265,9 @@ class Incoming:
         elif (level, option) == (SOL_SOCKET, SO_ACCEPTCONN):
             value = receiver.is_listening.to_bytes(4, "little")
         else:
-            room = min(max(call.read_int(call.arguments[4]), 0), _LONGEST_OPTION)
+            room = min(call.room_at(call.arguments[4]), _LONGEST_OPTION)
             try:
-                value = receiver.meant.getsockopt(level, option, room)
+                value = receiver.meant.getsockopt(level, option, room or _INT)
             except OSError as error:
                 raise Refused(error.errno or errno.EINVAL) from None
         call.write_option(value)

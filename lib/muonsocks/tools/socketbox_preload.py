@@ -33,7 +33,6 @@ from muonsocks.intercept.conventions import Conventions, Places
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.incoming import Incoming, rules
 from muonsocks.intercept.launch import stay_behind, step_back
-from muonsocks.intercept.notify import Call
 from muonsocks.intercept.reaching import Reaching
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.log import Log
@@ -42,6 +41,7 @@ from muonsocks.net.passed import strictness
 from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
+from muonsocks.tools.intercepted import CallLog
 
 # s: about what it takes, when one client comes after the other, until the next connection is here
 _LOOKING = 3e-4
@@ -82,15 +82,13 @@ def main(arguments: list[str], log: Log) -> int:
         else:
             log.debug(f"{endpoint} is {path}")
 
-    def failed(call: Call, error: BaseException) -> None:
-        log.warning(f"{call.name}: {error!r}")
-
+    told = CallLog(log)
     disguises = Disguises()
-    accepting = Accepting(loop, disguises, level, log.warning)
+    accepting = Accepting(loop, disguises, level, told.dropped)
     incoming = Incoming(loop, places, conventions, disguises, accepting, bound)
     reaching = Reaching(loop, conventions, disguises)
     handlers = {**incoming.handlers, "connect": reaching.connect}
-    supervisor = Supervisor(loop, supervision.listener, chosen, handlers, failed)
+    supervisor = Supervisor(loop, supervision.listener, chosen, handlers, told.failure)
 
     def reap() -> None:
         if supervision.reap():
