@@ -340,6 +340,22 @@ c, a = s.accept(); c.sendall(b"hello"); say(a[1])
             assert there.line() == f"{client.getsockname()[1]}"
 
 
+@pytest.mark.parametrize("how", ["0", "select.EPOLLET"])
+def test_a_duplicate_and_an_epoll_from_before(path: str, how: str) -> None:
+    code = f"""
+s = socket(); d = s.dup(); e = select.epoll(); e.register(s, select.EPOLLIN | {how})
+s.bind(("127.0.0.1", 8000)); d.listen(); s.setblocking(False); e.poll(0); say(e.poll(0))
+say(e.poll({SECONDS}) == [(s.fileno(), select.EPOLLIN)])
+c, a = d.accept(); c.sendall(b"hello"); e.modify(s, 0)
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert there.line() == "[]"
+        with front.client() as client:
+            assert hears(client)
+            assert there.line() == "True"
+        assert there.status == 0
+
+
 @pytest.mark.parametrize("one", ["reuseport", "another address", "another process"])
 def test_two_listeners_share_a_queue(path: str, one: str) -> None:
     hosts = ("127.0.0.1", "::1" if one == "another address" else "127.0.0.1")

@@ -20,6 +20,7 @@ from _socket import (
 from contextlib import closing
 from stat import S_ISSOCK
 
+from muonsocks.intercept import in_place
 from muonsocks.intercept.accepting import Accepting
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals, refuse
 from muonsocks.intercept.conventions import Conventions, LinkLocal, PlaceInFile, Places, UnixPlace
@@ -167,7 +168,7 @@ class Incoming:
             self.receivers.add(one)
             try:
                 take_after(made, sock)
-                put_in_place(call, made)
+                in_place.Places(call, sock).take(made)
             except BaseException:
                 self.receivers.remove(one)
                 raise
@@ -179,7 +180,7 @@ class Incoming:
         if one.name != name:
             one.family = 0  # connections are taken as they are
         one.is_bound = False
-        put_in_place(call, shared)
+        in_place.Places(call, sock).take(shared)
         call.succeed()
         one.is_bound = True
 
@@ -338,13 +339,3 @@ def take_after(receiver: socket, sock: socket) -> None:
     receiver.setblocking(os.get_blocking(sock.fileno()))
     time = sock.getsockopt(SOL_SOCKET, _SO_RCVTIMEO, 16)
     receiver.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, time)
-
-
-def put_in_place(call: Call, sock: socket) -> None:
-    """Let the caller's socket be this one. CallGone."""
-    try:
-        with open(f"/proc/{call.tid}/fdinfo/{call.fd}") as file:
-            flags = next(line.split()[1] for line in file if line.startswith("flags:"))
-    except FileNotFoundError:
-        raise Refused(errno.EBADF) from None
-    call.put(sock, call.fd, bool(int(flags, 8) & os.O_CLOEXEC))

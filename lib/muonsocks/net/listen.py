@@ -91,7 +91,7 @@ def receive_at(path: str) -> socket:
 
 
 class SocketFile:
-    """The file of a unix socket that is bound here, to be removed when nobody is to come any more."""
+    """The file of a unix socket that is bound here, to be removed once nobody is to come."""
 
     __slots__ = ("_held", "_path")
 
