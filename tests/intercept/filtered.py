@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from programs import SECONDS
 
-from muonsocks.intercept import kernel, launch
+from muonsocks.intercept import gate, kernel
 from muonsocks.intercept.bpf import assemble
 from muonsocks.intercept.notify import Call, Listener
 
@@ -39,7 +39,7 @@ def child(
         try:
             os.setpgid(0, 0)
             try:
-                fd = launch._install(assemble(rules, kernel.ARCHITECTURES), True)
+                fd = gate.install(assemble(rules, kernel.ARCHITECTURES))
             except OSError as error:
                 os.write(theirs.fileno(), f"!{error.strerror}".encode())
                 os._exit(1)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ends import descriptors
+from launched import AS_NOBODY
 from preloaded import START, Preloaded, directory, preloaded
 from programs import PYTHON, SECONDS
 from real_server import children, until
@@ -105,6 +106,20 @@ def test_a_unix_client_is_one_of_this_host(path: str, host: str, shown: str) -> 
         assert there.line() == f"True True {shown}"
 
 
+def test_a_unix_client_inherits_what_it_can(path: str) -> None:
+    """It has no options of TCP, and is not in the way of who comes after it."""
+    code = """
+s = listener(); s.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1); say()
+say(s.accept()[0].getpeername()[0])
+"""
+    with server(path, code) as there:
+        there.line()
+        client, served = socket.socketpair()
+        with client, served:
+            pass_on(path, served.fileno())
+            assert there.line() == "127.0.0.1"
+
+
 def test_it_seems_to_be_of_tcp(path: str) -> None:
     code = """
 s = socket(); s.bind(("127.0.0.1", 8000)); say(s.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)); s.listen()
@@ -138,14 +153,18 @@ for level, name in ((SOL_SOCKET, SO_TYPE), (IPPROTO_TCP, TCP_NODELAY), (IPPROTO_
         assert [there.line() for _ in range(3)] == ["0 0 7", "0 0 7", "ENOPROTOOPT 0 7"]
 
 
-def test_options_are_inherited(path: str) -> None:
-    code = """
-s = socket(); s.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1); s.bind(("127.0.0.1", 8000)); s.listen()
-s.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1); say(); c, a = s.accept()
+@pytest.mark.parametrize("is_late", [False, True])
+def test_options_are_inherited(path: str, is_late: bool) -> None:
+    code = f"""
+s = socket()
+def keep(): s.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+{is_late} or keep(); s.bind(("127.0.0.1", 8000)); {is_late} and keep(); s.listen()
+s.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1); say(s.getsockopt(SOL_SOCKET, SO_KEEPALIVE))
+c, a = s.accept()
 say(c.getsockopt(SOL_SOCKET, SO_KEEPALIVE), c.getsockopt(IPPROTO_TCP, TCP_NODELAY))
 """
     with server(path, code) as there, Front(path) as front:
-        there.line()
+        assert there.line() == "1"
         with front.client():
             assert there.line() == "1 1"
 
@@ -521,6 +540,18 @@ c, a = s.accept(); c.sendall(b"hello"); say("accepted")
             there.tell()
             assert [there.line() for _ in range(3)] == ["EMFILE", "EMFILE", "accepted"]
             assert hears(client)
+
+
+def test_quietly(path: str) -> None:
+    with server(f"{path}/below", "say(failure(listener))", "-q") as there:
+        assert (there.line(), there.status, there.log) == ("ENOENT", 0, "")
+
+
+def test_a_directory_that_is_gone() -> None:
+    gone = ("sh", "-c", 'cd "$(mktemp -d)" && rmdir "$PWD" && exec "$@"', "sh")
+    with preloaded(code="say()", before=(*AS_NOBODY, *gone)) as there:
+        assert there.status == 111
+        assert there.log == "socketbox-preload: the current directory: No such file or directory\n"
 
 
 def test_bad_memory(path: str) -> None:

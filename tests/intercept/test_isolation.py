@@ -26,7 +26,7 @@ from places import in_own_network, root_only, sh
 from programs import SECONDS, Outcome, accept, listener
 from real_server import Server, running, until
 
-from muonsocks.intercept import isolation
+from muonsocks.intercept import isolation, kernel
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, refuse, verdict
 from muonsocks.intercept.outgoing import RULES
 
@@ -521,6 +521,13 @@ def test_an_unknown_mode_is_said_to_be_none():
     assert done.status == 100 and "isolate" in done.log and "'fast'" in done.log
 
 
+def test_which_option_a_network_is_wrong_in():
+    done = socksify("--direct=10.0.0.0/8,foo", f"--proxy={NOWHERE}", "true")
+    assert done.status == 100
+    said = "--direct: 'foo' is not a network; write ADDRESS or ADDRESS/BITS"
+    assert done.log == f"socksify: {said}\n"
+
+
 def _forbidding(sysctl: str) -> tuple[str, ...]:
     """Words to be in a user namespace in which another namespace cannot be, and without rights."""
     script = f'echo 0 >/proc/sys/user/{sysctl} && exec "$@"'
@@ -583,3 +590,40 @@ def test_what_is_for_datagrams_is_let_through_inside():
 )
 def test_which_sockets_are_made_outside(arguments: tuple[int, ...], expected: int):
     assert verdict(isolation.SOCKET_RULES, (*arguments, 0, 0, 0)) == expected
+
+
+# Orphans that end, each of which the supervisor is told of, while sockets are handed in.
+ORPHANS = """
+import os, socket, time
+end = time.monotonic() + 2
+for _ in range(2):
+    if os.fork():
+        continue
+    while time.monotonic() < end:
+        if not os.fork():
+            for _ in range(20):
+                os.fork() or os._exit(0)
+            os._exit(0)
+        os.wait()
+    os._exit(0)
+while time.monotonic() < end:
+    with socket.socket() as sock:
+        assert sock.fileno() > 2
+"""
+
+
+def test_no_signal_comes_between_a_program_and_its_socket() -> None:
+    """Else the kernel lets socket(2) give 0, and there is none."""
+    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *python(ORPHANS), before=as_user())
+    assert (done.status, done.log) == (0, "")
+
+
+@root_only()
+def test_another_ones_network_is_not_touched(monkeypatch):
+    def there() -> None:
+        monkeypatch.setattr(kernel, "unshare", lambda _: None)  # as a sandbox may have it
+        with pytest.raises(OSError, match="none has been made"):
+            isolation.enter()
+        sh("! ip route show table local | grep default")
+
+    in_own_network(there)

@@ -16,6 +16,7 @@ from launched import AS_NOBODY, NOWHERE, PYTHON, SOCKSIFY, Terminal, run, shell,
 from programs import SECONDS, environment
 from real_server import children, is_alive, state, until
 
+from muonsocks.intercept import in_front
 from muonsocks.intercept.bpf import Rule, assemble, refuse
 from muonsocks.intercept.calls import Architecture
 from muonsocks.intercept.kernel import ARCHITECTURES
@@ -212,6 +213,19 @@ def test_ctrl_c_ends_a_program_that_does_not_care() -> None:
         terminal.type("\3")
         terminal.type("echo st$?\n")
         terminal.await_text("st130")
+
+
+def test_a_supervisor_that_ends_without_having_read_a_signal_has_not_been_killed() -> None:
+    """As when Ctrl-C ends the program at once: its end is told, and the signal waits unread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(in_front.WORD.pack(in_front.OF_A_TERMINAL, signal.SIGINT))
+        ours.send(in_front.WORD.pack(in_front.HAS_ENDED, 3 << 8))
+        ours.close()
+        pid = os.fork()
+        if not pid:
+            in_front.Front(theirs, 0, lambda: os._exit(99)).wait()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
 def test_job_control() -> None:
@@ -440,24 +454,71 @@ os.execvp(sys.argv[3], sys.argv[3:])
 
 
 @pytest.mark.parametrize(
-    ("call", "named"),
+    ("number", "said"),
     [
-        ("seccomp", "seccomp"),
-        ("pidfd_getfd", "pidfd_getfd"),
-        ("process_vm_readv", "process_vm_readv"),
-        ("process_vm_writev", "process_vm_writev"),
+        (errno.EPERM, "not permitted here; a container may need"),
+        (errno.ENOSYS, "not there; it takes Linux 5.14"),
+        (errno.ENOMEM, ": Cannot allocate memory"),
     ],
 )
-def test_a_container_that_does_not_permit_it_is_named(call: str, named: str) -> None:
-    """As Docker's profile does: some calls fail with EPERM."""
+@pytest.mark.parametrize("mode", ["auto", "isolate", "hold"])
+@pytest.mark.parametrize(
+    "call", ["seccomp", "pidfd_open", "pidfd_getfd", "process_vm_readv", "process_vm_writev"]
+)
+def test_what_a_container_does_not_permit_is_named(
+    call: str, mode: str, number: int, said: str
+) -> None:
+    """As Docker's profile does: some calls fail with EPERM. No other mode does without them."""
+    if mode == "isolate" and run("true", options=(NOWHERE, "--mode=isolate")).returncode:
+        pytest.skip("there is no network of one's own here")
     own = ARCHITECTURES[0]
     numbers = {call: own.numbers[call]}
     outer = assemble(
-        {call: (Rule(refuse(errno.EPERM)),)}, [Architecture(own.audit, numbers), *ARCHITECTURES[1:]]
+        {call: (Rule(refuse(number)),)}, [Architecture(own.audit, numbers), *ARCHITECTURES[1:]]
     )
-    done = run("echo", "run", before=(PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY))
+    before = (PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY)
+    done = run("echo", "run", options=(NOWHERE, f"--mode={mode}"), before=before)
     assert (done.returncode, done.stdout) == (111, "")
-    assert named in done.stderr and "not permitted here; a container may need" in done.stderr
+    assert call in done.stderr and said in done.stderr and "does without" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["nothing", "others"])
+def test_proc_of_nothing_or_of_others_is_said_to_be_so(what: str) -> None:
+    if os.geteuid():
+        pytest.skip("only root may mount something")
+    before = {
+        "nothing": ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"),
+        "others": ("unshare", "--pid", "--fork"),
+    }[what]
+    done = run("echo", "run", before=(*before, *AS_NOBODY))
+    assert (done.returncode, done.stdout) == (111, "")
+    assert "/proc has not the processes of here" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["socksify", "socketbox-preload"])
+def test_few_descriptors(program: str) -> None:
+    """Whichever is the first that cannot be had, one line says so."""
+    statuses = []
+    for number in range(6, 18):
+        limit = ("prlimit", f"--nofile={number}:{number}")
+        options = (NOWHERE, "--mode=async") if program == "socksify" else ()
+        words = (*AS_NOBODY, *limit, str(Path(SOCKSIFY).with_name(program)), *options, "true")
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        statuses.append(done.returncode)
+        assert done.stderr.count("\n") == (1 if done.returncode else 0), done.stderr
+        assert not done.returncode or "Too many open files" in done.stderr
+    assert set(statuses) == {0, 111} and statuses == sorted(statuses, reverse=True)
+
+
+def test_no_process_more() -> None:
+    if os.geteuid():
+        pytest.skip("only root may become somebody who has no process else")
+    before = ("setpriv", "--reuid=61234", "--clear-groups", "prlimit", "--nproc=1")
+    done = run("echo", "run", before=before)
+    assert (done.returncode, done.stdout) == (111, "")
+    assert "fork: Resource temporarily unavailable\n" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

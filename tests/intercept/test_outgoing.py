@@ -17,7 +17,7 @@ from programs import closed_port
 from real_server import running
 
 TRY = """
-import ctypes, errno, fcntl, os, socket, struct, sys
+import ctypes, errno, fcntl, os, select, socket, struct, sys
 lib = ctypes.CDLL(None, use_errno=True)
 
 def v4(host="192.0.2.1", port=80):
@@ -321,8 +321,10 @@ def test_a_proxy_that_does_not_answer() -> None:
 # What is said
 
 
-def test_what_is_logged() -> None:
-    code = "connect(sock, v4())"
+@pytest.mark.parametrize("blocks", [True, False])
+def test_what_is_logged(blocks: bool) -> None:
+    code = f"sock.setblocking({blocks})\nconnect(sock, v4())\n"
+    code += "select.select([], [sock], [])\nsock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)"
     with proxy() as one:
         words = (PYTHON, "-c", TRY + code)
         up = rf" connected target=192\.0\.2\.1:80 via={one.url} program=python3\[\d+\]\n"
@@ -477,3 +479,56 @@ def test_a_program_of_32_bits(is_direct: bool, tmp_path: Path) -> None:
             done = run(str(built), options=(f"--proxy={one.url}", _mode[0]), before=())
             assert done.returncode == expected, done.stderr
             assert one.asked == [("192.0.2.1", 80)]
+
+
+def test_a_refusal_leaves_no_error_behind() -> None:
+    """As with connect(2): the end of the connection to the proxy is no concern of the program's."""
+    code = "say(connect(sock, v4()), sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))"
+    with proxy() as one:
+        one.code = 5
+        assert said_by(code, one.url) == [f"{errno.ECONNREFUSED} 0"]
+
+
+def test_an_address_that_is_longer_than_any() -> None:
+    code = """
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    sock = socket.socket(socket.AF_INET, kind)
+    say(*(connect(sock, v4() + bytes(200), length) for length in (129, 1 << 31, (1 << 32) - 1)))
+"""
+    with proxy() as one:
+        assert said_by(code, one.url) == [" ".join([str(errno.EINVAL)] * 3)] * 2
+        assert one.asked == []
+
+
+def test_who_is_killed_leaves_others_a_socket_that_is_not_connected() -> None:
+    """And not one that leads into the middle of what is said to a proxy."""
+    code = """
+import time
+pid = os.fork()
+if not pid:
+    connect(sock, v4())
+    os._exit(1)
+sys.stdin.readline()
+sock.getpeername()
+os.kill(pid, 9)
+os.waitpid(pid, 0)
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    try:
+        sock.getpeername()
+    except OSError as error:
+        say(error.errno)
+        break
+sys.stdin.readline()
+say(connect(sock, v4()), sock.recv(7).decode())
+"""
+    with proxy() as one:
+        one.may_answer.clear()
+        program = started(PYTHON, "-c", TRY + code, options=(f"--proxy={one.url}", _mode[0]))
+        with program as launched:
+            one.await_requests(1)
+            launched.tell("")
+            assert launched.line() == str(errno.ENOTCONN)
+            one.may_answer.set()
+            launched.tell("")
+            assert launched.line() == "0 welcome"

@@ -11,6 +11,9 @@ from ends import descriptors
 from programs import SECONDS
 from slow_proxy import SlowProxy, python, run, socksified
 
+from muonsocks.intercept.kernel import ARCHITECTURES
+
+CONNECT = ARCHITECTURES[0].numbers["connect"]
 LONG = 0.3  # s: so much longer than it takes to be put in its place without having been parked
 
 
@@ -414,6 +417,38 @@ is_through(sock)
 # It does not wait
 
 
+def test_who_waits_for_what_is_disconnected_is_told() -> None:
+    """It is a connection of the socket no more, and the next one of it is another."""
+    program = f"""
+import ctypes, threading
+sock = begin()
+sock.setblocking(True)
+results = []
+def wait_for_it():
+    lib = ctypes.CDLL(None, use_errno=True)
+    packed = b"\\2\\0\\0\\x50" + socket.inet_aton(TARGET[0]) + bytes(8)
+    results.append(ctypes.get_errno() if lib.connect(sock.fileno(), packed, 16) else 0)
+waiting = threading.Thread(target=wait_for_it)
+waiting.start()
+place = f"/proc/self/task/{{waiting.native_id}}/syscall"
+while open(place).read().split()[0] != "{CONNECT}":
+    pass
+assert not ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)
+waiting.join()
+assert results == [errno.ECANCELED], results
+print("left", flush=True)
+sys.stdin.read()
+sock.connect(TARGET)
+is_through(sock)
+"""
+    with SlowProxy() as proxy:
+        proxy.may_answer.clear()
+        with socksified(proxy, *python(program)) as done:
+            proxy.wait_until(left=1)
+            proxy.may_answer.set()
+        assert (done.status, proxy.received) == (0, [b"hello"])
+
+
 def test_closed_while_parked() -> None:
     """The proxy is left, and nothing is left with us."""
     program = """
@@ -430,9 +465,9 @@ os.read(0, 1)
         proxy.may_answer.clear()
         with socksified(proxy, *python(program)) as done:
             assert done.process.stdin is not None
-            proxy.wait_until(asked=20)
+            proxy.wait_until(asked=20)  # some may be those that are closed at once
+            wait_until(lambda: len(left_of(done.supervisor)) >= 40)
             before = left_of(done.supervisor)
-            assert len(before) >= 40
             os.write(done.process.stdin.fileno(), b"x")
             proxy.wait_until(left=20)
             wait_until(lambda: len(left_of(done.supervisor)) <= len(before) - 40)

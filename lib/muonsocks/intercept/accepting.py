@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SO_RCVTIMEO = 20
 _TIME = Struct("=qq")  # struct timeval: seconds and microseconds
+_NO_SUCH_OPTION = (errno.EOPNOTSUPP, errno.ENOPROTOOPT)  # what is passed need not be of TCP
 _FLAGS = SOCK_NONBLOCK | SOCK_CLOEXEC
 
 
@@ -159,7 +160,11 @@ class Accepting:
         name: bytes,
     ) -> None:
         for level, option, value in receiver.inherited:
-            connection.setsockopt(level, option, value)
+            try:
+                connection.setsockopt(level, option, value)
+            except OSError as error:
+                if error.errno not in _NO_SUCH_OPTION:
+                    raise
         fd, blocks = connection.fileno(), not flags & SOCK_NONBLOCK
         if os.get_blocking(fd) != blocks:
             os.set_blocking(fd, blocks)

@@ -35,17 +35,17 @@ from struct import Struct
 from muonsocks.address import Endpoint, format_address, mapped
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, has_any, is_not_null, refuse
+from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.messages import (
     LARGEST,
     Message,
     read_data,
     read_message,
-    read_name,
     size_of,
 )
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.peers import Peers
-from muonsocks.intercept.socket_address import address_of, endpoint_of, family_of
+from muonsocks.intercept.socket_address import SHORTEST, address_of, endpoint_of, family_of
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
@@ -66,7 +66,6 @@ RULES: Rules = {
     "recvfrom": (Rule(NOTIFY, is_not_null(4)),),
     "getpeername": (Rule(NOTIFY),),
 }
-DOMAIN = 53
 _INTERNET = (AF_INET, AF_INET6)
 _UDP_SEGMENT = 103
 _MOST_MESSAGES = 64  # of one sendmmsg(2): it may be told that these are sent, and come again
@@ -116,7 +115,7 @@ class Datagrams:
             if not _is_ours(sock):
                 call.go_on()
                 return
-            name = read_name(call, name_at, length)
+            name = call.read_address(name_at, length) if name_at else None
             message = Message(name, name_at, read_data(call, data_at, size))
             count = self._send(call, sock, message, int_of(flags))
         finally:
@@ -174,11 +173,10 @@ class Datagrams:
             if name is None or flags & MSG_ERRQUEUE:
                 call.go_on()
                 return
-            data = bytearray(size)
-            count = await self._receive(call, sock, data, flags)
+            data, count = await self._receive(call, sock, size, flags)
         finally:
             sock.close()
-        call.write(data_at, bytes(data[:count]))
+        call.write(data_at, data)
         call.write_address(name_at, length_at, name)
         call.succeed(count)
 
@@ -238,13 +236,18 @@ class Datagrams:
         except Refused:
             return  # a constant: it cannot be compared with what is to be told of each answer
 
-    async def _receive(self, call: Call, sock: socket, data: bytearray, flags: int) -> int:
+    async def _receive(self, call: Call, sock: socket, size: int, flags: int) -> tuple[bytes, int]:
+        """Give what there is room for of the next datagram, and what recvfrom(2) says of its size.
+        Who waits has no memory of ours for it.
+        """
         waits = os.get_blocking(sock.fileno()) and not flags & MSG_DONTWAIT
         seconds, rest = _TIME.unpack(sock.getsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIME.size))
         end = self._loop.now + (seconds + rest / 1e6 or float("inf"))
         while True:
             try:
-                return sock.recv_into(data, len(data), flags | MSG_DONTWAIT)
+                data = bytearray(size)
+                count = sock.recv_into(data, size, flags | MSG_DONTWAIT)
+                return bytes(data[:count]), count
             except BlockingIOError:
                 if not waits or end <= self._loop.now:
                     raise Refused(errno.EAGAIN) from None
@@ -287,7 +290,8 @@ def _read_address(sock: socket, raw: bytes) -> Endpoint:
     """Read an address that a socket is given; Refused if it cannot be for one of its family."""
     endpoint = endpoint_of(raw)
     if endpoint is None:
-        raise Refused(errno.EINVAL if len(raw) < 16 else errno.EAFNOSUPPORT)
+        shortest = SHORTEST.get(family_of(raw), SHORTEST[sock.family])
+        raise Refused(errno.EINVAL if len(raw) < shortest else errno.EAFNOSUPPORT)
     if sock.family == AF_INET and family_of(raw) != AF_INET:
         raise Refused(errno.EAFNOSUPPORT)
     needs_ipv4 = sock.family == AF_INET6 and endpoint.family == AF_INET

@@ -13,8 +13,8 @@ from contextlib import closing
 from os import fstat
 
 from muonsocks.address import Endpoint
+from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.notify import Call
-from muonsocks.intercept.receiver import cookie_of
 from muonsocks.intercept.socket_address import address_of
 
 _IPV6_ADDRFORM = 1

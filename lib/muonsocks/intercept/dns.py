@@ -34,6 +34,7 @@ _THERE = b"\xc0\x0c"  # the name of the question, right behind the header
 _LONGEST_NAME = 255  # bytes, with a length in front of each label and the end
 _LONGEST_LABEL = 63
 _POINTER = 0xC0
+DOMAIN = 53  # the port of name servers
 SHORTEST_LIMIT = 512  # bytes of a message that everybody takes
 LARGEST = 1232  # bytes that pass any network in one piece
 TIME_TO_LIVE = 1  # s: what an address stands for is known here alone

@@ -15,6 +15,7 @@ from _signal import SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
 from _socket import SO_SNDTIMEO, SOL_SOCKET, socket
 from struct import Struct
 
+from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.notify import Call, CallGone, Refused
 from muonsocks.net.loop import Loop, Timer
 from muonsocks.net.task import Task, Waitable
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     # Connects a socket, which blocks or not, and gives what came of it.
     Connect = Callable[[socket, bool], Coroutine[Waitable, None, "Outcome"]]
 
-_SO_COOKIE = 57
 _TIME = Struct("=qq")  # struct timeval
 _NEVER = bytes(_TIME.size)
 _EACH = 0.1  # s from a look to the next
@@ -68,14 +68,14 @@ class Held:
 
     def is_under_way(self, sock: socket) -> bool:
         """Say whether there is one for a socket."""
-        return bool(self._all) and sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8) in self._all
+        return bool(self._all) and cookie_of(sock) in self._all
 
     async def connect(self, call: Call, sock: socket, connect: Connect) -> Outcome:
         """Wait for the connection of a socket, which is made unless there is one under way.
 
         Refused or CallGone if the wait ends before.
         """
-        cookie = sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8)
+        cookie = cookie_of(sock)
         one = self._all.get(cookie)
         if one is None:
             one = self._all[cookie] = _Connection(sock)

@@ -8,7 +8,6 @@ import os
 from _signal import (
     SIG_BLOCK,
     SIG_DFL,
-    SIG_SETMASK,
     SIG_UNBLOCK,
     SIGCHLD,
     SIGIO,
@@ -79,7 +78,7 @@ class Front:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data = b""
+                continue  # it has not read all from us; what it has sent before comes now
             if not data:
                 self._be_alone()
                 return
@@ -97,8 +96,11 @@ class Front:
 
     def _pass_on(self, number: int, is_of_a_terminal: bool) -> None:
         if self._is_alone:
-            if not is_of_a_terminal:
-                os.kill(self._program, number)  # which nobody else waits for
+            if self._program and not is_of_a_terminal:
+                try:
+                    os.kill(self._program, number)  # which nobody else waits for
+                except PermissionError:
+                    return  # it has changed its user, and we may not, as whoever sent it
             return
         what = OF_A_TERMINAL if is_of_a_terminal else SIGNAL
         try:
@@ -144,6 +146,6 @@ def end_as(status: int) -> NoReturn:
         if number != SIGKILL:
             signal(number, SIG_DFL)
         os.kill(os.getpid(), number)
-        pthread_sigmask(SIG_SETMASK, ())
+        pthread_sigmask(SIG_UNBLOCK, (number,))  # and no other, which may have come as well
         os._exit(128 + number)
     os._exit(os.waitstatus_to_exitcode(status))

@@ -10,8 +10,8 @@ import os
 from _socket import (
     AF_INET,
     AF_INET6,
-    IPPROTO_TCP,
     SO_ACCEPTCONN,
+    SO_KEEPALIVE,
     SO_TYPE,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -27,7 +27,8 @@ from muonsocks.intercept.conventions import Conventions, LinkLocal, PlaceInFile,
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.receiver import Receiver, Receivers, inode_of, is_receiver
-from muonsocks.intercept.socket_address import LONGEST, endpoint_of, family_of
+from muonsocks.intercept.socket_address import endpoint_of, family_of
+from muonsocks.intercept.socket_rules import TCP_PROTOCOLS
 from muonsocks.net.listen import SocketFile, listen_at, receive_at
 from muonsocks.net.loop import Loop
 
@@ -39,11 +40,9 @@ if TYPE_CHECKING:
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.supervisor import Handler
 
-_IPPROTO_MPTCP = 262
-_TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _SO_PROTOCOL, _SO_DOMAIN, _SO_RCVTIMEO = 38, 39, 20
 _LEVELS = (0, 6, 41)  # of IPv4, TCP and IPv6: a unix socket has no such options
-_TELLING = (SO_TYPE, SO_ACCEPTCONN, _SO_PROTOCOL, _SO_DOMAIN)
+_TELLING = (SO_TYPE, SO_ACCEPTCONN, SO_KEEPALIVE, _SO_PROTOCOL, _SO_DOMAIN)
 _INT, _LONGEST_OPTION = 4, 1024  # bytes
 _ANY = (Rule(NOTIFY),)
 
@@ -56,7 +55,7 @@ def rules(connects: bool) -> Rules:
     return {
         **dict.fromkeys(names, _ANY),
         **({"connect": _ANY} if connects else {}),
-        "setsockopt": about_tcp,
+        "setsockopt": (*about_tcp, Rule(NOTIFY, equals(1, SOL_SOCKET), equals(2, SO_KEEPALIVE))),
         "getsockopt": about_tcp + telling,
         "io_uring_setup": (Rule(refuse(errno.ENOSYS)),),
     }
@@ -110,7 +109,7 @@ class Incoming:
 
     async def bind(self, call: Call) -> None:
         """Put a unix socket in the place of one that is bound to such an address."""
-        raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+        raw = call.read_address(*call.arguments[1:3])
         receiver = self.receivers.of(inode_of(call))
         if receiver is not None:
             if receiver.is_bound or receiver.name != raw:
@@ -294,7 +293,9 @@ class Incoming:
 
 def is_for_tcp(sock: socket, name: bytes) -> bool:
     """Say whether a socket is of TCP, and has the family of an address."""
-    return sock.type == SOCK_STREAM and sock.proto in _TCP and sock.family == family_of(name)
+    return (
+        sock.type == SOCK_STREAM and sock.proto in TCP_PROTOCOLS and sock.family == family_of(name)
+    )
 
 
 def is_unbound(sock: socket) -> bool:

@@ -33,10 +33,13 @@ from _socket import (
 
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, Rule, equals, has_any, refuse
+from muonsocks.intercept.cookies import network_of
 from muonsocks.intercept.device import make_device
+from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.packets import LONGEST
 from muonsocks.intercept.rtnetlink import Network
+from muonsocks.intercept.socket_rules import MPTCP, TCP_PROTOCOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,10 +47,8 @@ if TYPE_CHECKING:
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 1 << 12, 1 << 21
 _IP_PKTINFO, _IP_FREEBIND, _IPV6_FREEBIND = 8, 15, 78
-_SO_NETNS_COOKIE = 71
-_IPPROTO_MPTCP = 262
 _TYPE = 0xF
-_DOMAIN = 53  # the port of nameservers
+_NETWORK = "/proc/thread-self/ns/net"
 # getaddrinfo(3) finds no address of a family that a host has none of but loopback's. The first one
 # is nobody's (RFC 7335), the second is a local one (RFC 4193), made up.
 ADDRESSES = {
@@ -57,7 +58,6 @@ ADDRESSES = {
 # What leads nowhere, where there is no network. AF_VSOCK and some others are not about networks.
 _HARMLESS = (1, 16, 17, 38)  # AF_UNIX, AF_NETLINK, AF_PACKET, AF_ALG
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EADDRNOTAVAIL)
-_TCP = (0, IPPROTO_TCP, _IPPROTO_MPTCP)
 
 # Root might go back to where there is a network, or to another one; 0 is any namespace.
 _SETNS_RULES = (
@@ -70,7 +70,7 @@ SOCKET_RULES = (
     *(
         Rule(NOTIFY, equals(0, family), equals(1, SOCK_STREAM, _TYPE), equals(2, protocol))
         for family in (AF_INET, AF_INET6)
-        for protocol in _TCP
+        for protocol in (0, *TCP_PROTOCOLS)
     ),
     *(Rule(ALLOW, equals(0, family)) for family in (AF_INET, AF_INET6, *_HARMLESS)),
     Rule(refuse(errno.EAFNOSUPPORT)),
@@ -97,7 +97,11 @@ def enter(has_device: bool = False) -> list[int]:
     there: for IPv4 and, where there is that, for IPv6; and before them the device that is the way
     to everywhere, if there is to be one. OSError, which says what is in the way.
     """
+    outside = os.stat(_NETWORK).st_ino
     _unshare()
+    if os.stat(_NETWORK).st_ino == outside:
+        # A sandbox may only say that it has been made: what follows would change that of others.
+        raise OSError(errno.ENOSYS, "no network of its own: none has been made")
     loopback = link = if_nametoindex("lo")
     made: list[int] = []
     if has_device:
@@ -176,7 +180,7 @@ def _nameserver(family: int) -> socket:
         sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
         sock.setsockopt(IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
         sock.setsockopt(IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-    sock.bind(("" if family == AF_INET else "::", _DOMAIN))
+    sock.bind(("" if family == AF_INET else "::", DOMAIN))
     return sock
 
 
@@ -227,7 +231,7 @@ class Isolation:
 
     def __init__(self, inside: socket) -> None:
         """`inside` is a socket of the network inside."""
-        self._cookie = _cookie_of(inside)
+        self._cookie = network_of(inside)
 
     async def make_socket(self, call: Call) -> None:
         """Answer socket(2) for TCP with one of the network outside.
@@ -236,7 +240,7 @@ class Isolation:
         not know it, and it could be connected behind our back.
         """
         family, kind, protocol = (int_of(argument) for argument in call.arguments[:3])
-        if protocol == _IPPROTO_MPTCP:
+        if protocol == MPTCP:
             protocol = IPPROTO_TCP
         try:
             sock = socket(family, kind, protocol)
@@ -256,13 +260,8 @@ class Isolation:
 
         The kernel would look once more which socket it is, and find another one.
         """
-        if sock.type not in (SOCK_DGRAM, SOCK_RAW) or _cookie_of(sock) != self._cookie:
+        if sock.type not in (SOCK_DGRAM, SOCK_RAW) or network_of(sock) != self._cookie:
             raise Refused(errno.ENETUNREACH)
         if number := kernel.connect(sock.fileno(), raw):
             raise Refused(number)
         call.succeed()
-
-
-def _cookie_of(sock: socket) -> bytes:
-    """Tell one network namespace from another, Linux 5.14. OSError."""
-    return sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8)

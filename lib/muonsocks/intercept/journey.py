@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import SO_ERROR, SOL_SOCKET, socket
+from _socket import socket
 from select import EPOLLERR, EPOLLHUP, EPOLLRDHUP
 
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
-from muonsocks.intercept import kernel
+from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, descriptor_of
+from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import Parking
 from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.net.loop import READABLE, Timer
@@ -32,7 +33,6 @@ _FOREVER = 1e9  # s
 _HALF_CLOSED = 3600.0  # s without a byte, of a relay of which one direction is over
 _LAST_WORDS = 30.0  # s for them to arrive
 _HANG_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
-_SO_COOKIE = 57  # socket(7) does not have it yet
 
 
 class _Left(Exception):
@@ -80,8 +80,8 @@ class Journey:
 
     # Under way
 
-    def begin(self, errand: Errand, done: Callable[[int], None]) -> None:
-        """Go on errand. `done` is told the errno of its end."""
+    def begin(self, errand: Errand, done: Callable[[OSError | int], None]) -> None:
+        """Go on errand. `done` is told what has failed or its errno, 0 if nothing has."""
         journeys = self._all
         self._began = journeys.loop.now
 
@@ -89,16 +89,17 @@ class Journey:
             self._task = None
             if isinstance(error, _Left):
                 done(errno.ECANCELED)
+                self.phase, self.number = FAILED, errno.ECANCELED  # for who waits for its end
                 self._forget()
                 self._wake_all()
                 return
-            number = errno.ENETUNREACH
             if isinstance(error, OSError):
-                number = number_of(error)
-            else:
-                journeys.complain(error)
-            done(number)
-            self._fail(number)
+                done(error)
+                self._fail(number_of(error))
+                return
+            journeys.complain(error)
+            done(errno.ENETUNREACH)
+            self._fail(errno.ENETUNREACH)
 
         def on_return(new: socket) -> None:
             self._task = None
@@ -162,7 +163,7 @@ class Journey:
 
     def be_left(self) -> None:
         """Drop it, unless there is something to be carried: there is no program any more."""
-        if self.phase == ARRIVED:
+        if self.phase == ARRIVED and self._parking is not None:
             self._make_room_or_relay()
         if self.phase != RELAYED:
             self.drop()
@@ -172,8 +173,7 @@ class Journey:
         parking = self._parking
         self.drop()
         if parking is not None:
-            sock.getsockopt(SOL_SOCKET, SO_ERROR)  # that of the reset
-            kernel.disconnect(sock.fileno())
+            unconnect(sock)
             parking.give_back(sock)
             self._all.is_fresh_again(sock)
 
@@ -345,8 +345,3 @@ async def _carry(near: Stream, farther: Stream) -> None:
     finally:
         failure = None
         near.close()
-
-
-def cookie_of(sock: socket) -> bytes:
-    """Give what a socket is known by, under all its descriptors."""
-    return sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
+from errno import EINVAL
 from struct import Struct
 
-from muonsocks.intercept.calls import architectures_of
+from muonsocks.intercept.calls import X86_64, architectures_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
 _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_KNOWS_TCP = 1, 4
 _LANDLOCK_ACCESS_NET_CONNECT_TCP = 1 << 1
 _AF_UNSPEC = bytes(16)  # an address of no family: connect(2) with it is to disconnect
+_SIGNALS_SIZE = 128  # sigset_t
 EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
@@ -39,7 +41,7 @@ class _Filter(ctypes.Structure):
 class _EpollEvent(ctypes.Structure):
     """struct epoll_event"""
 
-    _pack_ = 1 if ARCHITECTURES[0].audit == 0xC000003E else 8
+    _pack_ = 1 if ARCHITECTURES[0] is X86_64 else 8
     _fields_ = [("events", ctypes.c_uint32), ("data", ctypes.c_uint64)]
 
 
@@ -58,6 +60,7 @@ def _system_call(name: str, *arguments: Any) -> Any:
 _prctl = _declared("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _connect = _declared("connect", c_int, c_int, c_char_p, c_uint)
 _epoll_ctl = _declared("epoll_ctl", c_int, c_int, c_int, c_int, c_void_p)
+_signalfd = _declared("signalfd", c_int, c_int, c_char_p, c_int)
 _unshare = _declared("unshare", c_int, c_int)
 _vm = (c_int, c_size_t, c_ulong, c_size_t, c_ulong, c_ulong)
 _process_vm_readv = _declared("process_vm_readv", ctypes.c_ssize_t, *_vm)
@@ -98,6 +101,14 @@ def give_up_privileges_to_come() -> None:
     _expect(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
+def signal_descriptor(number: int) -> int:
+    """Make a descriptor that does not block, and is readable when a signal has come that is blocked
+    (signalfd(2)). OSError.
+    """
+    signals = (1 << number - 1).to_bytes(_SIGNALS_SIZE, "little")
+    return _expect(_signalfd(-1, signals, os.O_NONBLOCK | os.O_CLOEXEC), "signalfd")
+
+
 def unshare(flags: int) -> None:
     """Be in namespaces of our own from now on. OSError."""
     _expect(_unshare(flags), "unshare")
@@ -131,7 +142,7 @@ def install_filter(instructions: bytes, is_killable: bool) -> int:
     result = -1
     for choice in choices:
         result = _seccomp(_SECCOMP_SET_MODE_FILTER, choice, ctypes.byref(program))
-        if result >= 0 or ctypes.get_errno() != 22:  # EINVAL: a flag that is not known here
+        if result >= 0 or ctypes.get_errno() != EINVAL:  # a flag that is not known here
             break
     return _expect(result, "seccomp")
 

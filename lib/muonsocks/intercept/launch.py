@@ -16,7 +16,6 @@ from _signal import (
     SIG_BLOCK,
     SIG_DFL,
     SIG_IGN,
-    SIG_SETMASK,
     SIGCHLD,
     SIGCONT,
     SIGKILL,
@@ -28,12 +27,11 @@ from _signal import (
     valid_signals,
 )
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
-from array import array
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.intercept import kernel
+from muonsocks.intercept.gate import be_program, failed, received
 from muonsocks.intercept.in_front import (
-    FAILED,
     GOES_ON,
     HAS_ENDED,
     HAS_FAILED,
@@ -48,21 +46,19 @@ from muonsocks.intercept.notify import Listener
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
 
-    # Becomes the program, or gives an exit status if that cannot be.
-    Become = Callable[[], int]
+    from muonsocks.intercept.gate import Become
+    from muonsocks.net.loop import Loop
 
-_READY, _LONGEST_WORD = b"\0", 400  # and the numbers of descriptors, or else why not
-_PROBE = bytes(16)  # at the same place in the memory of a child
 _MOST_DESCRIPTORS = 1 << 20
-_CONTAINER = "a container may need the capability SYS_PTRACE, or a seccomp profile that allows it"
+_SIGNAL_SIZE = 128  # struct signalfd_siginfo
 
 
 class Supervision:
     """What the supervisor has in hand: the one in front, and the program, once it has started."""
 
     __slots__ = (
+        "_children",
         "_front",
         "_gate",
         "_has_ended",
@@ -82,6 +78,7 @@ class Supervision:
         self._mask = mask
         self._ignores_children = ignores_children  # or the program does
         self._started_by = os.getppid()
+        self._children = -1
         self._gate: socket | None = None
         self._has_ended = False
         self.pid = 0
@@ -101,15 +98,15 @@ class Supervision:
         OSError; it may be tried once more, with less to prepare.
         """
         gate, far = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        pid = os.fork()
+        pid = _fork()
         if not pid:
             gate.close()
             if self._ignores_children:
                 signal(SIGCHLD, SIG_IGN)
-            _be_program(far, become, instructions, prepare, is_killable, self._mask)
+            be_program(far, become, instructions, prepare, is_killable, self._mask)
         far.close()
         try:
-            self.listener, self.descriptors = _received(pid, gate)
+            self.listener, self.descriptors = received(pid, gate)
         except OSError:
             gate.close()  # which ends it
             os.waitpid(pid, 0)
@@ -120,7 +117,8 @@ class Supervision:
     def go(self) -> None:
         """Let it run: its calls will be answered. What was open here for it is closed here.
 
-        From now on no signal disturbs us but that of a child.
+        No signal may come to us at any time: one that ends an ioctl(2) by which the program gets a
+        descriptor would let it have none, and believe that it has number 0.
         """
         gate, self._gate = self._gate, None
         assert gate is not None
@@ -129,13 +127,23 @@ class Supervision:
         for number in sigpending() - {SIGCHLD}:
             os.kill(self.pid, number)  # which came for all, and it was not there yet
             _take(number)
-        pthread_sigmask(SIG_SETMASK, valid_signals() - {SIGCHLD})
         gate.send(b"\0")
         gate.close()
 
-    def front_descriptor(self) -> int:
-        """Give a descriptor that is readable while the one in front has something for `obey`."""
-        return self._front.fileno()
+    def attend(self, loop: Loop) -> None:
+        """See to what becomes of the program, and what the one in front is sent, in a loop."""
+        self._children = kernel.signal_descriptor(SIGCHLD)
+        loop.register(self._children, lambda _: self._on_children())
+        loop.register(self._front.fileno(), lambda _: self.obey())
+
+    def _on_children(self) -> None:
+        try:
+            while os.read(self._children, _SIGNAL_SIZE):
+                pass
+        except BlockingIOError:
+            pass  # one for many, as they are not counted
+        if self._reap(os.WNOHANG):
+            _stay_behind()
 
     def obey(self) -> None:
         """Pass on to the program what the one in front has been sent. If that has been killed, the
@@ -172,10 +180,6 @@ class Supervision:
         """Wait for the end of the program, which has no more calls to make."""
         if not self._has_ended:
             self._reap(0)
-
-    def reap(self) -> bool:
-        """See to the children that have ended or stopped; say whether the program has ended."""
-        return self._reap(os.WNOHANG)
 
     def _reap(self, how: int) -> bool:
         while True:
@@ -219,13 +223,14 @@ def step_back(lost: Callable[[], None] = lambda: None) -> Supervision:
     In front, `lost` is called when the supervisor is gone before the program is: then nothing can
     connect any more.
     """
+    _expect_processes()
     _occupy_standard_descriptors()
     mask = pthread_sigmask(SIG_BLOCK, valid_signals())
     ignores_children = getsignal(SIGCHLD) == SIG_IGN
     signal(SIGCHLD, SIG_DFL)  # or there would be no status to wait for
     front, behind = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     kernel.adopt_orphans()
-    pid = os.fork()
+    pid = _fork()
     if pid:
         behind.close()
         _close_inherited()
@@ -255,87 +260,6 @@ def _take(number: int) -> bool:
     return sigtimedwait((number,), 0) is not None
 
 
-def _received(pid: int, gate: socket) -> tuple[Listener, list[int]]:
-    """Get the listener, and the other descriptors, from the process that has made them."""
-    data = gate.recv(_LONGEST_WORD) or b"the process has been killed"
-    if data[:1] != _READY:
-        raise OSError(errno.EPERM, data.decode("utf-8", "replace"))
-    pidfd = os.pidfd_open(pid)
-    got: list[int] = []
-    try:
-        for number in memoryview(data[1:]).cast("i"):
-            got.append(kernel.descriptor_of(pidfd, number))
-    except OSError as error:
-        for fd in got:
-            os.close(fd)
-        if error.errno != errno.EPERM:
-            raise
-        raise _not_permitted("pidfd_getfd") from None
-    finally:
-        os.close(pidfd)
-    try:
-        place = kernel.address_of(_PROBE)
-        kernel.write_memory(pid, place, kernel.read_memory(pid, place, len(_PROBE)))
-    except OSError as error:
-        for fd in got:
-            os.close(fd)
-        if error.errno not in (errno.EPERM, errno.ENOSYS):
-            raise
-        raise _not_permitted("process_vm_readv or process_vm_writev") from None
-    return Listener(got[0]), got[1:]
-
-
-def _not_permitted(what: str) -> OSError:
-    return OSError(errno.EPERM, f"{what} is not permitted here; {_CONTAINER}")
-
-
-def _be_program(
-    gate: socket,
-    become: Become,
-    instructions: bytes,
-    prepare: Callable[[], list[int]] | None,
-    is_killable: bool,
-    mask: set[int],
-) -> NoReturn:
-    status = FAILED
-    try:
-        try:
-            others = prepare() if prepare is not None else []
-            word = _READY + array("i", [_install(instructions, is_killable), *others]).tobytes()
-        except OSError as error:
-            word = (error.strerror or str(error)).encode()[:_LONGEST_WORD]
-        os.write(gate.fileno(), word)  # which no filter is about
-        if os.read(gate.fileno(), 1):
-            for number in valid_signals():
-                if callable(getsignal(number)):
-                    signal(number, SIG_DFL)  # as exec(3) does; one may have come already
-            pthread_sigmask(SIG_SETMASK, mask)
-            status = become()
-    finally:
-        os._exit(status)
-
-
-def _install(instructions: bytes, is_killable: bool) -> int:
-    """Install the filter. With CAP_SYS_ADMIN setuid programs go on to work; without, they get no
-    rights from then on, as the kernel asks for that (NO_NEW_PRIVS).
-    """
-    try:
-        try:
-            return kernel.install_filter(instructions, is_killable)
-        except OSError as error:
-            if error.errno != errno.EACCES:
-                raise
-        kernel.give_up_privileges_to_come()  # what only CAP_SYS_ADMIN does without
-        return kernel.install_filter(instructions, is_killable)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            reason = "another one answers for this process already: it cannot be run in itself"
-            raise OSError(error.errno, reason) from None
-        if error.errno == errno.EPERM:
-            raise _not_permitted("seccomp") from None
-        raise
-
-
 def _close_inherited() -> None:
     """Let go of what was opened for the program, and may be waited for to be closed."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -349,6 +273,24 @@ def _close_inherited() -> None:
         except OSError:
             continue  # the list was read from it
     os.close(null)
+
+
+def _expect_processes() -> None:
+    """OSError unless /proc has the processes of here, by the numbers that they have here."""
+    try:
+        number = os.readlink("/proc/self")
+    except OSError:
+        number = ""
+    if number != str(os.getpid()):
+        reason = "/proc has not the processes of here; it has to be mounted anew"
+        raise OSError(errno.ENOENT, reason)
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise failed("fork", error) from None
 
 
 def _occupy_standard_descriptors() -> None:
@@ -367,7 +309,7 @@ def _allow_many_descriptors() -> None:
         setrlimit(RLIMIT_NOFILE, (wanted, hard))
 
 
-def stay_behind() -> None:
+def _stay_behind() -> None:
     """Let go of what else the supervisor has in common with the program, which has ended: who reads
     its errors is to find the end of them.
     """

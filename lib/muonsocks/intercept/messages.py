@@ -44,7 +44,7 @@ def read_message(call: Call, place: int) -> Message:
     name_at, length, parts_at, count, control_at, control_length = header.unpack(
         call.read(place, header.size)
     )
-    name = read_name(call, name_at, length)
+    name = _read_name(call, name_at, length)
     data = _read_parts(call, parts_at, count)
     segment = 0
     if control_at and control_length:
@@ -54,7 +54,7 @@ def read_message(call: Call, place: int) -> Message:
     return Message(name, name_at, data, segment)
 
 
-def read_name(call: Call, place: int, length: int) -> bytes | None:
+def _read_name(call: Call, place: int, length: int) -> bytes | None:
     """Read a socket address; None if there is none."""
     length &= 0xFFFFFFFF
     if not place or not length:

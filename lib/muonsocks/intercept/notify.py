@@ -14,6 +14,7 @@ from struct import Struct
 
 from muonsocks.intercept import kernel
 from muonsocks.intercept.calls import Architecture
+from muonsocks.intercept.socket_address import LONGEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,6 +187,15 @@ class Call:
             raise
         if count < len(data):
             raise Refused(errno.EFAULT)
+
+    def read_address(self, address: int, length: int) -> bytes:
+        """Read a socket address, as connect(2) is given it: `length` is an argument. OSError;
+        Refused if that cannot be.
+        """
+        size = int_of(length)
+        if not 0 <= size <= LONGEST:
+            raise Refused(errno.EINVAL)
+        return self.read(address, size)
 
     def read_int(self, address: int) -> int:
         """Read an int."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, SOCK_STREAM, socket
+from _socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.client.destinations import is_here
@@ -13,20 +13,20 @@ from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
+from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.held import Held, Outcome
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket, number_against
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
 from muonsocks.intercept.socket_address import (
-    LONGEST,
     SHORTEST,
     address_of,
     endpoint_of,
     family_of,
 )
 from muonsocks.intercept.socket_options import options_of, set_options
-from muonsocks.intercept.socket_rules import SOCKET_RULES
+from muonsocks.intercept.socket_rules import SOCKET_RULES, TCP_PROTOCOLS
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
     # Told of each connection: who, where to, which way, and an error or its errno (0: it is up).
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
-_IPPROTO_MPTCP = 262
-DOMAIN = 53  # the port of name servers
-_TYPE = 0xF  # of socket(2)'s second argument: the rest are flags
-_TCP = (IPPROTO_TCP, _IPPROTO_MPTCP)
 _INTERNET = (AF_INET, AF_INET6)
 
 RULES = joined(
@@ -107,13 +103,13 @@ class Outgoing:
             if sock.family not in (*_INTERNET, AF_UNIX):
                 call.go_on()  # by a socket that leads nowhere else, whatever the address is
                 return
-            raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+            raw = call.read_address(*call.arguments[1:3])
             if sock.family == AF_UNIX:
                 if family_of(raw) == AF_UNIX and leads_to_resolver(call, raw):
                     raise Refused(errno.ECONNREFUSED)
                 call.go_on()
                 return
-            if sock.type == SOCK_STREAM and sock.proto in _TCP:
+            if sock.type == SOCK_STREAM and sock.proto in TCP_PROTOCOLS:
                 await self._connect_stream(call, sock, raw)
             elif self._beside is not None:
                 await self._beside(call, sock, raw)
@@ -151,8 +147,8 @@ class Outgoing:
                 return
             if parked is not None:
 
-                def done(number: int) -> None:
-                    self._report(tid, destination, chain, number)
+                def done(error: OSError | int) -> None:
+                    self._report(tid, destination, chain, error)
 
                 errand = Errand(Command.CONNECT, destination, chain)
                 errand.dialler.lookup = self._look_up
@@ -204,9 +200,11 @@ class Outgoing:
                 granted.close()
                 raise
             return Outcome(stand_in=granted)
-        except OSError as error:
+        except BaseException as error:
             dialler.give_up()
-            return Outcome(error)
+            if isinstance(error, OSError):
+                return Outcome(error)
+            raise  # nobody waits for it any more, but somebody may have the socket
         finally:
             if blocks:
                 os.set_blocking(sock.fileno(), True)

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_V6ONLY, TCP_INFO, socket
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_ERROR,
+    SOL_SOCKET,
+    TCP_INFO,
+    socket,
+)
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RefusedByRule
@@ -38,8 +48,8 @@ class OwnSocket(Dialler):
         timeout: float,
         lookup: Callable[[str], Awaitable[list[tuple[bytes, int]]]] | None = None,
     ) -> None:
-        """All may take so many seconds, and each address a part of them."""
-        super().__init__(connect_timeout=timeout / 4, dial_timeout=timeout, lookup=lookup)
+        """All may take so many seconds, and each of several addresses its part of them."""
+        super().__init__(connect_timeout=timeout, dial_timeout=timeout, lookup=lookup)
         self._sock = sock
         self._is_used = False
         self.for_relay = False
@@ -62,6 +72,7 @@ class OwnSocket(Dialler):
         permitted = [one for one in candidates if one.packed and permit(one.packed)]
         if not permitted:
             raise RefusedByRule(f"no address of {destination} is permitted")
+        self.connect_timeout = self.dial_timeout / len(permitted)
         failures: list[tuple[str, int]] = []
         for candidate in permitted:
             try:
@@ -105,7 +116,15 @@ class OwnSocket(Dialler):
     def give_up(self) -> None:
         """Let the socket be as if we had never connected it."""
         if self._is_used:
-            kernel.disconnect(self._sock.fileno())
+            unconnect(self._sock)
+
+
+def unconnect(sock: socket) -> None:
+    """Let a TCP socket be as if it had never been connected: that it has been reset is no error
+    that a program is to be told of. OSError.
+    """
+    kernel.disconnect(sock.fileno())
+    sock.getsockopt(SOL_SOCKET, SO_ERROR)
 
 
 def number_against(sock: socket) -> int:

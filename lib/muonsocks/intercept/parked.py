@@ -20,10 +20,11 @@ from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.client.errand import Errand
 from muonsocks.errors import SHORTAGES
-from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals
-from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey, cookie_of
+from muonsocks.intercept.cookies import cookie_of
+from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey
 from muonsocks.intercept.notify import Call, Refused
+from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import ParkingLot
 from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.socket_options import options_of
@@ -90,10 +91,11 @@ class Parked:
         sock: socket,
         raw: bytes,
         errand: Errand,
-        done: Callable[[int], None],
+        done: Callable[[OSError | int], None],
     ) -> bool:
         """Answer the connect(2) of a socket that does not block; False if that has to be held. An
-        errand leads to where `raw` means; `done` is told the errno, 0 if it is up.
+        errand leads to where `raw` means; `done` is told what has failed or its errno, 0 if it is
+        up.
         """
         if len(self._journeys) >= _most() or not self._is_fresh(sock):
             return False
@@ -133,7 +135,7 @@ class Parked:
             is_held = parking is None and journey.number in SHORTAGES
             if parking is not None:
                 parking.far.close()
-                kernel.disconnect(sock.fileno())
+                unconnect(sock)
                 parking.give_back(sock)
                 self.is_fresh_again(sock)
             self.forget(journey)
@@ -174,12 +176,8 @@ class Parked:
             if journey is None or journey.is_under_way or journey.phase == RELAYED:
                 call.go_on()
                 return
-            room = call.read_int(call.arguments[4])
-            if room < 0:
-                raise Refused(errno.EINVAL)
-            number = journey.ask(call, sock)
-            call.write(call.arguments[3], number.to_bytes(4, "little")[:room])
-            call.write_int(call.arguments[4], min(room, 4))
+            call.room_at(call.arguments[4])  # who is told is told once
+            call.write_option(journey.ask(call, sock).to_bytes(4, "little"))
             call.succeed()
         finally:
             sock.close()
@@ -249,8 +247,9 @@ class Parked:
 
     def forget(self, journey: Journey) -> None:
         """Know nothing of one any more."""
-        self._journeys.pop(journey.cookie, None)
-        self._failures.pop(journey.cookie, None)
+        for table in (self._journeys, self._failures):
+            if table.get(journey.cookie) is journey:  # there may be another one by now
+                del table[journey.cookie]
         if len(self._journeys) == len(self._failures):
             self._over.wake()
 

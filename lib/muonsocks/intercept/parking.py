@@ -33,7 +33,7 @@ from _socket import (
 )
 
 from muonsocks.address import Endpoint
-from muonsocks.intercept import kernel
+from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.socket_options import SO_BUF_LOCK, buffer_locks
 from muonsocks.net.stream import RESET_ON_CLOSE
 from muonsocks.net.task import Waitable
@@ -278,7 +278,7 @@ class ParkingLot:
                 raise
         except BaseException:
             if is_connected:
-                kernel.disconnect(sock.fileno())
+                unconnect(sock)
             before.restore(sock)
             raise
         return parking

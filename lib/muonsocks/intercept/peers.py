@@ -5,11 +5,11 @@ A socket is known by its cookie (socket(7)), which no other one gets.
 
 from __future__ import annotations
 
-from _socket import SOL_SOCKET, socket
+from _socket import socket
 
+from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.notify import Call, Refused
 
-_SO_COOKIE = 57
 MOST = 1 << 16  # sockets
 
 
@@ -31,7 +31,7 @@ class Peers:
 
     def remember(self, sock: socket, name: bytes) -> None:
         """Let a socket seem to be connected to an address."""
-        self._names[_cookie(sock)] = name
+        self._names[cookie_of(sock)] = name
         if len(self._names) > self._most:
             del self._names[next(iter(self._names))]
 
@@ -42,11 +42,11 @@ class Peers:
 
     def forget(self, sock: socket) -> None:
         """Let it be connected to what it is connected to."""
-        self._names.pop(_cookie(sock), None)
+        self._names.pop(cookie_of(sock), None)
 
     def name_of(self, sock: socket) -> bytes | None:
         """Give the address that a socket seems to be connected to; None if that is the true one."""
-        return self._names.get(_cookie(sock)) if self._names else None
+        return self._names.get(cookie_of(sock)) if self._names else None
 
     async def getpeername(self, call: Call) -> None:
         """Answer getpeername(2)."""
@@ -68,7 +68,3 @@ class Peers:
         else:
             call.write_address(call.arguments[1], call.arguments[2], name)
             call.succeed()
-
-
-def _cookie(sock: socket) -> bytes:
-    return sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8)

@@ -13,7 +13,7 @@ from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.incoming import is_for_tcp, read_place, take_after
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
-from muonsocks.intercept.socket_address import LONGEST, address_of, endpoint_of
+from muonsocks.intercept.socket_address import address_of, endpoint_of
 from muonsocks.net.loop import Loop
 from muonsocks.net.passing import WORD, send
 from muonsocks.net.stream import unix_address
@@ -39,7 +39,7 @@ class Reaching:
 
     async def connect(self, call: Call) -> None:
         """Answer connect(2)."""
-        raw = call.read(call.arguments[1], min(call.arguments[2] & 0xFFFFFFFF, LONGEST))
+        raw = call.read_address(*call.arguments[1:3])
         endpoint = endpoint_of(raw)
         if endpoint is None:
             call.go_on()
@@ -63,10 +63,15 @@ class Reaching:
         if not os.get_blocking(sock.fileno()):
             sock.connect(endpoint.sockaddr)
             return
+        dialler = OwnSocket(sock, _PATIENCE)
+        dialler.connect_timeout = _PATIENCE  # there is one address
         os.set_blocking(sock.fileno(), False)
         try:
-            stream = await OwnSocket(sock, _PATIENCE).dial(self._loop, endpoint)
+            stream = await dialler.dial(self._loop, endpoint)
             stream.close()  # a duplicate
+        except OSError:
+            dialler.give_up()
+            raise
         finally:
             os.set_blocking(sock.fileno(), True)
 

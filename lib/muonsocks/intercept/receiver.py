@@ -1,7 +1,7 @@
 """What stands in the place of a program's listening socket: a unix socket that connections are
 passed to. It is readable exactly when one waits, so that poll(2) and the like need no help.
 
-A socket is known by its inode, and by SO_COOKIE, which no other one ever has. We keep no duplicate
+A socket is known by its inode, and by its cookie, which no other one ever has. We keep no duplicate
 of the socket itself for long: it is to be gone as soon as the program is done with it.
 """
 
@@ -25,6 +25,7 @@ from _socket import (
 )
 from contextlib import closing
 
+from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.notify import Call, CallGone, Refused, descriptor_of
 from muonsocks.net.task import Waitable
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from muonsocks.net.listen import SocketFile
     from muonsocks.net.loop import Loop
 
-_SO_COOKIE = 57
 _MOST = 1024  # that there may be at a time
 _MANY = 64  # calls that wait; when there are more, it is looked which ones still do
 _IDLE = 1.0  # s that a duplicate is kept for after it was needed
@@ -43,11 +43,6 @@ _INHERITED = (
     *((IPPROTO_TCP, name) for name in (TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL)),
     *((IPPROTO_TCP, name) for name in (TCP_KEEPCNT, TCP_USER_TIMEOUT)),
 )
-
-
-def cookie_of(sock: socket) -> bytes:
-    """Give what no other socket ever has (SO_COOKIE)."""
-    return sock.getsockopt(SOL_SOCKET, _SO_COOKIE, 8)
 
 
 def inode_of(call: Call) -> int:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # linux/socket.h, linux/net.h, linux/in.h
 _UNIX, _INET, _INET6, _NETLINK, _ALG = 1, 2, 10, 16, 38
 _STREAM, _DATAGRAM, _TYPE = 1, 2, 0xF
-_TCP, _UDP, _MPTCP = 6, 17, 262
+_TCP, _UDP, MPTCP = 6, 17, 262
+TCP_PROTOCOLS = (_TCP, MPTCP)
 _IP, _IP_OPTIONS, _IPV6 = 0, 4, 41
 # IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IPV6_ADD_MEMBERSHIP, IPV6_JOIN_ANYCAST; both levels
 # have MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP.
@@ -36,7 +37,7 @@ SOCKET_RULES: Rules = {
         *(
             Rule(ALLOW, equals(0, family), equals(1, kind, _TYPE), equals(2, protocol))
             for family in (_INET, _INET6)
-            for kind, protocols in ((_STREAM, (0, _TCP, _MPTCP)), (_DATAGRAM, (0, _UDP)))
+            for kind, protocols in ((_STREAM, (0, *TCP_PROTOCOLS)), (_DATAGRAM, (0, _UDP)))
             for protocol in protocols
         ),
         *(Rule(_ELSEWHERE, equals(0, family)) for family in (_INET, _INET6)),

@@ -16,6 +16,7 @@ from _socket import SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import RemoteProtocolError
+from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.packets import LONGEST, Datagram, datagram_in
 from muonsocks.net.datagrams import VIEW, Port
 from muonsocks.net.dial import Dialler
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from muonsocks.socks.request import Reply
     from muonsocks.socks.rules import Chain
 
-_DOMAIN = 53
 _MOST_FLOWS = 256  # the one that has been used least recently gives way
 _MOST_QUESTIONS = 1024  # at a time
 _MOST_DESTINATIONS = 1024  # of a flow that answers may come from
@@ -125,7 +125,7 @@ class Tunnel:
                 return  # it is lost, as packets may be
 
     def _carry(self, datagram: Datagram) -> None:
-        if datagram.destination_port == _DOMAIN:
+        if datagram.destination_port == DOMAIN:
             self._ask(datagram)
             return
         if _is_for_many(datagram.destination):

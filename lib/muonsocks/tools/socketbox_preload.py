@@ -22,7 +22,6 @@ The variables SKBOX_* are as for socketbox-preload.so, see socketbox-preload(1).
 from __future__ import annotations
 
 import os
-from _signal import SIGCHLD
 
 from muonsocks.address import Endpoint
 from muonsocks.errors import UsageError, in_one_line
@@ -32,13 +31,12 @@ from muonsocks.intercept.bpf import assemble
 from muonsocks.intercept.conventions import Conventions, Places
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.incoming import Incoming, rules
-from muonsocks.intercept.launch import stay_behind, step_back
+from muonsocks.intercept.launch import step_back
 from muonsocks.intercept.reaching import Reaching
 from muonsocks.intercept.supervisor import Supervisor
-from muonsocks.log import Log
+from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import strictness
-from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 from muonsocks.tools.intercepted import CallLog
@@ -54,7 +52,9 @@ def main(arguments: list[str], log: Log) -> int:
         return DONE
     if not given.arguments:
         raise UsageError("there is no program to run", "see --help")
-    here = os.getcwd()
+    if given.flag("--quiet"):
+        log.level = ERROR
+    here = _here()
     places = Places(given.texts("--listen"), here)
     conventions = Conventions(os.environ, here)
     level = strictness(os.environ)
@@ -63,18 +63,6 @@ def main(arguments: list[str], log: Log) -> int:
         lambda: log.error("the supervisor has been killed: nothing can be accepted any more")
     )
     log.after_fork()
-    try:
-        supervision.start(
-            lambda: execute(words, dict(os.environb), log),
-            assemble(chosen, kernel.ARCHITECTURES),
-            is_killable=False,  # who accepts may wait for long, and is not to be deaf
-        )
-    except OSError as error:
-        log.error(in_one_line(error))
-        supervision.fail()
-        return SYSTEM_FAILED
-    loop = Loop()
-    loop.looking = _LOOKING
 
     def bound(endpoint: Endpoint, path: str, problem: str) -> None:
         if problem:
@@ -82,22 +70,36 @@ def main(arguments: list[str], log: Log) -> int:
         else:
             log.debug(f"{endpoint} is {path}")
 
-    told = CallLog(log)
-    disguises = Disguises()
-    accepting = Accepting(loop, disguises, level, told.dropped)
-    incoming = Incoming(loop, places, conventions, disguises, accepting, bound)
-    reaching = Reaching(loop, conventions, disguises)
-    handlers = {**incoming.handlers, "connect": reaching.connect}
-    supervisor = Supervisor(loop, supervision.listener, chosen, handlers, told.failure)
-
-    def reap() -> None:
-        if supervision.reap():
-            stay_behind()
-
-    Signals(loop, {SIGCHLD: reap})
-    loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
-    supervision.go()
+    try:
+        supervision.start(
+            lambda: execute(words, dict(os.environb), log),
+            assemble(chosen, kernel.ARCHITECTURES),
+            is_killable=False,  # who accepts may wait for long, and is not to be deaf
+        )
+        loop = Loop()
+        loop.looking = _LOOKING
+        told = CallLog(log)
+        disguises = Disguises()
+        accepting = Accepting(loop, disguises, level, told.dropped)
+        incoming = Incoming(loop, places, conventions, disguises, accepting, bound)
+        reaching = Reaching(loop, conventions, disguises)
+        handlers = {**incoming.handlers, "connect": reaching.connect}
+        supervisor = Supervisor(loop, supervision.listener, chosen, handlers, told.failure)
+        supervision.attend(loop)
+        supervision.go()
+    except OSError as error:
+        log.error(in_one_line(error))
+        supervision.fail()
+        return SYSTEM_FAILED
     loop.run(supervisor.run())
     incoming.receivers.close()
     supervision.wait()
     return DONE
+
+
+def _here() -> str:
+    """Give the directory that a path is in which does not begin with a slash. OSError."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the current directory") from None

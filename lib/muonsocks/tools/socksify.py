@@ -35,7 +35,6 @@ Other:
 from __future__ import annotations
 
 import os
-from _signal import SIGCHLD
 from _socket import AF_INET6, socket
 
 from muonsocks.address import Endpoint, parse_networks
@@ -45,7 +44,7 @@ from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import assemble, joined
 from muonsocks.intercept.datagrams import Datagrams
 from muonsocks.intercept.isolation import Isolation, enter, rules_inside
-from muonsocks.intercept.launch import Supervision, stay_behind, step_back
+from muonsocks.intercept.launch import Supervision, step_back
 from muonsocks.intercept.look_up import LookUp
 from muonsocks.intercept.names import Names, searched
 from muonsocks.intercept.nameserver import Nameserver, on_loopback
@@ -57,7 +56,6 @@ from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
 from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
-from muonsocks.net.signals import Signals
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
 from muonsocks.tools.intercepted import CallLog
@@ -106,18 +104,12 @@ def main(arguments: list[str], log: Log) -> int:
         loop = Loop()
         loop.looking = _LOOKING
         supervised = _Supervised(loop, wanted, rules, supervision, log)
+        supervision.attend(loop)
+        supervision.go()
     except OSError as error:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
-
-    def reap() -> None:
-        if supervision.reap():
-            stay_behind()
-
-    Signals(loop, {SIGCHLD: reap})
-    loop.register(supervision.front_descriptor(), lambda _: supervision.obey())
-    supervision.go()
     loop.run(supervised.run())
     supervision.wait()
     return DONE
@@ -148,7 +140,10 @@ class _Wanted:
 
 def _ways(given: Options) -> Ways:
     """Read which way connections go. UsageError."""
-    direct = parse_networks(given.text("--direct") or "")
+    try:
+        direct = parse_networks(given.text("--direct") or "")
+    except UsageError as error:
+        raise UsageError(f"--direct: {error}") from None
     chain: Chain = named_by("--proxy", given.texts("--proxy"))
     if chain:
         return Ways(chain, direct)
@@ -166,23 +161,30 @@ def _start(
     say: Callable[[str], None],
 ) -> Rules:
     """Have the program wait for what is to come, in a network of its own if that is to be and can
-    be. Gives the rules of its filter; `descriptors` are what `enter` gives.
+    be: `supervision.descriptors` has what `enter` gives then. Gives the rules of its filter.
+    OSError.
     """
     mode, has_device = wanted.mode, wanted.is_carried
     rules = RULES if mode == "hold" else joined(RULES, RULES_OF_PARKED)
     if mode in _ISOLATING:
+        has_to = mode == "isolate" or has_device
+        hint = "--udp refuse" if has_device else "--mode async"
+
+        def prepare() -> list[int]:
+            try:
+                return enter(has_device)
+            except OSError as error:
+                reason = in_one_line(error) + (f" ({hint} does without)" if has_to else "")
+                raise OSError(error.errno, reason) from None
+
         inside = rules_inside(rules)
         try:
-            supervision.start(
-                become, assemble(inside, kernel.ARCHITECTURES), lambda: enter(has_device)
-            )
+            supervision.start(become, assemble(inside, kernel.ARCHITECTURES), prepare)
             say("mode=isolate")
             return inside
         except OSError as error:
-            if mode == "isolate" or has_device:
-                hint = "--udp refuse" if has_device else "--mode async"
-                hint += " does without"
-                raise OSError(error.errno, f"{in_one_line(error)} ({hint})") from None
+            if has_to:
+                raise
             say(f"isolate cannot be had: {in_one_line(error)}")
             mode = "async"
     supervision.start(become, assemble(rules, kernel.ARCHITECTURES))
