@@ -139,6 +139,20 @@ say(failure(s.getpeername), failure(s.bind, ("127.0.0.1", 8000)), socket(fileno=
     ]
 
 
+def test_an_option_of_no_length(path: str) -> None:
+    code = """
+import ctypes
+call = ctypes.CDLL(None, use_errno=True).getsockopt
+s = listener()
+for level, name in ((SOL_SOCKET, SO_TYPE), (IPPROTO_TCP, TCP_NODELAY), (IPPROTO_TCP, 9999)):
+    n = ctypes.c_int(0); value = ctypes.c_int(7)
+    result = call(s.fileno(), level, name, ctypes.byref(value), ctypes.byref(n))
+    say(result and errno.errorcode[ctypes.get_errno()], n.value, value.value)
+"""
+    with server(path, code) as there:
+        assert [there.line() for _ in range(3)] == ["0 0 7", "0 0 7", "ENOPROTOOPT 0 7"]
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_options_are_inherited(path: str, is_late: bool) -> None:
     code = f"""
@@ -345,6 +359,22 @@ c, a = s.accept(); c.sendall(b"hello"); say(a[1])
             assert there.line() == f"{client.getsockname()[1]}"
 
 
+@pytest.mark.parametrize("how", ["0", "select.EPOLLET"])
+def test_a_duplicate_and_an_epoll_from_before(path: str, how: str) -> None:
+    code = f"""
+s = socket(); d = s.dup(); e = select.epoll(); e.register(s, select.EPOLLIN | {how})
+s.bind(("127.0.0.1", 8000)); d.listen(); s.setblocking(False); e.poll(0); say(e.poll(0))
+say(e.poll({SECONDS}) == [(s.fileno(), select.EPOLLIN)])
+c, a = d.accept(); c.sendall(b"hello"); e.modify(s, 0)
+"""
+    with server(path, code) as there, Front(path) as front:
+        assert there.line() == "[]"
+        with front.client() as client:
+            assert hears(client)
+            assert there.line() == "True"
+        assert there.status == 0
+
+
 @pytest.mark.parametrize("one", ["reuseport", "another address", "another process"])
 def test_two_listeners_share_a_queue(path: str, one: str) -> None:
     hosts = ("127.0.0.1", "::1" if one == "another address" else "127.0.0.1")
@@ -445,6 +475,18 @@ def test_what_is_no_connection_is_dropped(path: str) -> None:
             assert hears(client)
         for fault in ("no stream", "a listener", "no socket", "without a descriptor"):
             assert len(re.findall(fault, there.log)) == 1
+
+
+def test_a_flood_of_it_does_not_fill_the_log(path: str) -> None:
+    with server(path, LOOP) as there, Front(path) as front:
+        there.line()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            for _ in range(1000):
+                sender.sendto(b"x", path)
+        with front.client() as client:
+            assert hears(client)
+        # It took a second or two, or a few on a machine that is busy.
+        assert 1 <= there.log.count("a message without a descriptor") < 100
 
 
 def test_more_than_one_descriptor(path: str) -> None:

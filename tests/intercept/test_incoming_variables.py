@@ -150,6 +150,23 @@ say(failure(u._accept))
         assert [there.line(), there.line()] == ["True", "EINVAL"]
 
 
+def test_one_that_was_there_in_another_network_namespace(root: str) -> None:
+    """The list of sockets that we see does not have it."""
+    code = """
+import ctypes
+say(ctypes.CDLL(None).unshare(0x50000000))  # CLONE_NEWUSER, CLONE_NEWNET
+u, w = socketpair(AF_UNIX, SOCK_DGRAM); c, d = socketpair()
+t = threading.Thread(target=lambda: say(len(u._accept()))); t.start()
+while open(f"/proc/self/task/{t.native_id}/syscall").read().split()[0] == "running": pass
+say(failure(listener, "127.180.1.2"))
+send_fds(w, [b"x"], [d.fileno()])
+"""
+    with server(root, code, SKBOX_PORT_FILTER_IPV4="9000") as there:
+        if there.line() != "0":
+            pytest.skip("no user namespace can be had here")
+        assert [there.line(), there.line()] == ["None", "2"]
+
+
 # connect(2)
 
 

@@ -102,7 +102,9 @@ def path(tmp_path: Path) -> str:
 @pytest.fixture
 def receiver(path: str) -> Iterator[Intake]:
     with nothing_left_behind(), closing(receive_at(path)) as sock:
-        yield Intake(sock, True, SocketFile(path))
+        file = SocketFile(path)
+        yield Intake(sock, True, file)
+        file.remove()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

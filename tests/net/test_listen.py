@@ -475,6 +475,22 @@ def test_what_is_in_its_place_is_left(tmp_path: Path, what: str) -> None:
         assert path.exists() == (what in ("a socket", "a file"))
 
 
+def test_what_is_in_its_place_later_never_has_its_number(tmp_path: Path) -> None:
+    """Also when nobody is bound to it any more: it has been removed and was replaced then."""
+    path = tmp_path / "socket"
+    receive_at(str(path)).close()
+    file = SocketFile(str(path))
+    path.unlink()
+    for number in range(20):
+        with socket.socket(socket.AF_UNIX) as other:  # ext4 gives the number again at once
+            other.bind(str(path))
+        file.remove()
+        assert path.is_socket()
+        if number < 19:
+            file = SocketFile(str(path))
+            path.unlink()
+
+
 @root_only()
 def test_a_file_that_cannot_be_removed() -> None:
     """Its directory is not ours any more. That is no reason not to end."""

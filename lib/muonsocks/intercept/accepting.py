@@ -58,7 +58,8 @@ class Accepting:
         room = call.room_at(call.arguments[2]) if call.arguments[1] else 0
         sock = receiver.hold(call)
         try:
-            if self._deliver(call, sock, receiver, flags, room):
+            may_wait = receiver.kept is not None or _is_readable(sock)
+            if may_wait and self._deliver(call, sock, receiver, flags, room):
                 return
             if not os.get_blocking(sock.fileno()):
                 raise Refused(errno.EAGAIN)
@@ -109,9 +110,9 @@ class Accepting:
             except BaseException:
                 self._keep(connection, receiver)
                 raise
-            connection.close()
             if not receiver.is_stream:
-                drop(sock)
+                drop(sock)  # first of all: the program may look already whether more waits
+            connection.close()
             if name:
                 return True
 
@@ -145,9 +146,7 @@ class Accepting:
         kept, receiver.kept = receiver.kept, None
         if kept is not None:
             return kept
-        look = poll()
-        look.register(sock, POLLIN)
-        if not look.poll(0):
+        if not _is_readable(sock):
             raise BlockingIOError
         return socket(AF_UNIX, SOCK_STREAM, 0, sock._accept()[0])  # type: ignore[attr-defined]
 
@@ -178,3 +177,9 @@ class Accepting:
             if error.errno == errno.EMFILE:  # of the program; it stays where it is
                 raise Refused(errno.EMFILE) from None
             raise
+
+
+def _is_readable(sock: socket) -> bool:
+    look = poll()
+    look.register(sock, POLLIN)
+    return bool(look.poll(0))

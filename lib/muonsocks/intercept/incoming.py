@@ -20,6 +20,7 @@ from _socket import (
 from contextlib import closing
 from stat import S_ISSOCK
 
+from muonsocks.intercept import in_place
 from muonsocks.intercept.accepting import Accepting
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals, refuse
 from muonsocks.intercept.conventions import Conventions, LinkLocal, PlaceInFile, Places, UnixPlace
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _SO_PROTOCOL, _SO_DOMAIN, _SO_RCVTIMEO = 38, 39, 20
 _LEVELS = (0, 6, 41)  # of IPv4, TCP and IPv6: a unix socket has no such options
 _TELLING = (SO_TYPE, SO_ACCEPTCONN, SO_KEEPALIVE, _SO_PROTOCOL, _SO_DOMAIN)
-_LONGEST_OPTION = 1024  # bytes
+_INT, _LONGEST_OPTION = 4, 1024  # bytes
 _ANY = (Rule(NOTIFY),)
 
 
@@ -166,7 +167,7 @@ class Incoming:
             self.receivers.add(one)
             try:
                 take_after(made, sock)
-                put_in_place(call, made)
+                in_place.Places(call, sock).take(made)
             except BaseException:
                 self.receivers.remove(one)
                 raise
@@ -178,7 +179,7 @@ class Incoming:
         if one.name != name:
             one.family = 0  # connections are taken as they are
         one.is_bound = False
-        put_in_place(call, shared)
+        in_place.Places(call, sock).take(shared)
         call.succeed()
         one.is_bound = True
 
@@ -264,9 +265,9 @@ class Incoming:
         elif (level, option) == (SOL_SOCKET, SO_ACCEPTCONN):
             value = receiver.is_listening.to_bytes(4, "little")
         else:
-            room = min(max(call.read_int(call.arguments[4]), 0), _LONGEST_OPTION)
+            room = min(call.room_at(call.arguments[4]), _LONGEST_OPTION)
             try:
-                value = receiver.meant.getsockopt(level, option, room)
+                value = receiver.meant.getsockopt(level, option, room or _INT)
             except OSError as error:
                 raise Refused(error.errno or errno.EINVAL) from None
         call.write_option(value)
@@ -339,13 +340,3 @@ def take_after(receiver: socket, sock: socket) -> None:
     receiver.setblocking(os.get_blocking(sock.fileno()))
     time = sock.getsockopt(SOL_SOCKET, _SO_RCVTIMEO, 16)
     receiver.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, time)
-
-
-def put_in_place(call: Call, sock: socket) -> None:
-    """Let the caller's socket be this one. CallGone."""
-    try:
-        with open(f"/proc/{call.tid}/fdinfo/{call.fd}") as file:
-            flags = next(line.split()[1] for line in file if line.startswith("flags:"))
-    except FileNotFoundError:
-        raise Refused(errno.EBADF) from None
-    call.put(sock, call.fd, bool(int(flags, 8) & os.O_CLOEXEC))

@@ -6,6 +6,7 @@ import ctypes
 import os
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
 from errno import EINVAL
+from struct import Struct
 
 from muonsocks.intercept.calls import X86_64, architectures_of
 
@@ -29,12 +30,6 @@ _AF_UNSPEC = bytes(16)  # an address of no family: connect(2) with it is to disc
 _SIGNALS_SIZE = 128  # sigset_t
 EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-
-
-class _Part(ctypes.Structure):
-    """struct iovec"""
-
-    _fields_ = [("base", c_void_p), ("length", c_size_t)]
 
 
 class _Filter(ctypes.Structure):
@@ -67,7 +62,7 @@ _connect = _declared("connect", c_int, c_int, c_char_p, c_uint)
 _epoll_ctl = _declared("epoll_ctl", c_int, c_int, c_int, c_int, c_void_p)
 _signalfd = _declared("signalfd", c_int, c_int, c_char_p, c_int)
 _unshare = _declared("unshare", c_int, c_int)
-_vm = (c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
+_vm = (c_int, c_size_t, c_ulong, c_size_t, c_ulong, c_ulong)
 _process_vm_readv = _declared("process_vm_readv", ctypes.c_ssize_t, *_vm)
 _process_vm_writev = _declared("process_vm_writev", ctypes.c_ssize_t, *_vm)
 _pidfd_getfd = _system_call("pidfd_getfd", c_int, c_int, c_uint)
@@ -155,23 +150,27 @@ def install_filter(instructions: bytes, is_killable: bool) -> int:
 # Others
 
 
-# What is used again is made once: each takes longer than the call.
-_ROOM = 256  # bytes, for most of what is read
-_read = ctypes.create_string_buffer(_ROOM)
-_ours, _theirs = _Part(ctypes.addressof(_read), 0), _Part(0, 0)
-_at_ours, _at_theirs = ctypes.byref(_ours), ctypes.byref(_theirs)
+# Mostly it is an address of a few bytes, and then all that a call needs is here already: to make it
+# each time takes as long as the call.
+_SMALL = 2048  # bytes
+_small = ctypes.create_string_buffer(_SMALL)
+_small_bytes = memoryview(_small).cast("B")
+_small_at = ctypes.addressof(_small)
+_ranges = ctypes.create_string_buffer(48)  # ours, and up to two of theirs
+_ours_at = ctypes.addressof(_ranges)
+_theirs_at = _ours_at + 16
+_ONE, _TWO = Struct("=4Q"), Struct("=6Q")  # struct iovec is two of these
 
 
 def read_memory(tid: int, address: int, size: int) -> bytes:
     """Read another process's memory, up to where it ends. OSError."""
-    if size <= _ROOM:
-        _theirs.base = address
-        _ours.length = _theirs.length = size
-        count = _process_vm_readv(tid, _at_ours, 1, _at_theirs, 1, 0)
-        return _read.raw[: _expect(count, "process_vm_readv")]
+    if size <= _SMALL:
+        _ONE.pack_into(_ranges, 0, _small_at, size, address, size)
+        count = _process_vm_readv(tid, _ours_at, 1, _theirs_at, 1, 0)
+        return _small_bytes[: _expect(count, "process_vm_readv")].tobytes()
     buffer = ctypes.create_string_buffer(size)
-    ours, theirs = _Part(ctypes.addressof(buffer), size), _Part(address, size)
-    count = _process_vm_readv(tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
+    _ONE.pack_into(_ranges, 0, ctypes.addressof(buffer), size, address, size)
+    count = _process_vm_readv(tid, _ours_at, 1, _theirs_at, 1, 0)
     return buffer.raw[: _expect(count, "process_vm_readv")]
 
 
@@ -179,29 +178,21 @@ def write_memory(tid: int, address: int, data: bytes) -> int:
     """Write another process's memory, up to where it ends or may not be written; give how far that
     was. OSError.
     """
-    buffer = ctypes.create_string_buffer(data, len(data))
-    ours, theirs = _Part(ctypes.addressof(buffer), len(data)), _Part(address, len(data))
-    count: int = _process_vm_writev(tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
+    size = len(data)
+    _ONE.pack_into(_ranges, 0, address_of(data), size, address, size)
+    count: int = _process_vm_writev(tid, _ours_at, 1, _theirs_at, 1, 0)
     return _expect(count, "process_vm_writev")
-
-
-_two = (_Part * 2)()
-_gathered = ctypes.create_string_buffer(2048)
-_whole = _Part(ctypes.addressof(_gathered), 0)
-_whole_at = ctypes.byref(_whole)
 
 
 def write_two(tid: int, first: tuple[int, bytes], second: tuple[int, bytes]) -> int:
     """Write at two addresses, one after the other, as `write_memory` does, and in one call; no more
     than 2 KiB in all.
     """
-    data = first[1] + second[1]
-    ctypes.memmove(_gathered, data, len(data))
-    _whole.length = len(data)
-    for part, (address, piece) in zip(_two, (first, second), strict=True):
-        part.base = address
-        part.length = len(piece)
-    count: int = _process_vm_writev(tid, _whole_at, 1, _two, 2, 0)
+    (one, data), (other, more) = first, second
+    size, rest = len(data), len(more)
+    _small_bytes[: size + rest] = data + more
+    _TWO.pack_into(_ranges, 0, _small_at, size + rest, one, size, other, rest)
+    count: int = _process_vm_writev(tid, _ours_at, 1, _theirs_at, 2, 0)
     return _expect(count, "process_vm_writev")
 
 

@@ -9,7 +9,8 @@ from contextlib import closing
 
 from muonsocks.intercept.conventions import Conventions, LinkLocal, UnixPlace
 from muonsocks.intercept.disguise import Disguises
-from muonsocks.intercept.incoming import is_for_tcp, put_in_place, read_place, take_after
+from muonsocks.intercept.in_place import Places
+from muonsocks.intercept.incoming import is_for_tcp, read_place, take_after
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
 from muonsocks.intercept.socket_address import address_of, endpoint_of
@@ -92,4 +93,4 @@ class Reaching:
         take_after(ours, sock)
         local = address_of(endpoint, sock.family)
         self._disguises.put_on(ours, sock.family, local, local)
-        put_in_place(call, ours)
+        Places(call, sock).take(ours)

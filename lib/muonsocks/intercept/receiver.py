@@ -274,12 +274,12 @@ class Receivers:
         one.close()
 
     def sweep(self) -> None:
-        """Forget those that nobody has any more. OSError."""
+        """Forget those that nobody has any more: those of our network namespace. OSError."""
         with open("/proc/net/unix", "rb") as file:
             next(file)  # what the columns are
             there = {int(line.split(None, 7)[6]) for line in file}
         for one in list(self._by_inode.values()):
-            if one.inode not in there:
+            if one.inode not in there and not one.waiting:  # or we have it, from another namespace
                 self.remove(one)
 
     def close(self) -> None:

@@ -91,26 +91,36 @@ def receive_at(path: str) -> socket:
 
 
 class SocketFile:
-    """The file of a unix socket that is bound here, to be removed before that is closed."""
+    """The file of a unix socket that is bound here, to be removed once nobody is to come."""
 
-    __slots__ = ("_file", "_path")
+    __slots__ = ("_held", "_path")
 
     def __init__(self, path: str) -> None:
-        """Note which file it is; an abstract name has none."""
+        """Note which file it is; an abstract name has none. OSError if there is no room for a
+        descriptor: as long as it is held, no other file gets its number.
+        """
         is_abstract = path.startswith("@")
         self._path = path if is_abstract else os.path.abspath(path)  # wherever we go
-        self._file = None if is_abstract else _identity(path)
+        self._held = -1
+        if not is_abstract:
+            try:
+                self._held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                pass  # somebody has removed it already
 
     def remove(self) -> None:
         """Remove it, if nobody has removed it or put another one in its place, and if its directory
         is still ours to write to: whoever comes next replaces a dead file.
         """
-        if self._file is not None and _identity(self._path) == self._file:
+        if self._held < 0:
+            return
+        if _identity(self._path) == _identity(self._held):
             try:
                 os.unlink(self._path)
             except OSError:
                 pass  # as said
-        self._file = None
+        os.close(self._held)
+        self._held = -1
 
 
 def _identity(file: str | int) -> tuple[int, int] | None:

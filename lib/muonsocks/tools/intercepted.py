@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from time import monotonic
 
 from muonsocks.log import DEBUG, quoted
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from muonsocks.log import Log
     from muonsocks.socks.rules import Chain
 
+_SELDOM = 1.0  # s between two that say the same of what is passed
 _MOST_WARNINGS = 100  # each of another program, or about something else
 _NOT_DUMPABLE = (
     "its memory and descriptors may not be looked at, as of a setuid program, or by its own "
@@ -24,11 +26,12 @@ _NOT_DUMPABLE = (
 class CallLog:
     """Says which connections there are, if that is asked for, and once what is our own fault."""
 
-    __slots__ = ("_log", "_warned")
+    __slots__ = ("_dropped", "_log", "_warned")
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._warned: set[tuple[str, str]] = set()
+        self._dropped: dict[str, tuple[float, int]] = {}  # when it was said, and how many since
 
     def connection(
         self, tid: int, destination: Endpoint, chain: Chain, error: OSError | int
@@ -48,6 +51,18 @@ class CallLog:
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
         self._log.debug(f"failed {fields} reason={reason}")
+
+    def dropped(self, reason: str) -> None:
+        """Say what has been passed and is dropped, for one of a few reasons: whoever passes a lot
+        of it is not to fill the log.
+        """
+        said, others = self._dropped.get(reason, (-_SELDOM, 0))
+        now = monotonic()
+        if now - said < _SELDOM:
+            self._dropped[reason] = said, others + 1
+            return
+        self._dropped[reason] = now, 0
+        self._log.warning(f"{reason}; {others} more before" if others else reason)
 
     def failure(self, call: Call, error: BaseException) -> None:
         """Say what has kept us from answering a call, which has failed with ENETUNREACH then."""

@@ -41,8 +41,8 @@ from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import parse
 from muonsocks.tools.intercepted import CallLog
 
-# s: about what it takes a program that has been given a connection to ask for the next one
-_LOOKING = 1.5e-4
+# s: about what it takes, when one client comes after the other, until the next connection is here
+_LOOKING = 3e-4
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -78,12 +78,13 @@ def main(arguments: list[str], log: Log) -> int:
         )
         loop = Loop()
         loop.looking = _LOOKING
+        told = CallLog(log)
         disguises = Disguises()
-        accepting = Accepting(loop, disguises, level, log.warning)
+        accepting = Accepting(loop, disguises, level, told.dropped)
         incoming = Incoming(loop, places, conventions, disguises, accepting, bound)
         reaching = Reaching(loop, conventions, disguises)
         handlers = {**incoming.handlers, "connect": reaching.connect}
-        supervisor = Supervisor(loop, supervision.listener, chosen, handlers, CallLog(log).failure)
+        supervisor = Supervisor(loop, supervision.listener, chosen, handlers, told.failure)
         supervision.attend(loop)
         supervision.go()
     except OSError as error:
