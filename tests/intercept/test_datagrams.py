@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ends import descriptors
 from places import in_own_network, sh
-from real_server import until
+from real_server import state, until
 from socksified import python, started
 from socksified import run as run_socksified
 from udp_calls import CODE
@@ -185,6 +185,7 @@ def test_who_waits_for_an_answer_can_be_killed() -> None:
             return sum(one.startswith("socket:") for one in there)
 
         assert program.line() == "up"
+        until("nothing is held any more", lambda: state(program.supervisor) == "S")
         before = held()
         program.tell()
         pid = int(program.line())
