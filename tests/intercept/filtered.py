@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,8 @@ def child(
             os.read(theirs.fileno(), 1)
             os.close(fd)
             program(lambda what: os.write(theirs.fileno(), repr(what).encode()) and None)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(0)
     theirs.close()

@@ -4,16 +4,20 @@ A test has a program of its own, which is run by a user without any rights.
 """
 
 import errno
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ends import descriptors
 from places import in_own_network, sh
 from real_server import until
-from socksified import python
+from socksified import python, started
+from socksified import run as run_socksified
 from udp_calls import CODE
 
 FAKE, FAKE6 = "198.18.0.1", "fd6d:756f:6e73:6f63::1"
@@ -28,8 +32,9 @@ SERVERS = [
 ]
 
 
-def run(code: str, *arguments: str, **more: object) -> str:
-    return python(CODE + code, *arguments, **more)
+def run(code: str, *arguments: str, **named: Any) -> str:
+    named.setdefault("mode", "async")
+    return run_socksified(*python(CODE + code, *arguments), **named).said
 
 
 # Name servers
@@ -166,18 +171,27 @@ def test_receiving_is_as_it_always_is() -> None:
 
 def test_who_waits_for_an_answer_can_be_killed() -> None:
     """And then nobody waits for it any more: the duplicate of the socket is closed."""
-    said = run(
-        "held = lambda: len(os.listdir(f'/proc/{os.getppid()}/fd'))\n"
-        "s = socket.socket(S4, U); s.connect(('192.0.2.53', 53)); before = held()\n"
+    code = (
+        "s = socket.socket(S4, U); s.connect(('192.0.2.53', 53)); print('up', flush=True)\n"
+        "sys.stdin.readline()\n"
         "if not (pid := os.fork()):\n"
         "    s.recvfrom(600)\n"
-        "while held() == before:\n"
-        "    select.select([], [], [], 0.02)\n"
-        "os.kill(pid, 9); print(os.waitpid(pid, 0)[1])\n"
-        "while held() > before:\n"
-        "    select.select([], [], [], 0.02)\n"
+        "print(pid, flush=True); print(os.waitpid(pid, 0)[1], flush=True); sys.stdin.readline()\n"
     )
-    assert said == "9\n"
+    with started(*python(CODE + code), mode="async") as program:
+
+        def held() -> int:
+            there = descriptors(program.supervisor).values()
+            return sum(one.startswith("socket:") for one in there)
+
+        assert program.line() == "up"
+        before = held()
+        program.tell()
+        pid = int(program.line())
+        until("it waits", lambda: held() > before)
+        os.kill(pid, 9)
+        assert program.line() == "9"
+        until("nobody waits", lambda: held() == before)
 
 
 # Everywhere else
@@ -291,8 +305,18 @@ def test_what_is_too_large_is_told_so() -> None:
         "print(failing(lambda: done(libc.sendmsg(s.fileno(), ctypes.byref(one), 0))))\n"
         "print(failing(lambda: done(libc.sendmsg(s.fileno(), ctypes.c_void_p(8), 0))))\n"
         "print(failing(lambda: done(libc.sendto(s.fileno(), b'x', 1, 0, name, -1))))\n"
+        "name += bytes(113)\n"
+        "print(failing(lambda: done(libc.sendto(s.fileno(), b'x', 1, 0, name, 129))))\n"
     )
-    assert said.split() == ["EMSGSIZE", "EMSGSIZE", "EMSGSIZE", "ENOBUFS", "EFAULT", "EINVAL"]
+    assert said.split() == [
+        "EMSGSIZE",
+        "EMSGSIZE",
+        "EMSGSIZE",
+        "ENOBUFS",
+        "EFAULT",
+        "EINVAL",
+        "EINVAL",
+    ]
 
 
 def test_segments_are_sent_as_such() -> None:

@@ -2,11 +2,15 @@
 
 import errno
 import os
+import resource
 import signal
 
-from launched import PYTHON, started
-from patient_proxy import Proxy, proxy
+from programs import PYTHON
 from real_server import state, until
+from scripted_proxy import Proxy, welcoming
+from socksified import started
+
+from muonsocks.intercept.held import is_wanted
 
 CONNECT = """
 import ctypes, errno, os, signal, socket, struct, sys, threading, time
@@ -33,9 +37,9 @@ def connecting(code: str) -> tuple[str, ...]:
     return (PYTHON, "-c", CONNECT + code)
 
 
-def held_back(one: Proxy) -> tuple[str, ...]:
+def held_back(one: Proxy) -> str:
     one.may_answer.clear()
-    return (f"--proxy={one.url}",)
+    return one.url
 
 
 def test_a_signal_ends_a_call_that_waits() -> None:
@@ -48,7 +52,7 @@ say(connect(), handled)
 sys.stdin.readline()
 say(connect(), sock.recv(8).decode().strip(), os.get_blocking(sock.fileno()))
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == f"{errno.EINTR} 1"
         one.may_answer.set()
         launched.tell("")
@@ -68,7 +72,7 @@ said.start()
 result = connect()
 say(result, handled >= 1)
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "now"
         one.may_answer.set()
         assert launched.line() == "0 True"
@@ -84,11 +88,11 @@ say(connect())
 sys.stdin.readline()
 say(connect())
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         one.code = 5
         assert launched.line() == str(errno.EINTR)
         one.may_answer.set()
-        until("it is over", lambda: one.ended)
+        one.wait_for(ended=1)
         launched.tell("")
         assert launched.line() == str(errno.ECONNREFUSED)
         assert one.begun == 1
@@ -108,16 +112,16 @@ except TimeoutError:
     say("left")
 sys.stdin.readline()
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "left"
-        until("the connection is over", lambda: one.ended)
+        one.wait_for(ended=1)
 
 
 def test_who_is_stopped_stops_at_once() -> None:
     code = "say('up')\nsay(connect())\n"
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "up"
-        one.await_requests(1)
+        one.wait_for(asked=1)
         os.kill(launched.program, signal.SIGTSTP)
         until("all have stopped", lambda: state(launched.front) == "T")
         one.may_answer.set()
@@ -127,10 +131,10 @@ def test_who_is_stopped_stops_at_once() -> None:
 
 
 def test_who_is_killed_leaves_nothing() -> None:
-    with proxy() as one, started(*connecting("connect()"), options=held_back(one)) as launched:
-        one.await_requests(1)
+    with welcoming() as one, started(*connecting("connect()"), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
         os.kill(launched.program, signal.SIGKILL)
-        until("the connection is over", lambda: one.ended)
+        one.wait_for(ended=1)
         assert launched.status == -signal.SIGKILL
 
 
@@ -148,11 +152,11 @@ sock.close()
 say("killed")
 sys.stdin.readline()
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
-        one.await_requests(1)
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
         launched.tell("")
         assert launched.line() == "killed"
-        until("the connection is over", lambda: one.ended)
+        one.wait_for(ended=1)
 
 
 def test_a_time_limit_of_the_program() -> None:
@@ -164,7 +168,7 @@ sys.stdin.readline()
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
 say(connect())
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == str(errno.EINPROGRESS)
         one.may_answer.set()
         launched.tell("")
@@ -180,8 +184,8 @@ sys.stdin.readline()
 say("second", connect())
 other.join()
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
-        one.await_requests(1)
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
         launched.tell("")
         assert launched.line() == f"second {errno.EALREADY}"
         one.may_answer.set()
@@ -198,9 +202,9 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 say("up")
 say(connect())
 """
-    with proxy() as one, started(*connecting(code), options=held_back(one)) as launched:
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
         assert launched.line() == "up"
-        one.await_requests(1)
+        one.wait_for(asked=1)
         for number in (signal.SIGUSR1, signal.SIGCHLD, signal.SIGWINCH):
             os.kill(launched.program, number)
         # It is looked at several times meanwhile.
@@ -208,3 +212,13 @@ say(connect())
             clock.line()
         one.may_answer.set()
         assert launched.line() == "0"
+
+
+def test_a_look_at_who_waits_takes_no_descriptor() -> None:
+    """Many programs may have used up all that the supervisor can have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert not is_wanted(os.getpid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

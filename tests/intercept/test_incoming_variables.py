@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from preloaded import PRELOAD, START, Preloaded, directory, preloaded
+from attended import directory
+from preloaded import PRELOAD, START, Preloaded, preloaded
 from programs import PYTHON, SECONDS, environment, run
 from senders import Front
 

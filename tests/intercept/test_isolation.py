@@ -9,22 +9,14 @@ import subprocess
 import textwrap
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from isolated import (
-    NOWHERE,
-    SOCKSIFY,
-    as_user,
-    expect_isolation,
-    network_of,
-    networks,
-    python,
-    socksify,
-)
 from places import in_own_network, root_only, sh
 from programs import SECONDS, Outcome, accept, listener
 from real_server import Server, running, until
+from socksified import NOWHERE, SOCKSIFY, Done, as_user, command, expect_isolation, python, run
 
 from muonsocks.intercept import isolation, kernel
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, refuse, verdict
@@ -32,6 +24,23 @@ from muonsocks.intercept.outgoing import RULES
 
 CLONE_NEWNET = 0x40000000
 SOCK_CLOEXEC, SOCK_NONBLOCK = socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK
+
+
+def network_of(process: str = "self") -> str:
+    """Name the network namespace of a process."""
+    return os.readlink(f"/proc/{process}/ns/net")
+
+
+def networks() -> set[str]:
+    """Name the network namespaces that there are processes in."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                found.add(network_of(entry.name))
+            except OSError:
+                continue  # it has ended
+    return found
 
 
 @pytest.fixture(params=["user", "root"])
@@ -51,10 +60,16 @@ def proxy() -> Iterator[Server]:
         yield server
 
 
-def inside(program: str, *arguments: str, **popen: Any) -> Any:
+def socksify(*program: str, before: tuple[str, ...] = (), **named: Any) -> Done:
+    """Run a program, by root, in a network of its own, if nothing else is said."""
+    named.setdefault("mode", "isolate")
+    return run(*program, before=before, **named)
+
+
+def inside(program: str, *arguments: str, before: tuple[str, ...] = ()) -> Any:
     """Run a program of Python's inside, and give what it prints, which is JSON."""
     words = python(HEAD + textwrap.dedent(program), *arguments)
-    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words, **popen)
+    done = socksify(*words, before=before)
     assert done.status == 0, done.log
     return json.loads(done.output)
 
@@ -73,14 +88,14 @@ def number(function, *arguments):
 def test_there_is_nothing_but_loopback_and_an_address_that_can_be_seen(before):
     found = inside("print(json.dumps(socket.if_nameindex()))", before=before)
     assert found == [[1, "lo"]]
-    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", "ip", "-j", "addr", before=before)
+    done = socksify("ip", "-j", "addr", before=before)
     (link,) = json.loads(done.output)
     shown = {(one["local"], one["prefixlen"], one["scope"]) for one in link["addr_info"]}
     assert {("192.0.0.2", 32, "global"), ("fd6d:756f:6e73:6f64::2", 128, "global")} <= shown
     assert "UP" in link["flags"]
     for family in ("-4", "-6"):
         words = ("ip", "-j", family, "route", "show", "table", "all")
-        done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words, before=before)
+        done = socksify(*words, before=before)
         routes = json.loads(done.output)
         assert {one["dev"] for one in routes} == {"lo"}
         assert any(one["dst"] == "default" and one["type"] == "local" for one in routes)
@@ -91,8 +106,8 @@ def test_a_connection_goes_through_the_proxy(before):
     def connect() -> None:
         sh("ip addr add 198.51.100.1/24 dev lo")
         with running() as proxy, listener("198.51.100.1") as far:
-            done = fetched(far, before, f"--proxy={proxy.url}")
-            assert (done.status, done.output) == (0, b"well")
+            done = fetched(far, before, proxy.url)
+            assert (done.status, done.output) == (0, "well")
             proxy.await_log(f"connected .*target=198.51.100.1:{far.getsockname()[1]}")
 
     in_own_network(connect)
@@ -100,8 +115,8 @@ def test_a_connection_goes_through_the_proxy(before):
 
 def test_loopback_is_that_of_the_host(before):
     with listener() as far:
-        done = fetched(far, before, f"--proxy={NOWHERE}")
-    assert (done.status, done.output) == (0, b"well")
+        done = fetched(far, before, NOWHERE)
+    assert (done.status, done.output) == (0, "well")
 
 
 @pytest.mark.parametrize("mode", ["isolate", "async", "hold"])
@@ -123,7 +138,7 @@ def test_a_nameserver_of_the_host_is_not_asked_over_tcp(mode: str, blocks: str):
                 """
             )
             words = python(program, str(far.getsockname()[1]), blocks)
-            done = socksify(f"--proxy={NOWHERE}", f"--mode={mode}", *words)
+            done = socksify(*words, mode=mode)
             found = json.loads(done.output)
             assert found[0] == "ECONNREFUSED" and found[1] in ("", "EINPROGRESS")
             accept(far).close()
@@ -134,14 +149,14 @@ def test_a_nameserver_of_the_host_is_not_asked_over_tcp(mode: str, blocks: str):
     in_own_network(there)
 
 
-def fetched(far: socket.socket, before: tuple[str, ...], proxy: str) -> Outcome:
+def fetched(far: socket.socket, before: tuple[str, ...], proxy: str) -> Done:
     """Run curl on a server that says "well"."""
     answers = threading.Thread(target=_answer, args=(far,))
     answers.start()
     host, port = far.getsockname()
     url = f"http://{host}:{port}/"
     try:
-        return socksify(proxy, "--mode=isolate", "curl", "-sS", url, before=before)
+        return socksify("curl", "-sS", url, proxy=proxy, before=before)
     finally:
         answers.join()
 
@@ -150,7 +165,7 @@ def test_a_name_is_left_to_the_proxy(before, proxy):
     """Which looks it up, and finds none."""
     name = f"{'user' if before else 'root'}.isolated.invalid"
     words = ("curl", "-sS", f"http://{name}:8080/")
-    done = socksify(f"--proxy={proxy.url}", "--mode=isolate", *words, before=before)
+    done = socksify(*words, proxy=proxy.url, before=before)
     assert done.status == 7
     proxy.await_log(f"target={name}:8080")
 
@@ -199,13 +214,12 @@ def test_a_name_has_addresses_of_all_families_that_the_host_has_itself(
 
 
 def test_getent_and_dig_get_an_answer(before):
-    words = (f"--proxy={NOWHERE}", "--mode=isolate")
-    done = socksify(*words, "getent", "ahostsv4", "some.test", before=before)
-    assert done.output.startswith(b"198.18.") and done.status == 0
+    done = socksify("getent", "ahostsv4", "some.test", before=before)
+    assert done.output.startswith("198.18.") and done.status == 0
     if not shutil.which("dig"):
         pytest.skip("dig is not installed")
-    done = socksify(*words, "dig", "+short", "@192.0.2.53", "some.test", before=before)
-    assert done.output.startswith(b"198.18.") and done.status == 0
+    done = socksify("dig", "+short", "@192.0.2.53", "some.test", before=before)
+    assert done.output.startswith("198.18.") and done.status == 0
 
 
 def _answer(far: socket.socket) -> None:
@@ -367,7 +381,7 @@ print(json.dumps(sent))
 """
 
 
-def packets_of(command: tuple[str, ...]) -> tuple[int, Outcome]:
+def packets_of(words: list[str]) -> tuple[int, Outcome]:
     """Say how many packets come to the only interface of a network, beside loopback, which is the
     way to everywhere, while a command runs.
     """
@@ -389,7 +403,7 @@ def packets_of(command: tuple[str, ...]) -> tuple[int, Outcome]:
         with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as sniffer:
             sniffer.bind(("out", 3))
             sniffer.settimeout(0)
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS)
+            done = subprocess.run(words, capture_output=True, timeout=SECONDS)
             outcome = Outcome(done.returncode, done.stdout, done.stderr.decode())
             seen = 0
             while True:
@@ -407,7 +421,7 @@ def packets_of(command: tuple[str, ...]) -> tuple[int, Outcome]:
 
 @root_only()
 def test_the_same_packets_are_seen_where_they_may_leave():
-    seen, done = packets_of(python(HEAD + LOUD))
+    seen, done = packets_of([*python(HEAD + LOUD)])
     assert done.status == 0 and len(json.loads(done.output)) == 7, done.log
     assert seen >= 7
 
@@ -415,10 +429,11 @@ def test_the_same_packets_are_seen_where_they_may_leave():
 @root_only()
 @pytest.mark.parametrize("udp", ["refuse", "allow"])
 def test_no_packet_of_any_kind_leaves(udp: str):
-    options = (f"--proxy={NOWHERE}", "--mode=isolate", f"--udp={udp}")
     if udp == "allow" and not os.path.exists("/dev/net/tun"):
         pytest.skip("there is no /dev/net/tun")
-    seen, done = packets_of((SOCKSIFY, *options, *python(HEAD + LOUD)))
+    seen, done = packets_of(
+        command(*python(HEAD + LOUD), mode="isolate", options=(f"--udp={udp}",), before=())
+    )
     assert done.status == 0 and len(json.loads(done.output)) == 7, done.log
     assert seen == 0
 
@@ -426,8 +441,7 @@ def test_no_packet_of_any_kind_leaves(udp: str):
 @root_only()
 def test_a_user_cannot_even_try_raw_sockets():
     expect_isolation()
-    socksified = (SOCKSIFY, f"--proxy={NOWHERE}", "--mode=isolate")
-    seen, done = packets_of((*as_user(), *socksified, *python(HEAD + LOUD)))
+    seen, done = packets_of(command(*python(HEAD + LOUD), mode="isolate"))
     assert done.status == 0, done.log
     assert set(json.loads(done.output)) == {"datagram", "datagram6", "message", "multicast"}
     assert seen == 0
@@ -451,8 +465,8 @@ def test_ping_does_not_find_what_is_not_there(before):
 @root_only()
 def test_root_is_still_root_and_can_become_others():
     words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "id", "-u")
-    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words)
-    assert (done.status, done.output) == (0, b"65534\n")
+    done = socksify(*words)
+    assert (done.status, done.output) == (0, "65534\n")
 
 
 @root_only()
@@ -475,8 +489,8 @@ def test_root_cannot_go_to_another_network():
 @root_only()
 def test_a_network_in_the_network_is_empty():
     words = ("unshare", "--net", "ip", "-j", "route", "show", "table", "all")
-    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *words)
-    assert (done.status, done.output.strip()) == (0, b"[]")
+    done = socksify(*words)
+    assert (done.status, done.output.strip()) == (0, "[]")
 
 
 def test_a_user_is_who_one_was(before):
@@ -487,14 +501,12 @@ def test_a_user_is_who_one_was(before):
 
 def test_the_namespace_ends_with_its_last_process(before):
     done = socksify(
-        f"--proxy={NOWHERE}",
-        "--mode=isolate",
         "sh",
         "-c",
         "readlink /proc/self/ns/net; (sleep 1; exec true) >/dev/null 2>&1 &",
         before=before,
     )
-    name = done.output.decode().strip()
+    name = done.output.strip()
     assert name.startswith("net:[") and name != network_of()
     until("nobody is in that network", lambda: name not in networks())
 
@@ -503,26 +515,25 @@ def test_the_namespace_ends_with_its_last_process(before):
 
 
 def test_auto_is_isolate_where_that_can_be(before):
-    done = socksify("-v", f"--proxy={NOWHERE}", "readlink", "/proc/self/ns/net", before=before)
+    done = run("readlink", "/proc/self/ns/net", options=("-v",), before=before)
     assert done.status == 0 and "mode=isolate" in done.log
-    assert done.output.decode().strip() != network_of()
+    assert done.output.strip() != network_of()
 
 
 @pytest.mark.parametrize("mode", ["async", "hold"])
 def test_the_other_modes_are_in_the_network_that_there_is(mode):
-    words = ("-v", f"--mode={mode}", f"--proxy={NOWHERE}", "readlink", "/proc/self/ns/net")
-    done = socksify(*words, before=as_user())
-    assert (done.status, done.output.decode().strip()) == (0, network_of())
+    done = run("readlink", "/proc/self/ns/net", mode=mode, options=("-v",))
+    assert (done.status, done.output.strip()) == (0, network_of())
     assert f"mode={mode}" in done.log
 
 
 def test_an_unknown_mode_is_said_to_be_none():
-    done = socksify("--mode=fast", f"--proxy={NOWHERE}", "true")
+    done = run("true", mode="fast")
     assert done.status == 100 and "isolate" in done.log and "'fast'" in done.log
 
 
 def test_which_option_a_network_is_wrong_in():
-    done = socksify("--direct=10.0.0.0/8,foo", f"--proxy={NOWHERE}", "true")
+    done = run("true", options=("--direct=10.0.0.0/8,foo",))
     assert done.status == 100
     said = "--direct: 'foo' is not a network; write ADDRESS or ADDRESS/BITS"
     assert done.log == f"socksify: {said}\n"
@@ -540,7 +551,7 @@ def _forbidding(sysctl: str) -> tuple[str, ...]:
 def test_where_it_cannot_be_isolate_says_so_and_what_to_do(sysctl):
     expect_isolation()
     forbidding = _forbidding(sysctl)
-    done = socksify("--mode=isolate", f"--proxy={NOWHERE}", "true", before=forbidding)
+    done = socksify("true", before=forbidding)
     assert done.status == 111
     assert done.log.count("\n") == 1
     assert f"sysctl user.{sysctl} is 0" in done.log and "--mode async" in done.log
@@ -549,16 +560,15 @@ def test_where_it_cannot_be_isolate_says_so_and_what_to_do(sysctl):
 def test_where_it_cannot_be_auto_is_async_and_says_why_if_asked():
     expect_isolation()
     forbidding = _forbidding("max_user_namespaces")
-    words = (f"--proxy={NOWHERE}", "readlink", "/proc/self/ns/net")
-    done = socksify("-v", *words, before=forbidding)
-    assert (done.status, done.output.decode().strip()) == (0, network_of())
+    words = ("readlink", "/proc/self/ns/net")
+    done = run(*words, options=("-v",), before=forbidding)
+    assert (done.status, done.output.strip()) == (0, network_of())
     assert "mode=async" in done.log and "sysctl user.max_user_namespaces is 0" in done.log
-    assert socksify(*words, before=forbidding).log == ""
+    assert run(*words, before=forbidding).log == ""
 
 
 def test_there_is_no_second_one_inside(before):
-    words = ("--mode=isolate", f"--proxy={NOWHERE}")
-    done = socksify(*words, SOCKSIFY, *words, "true", before=before)
+    done = socksify(SOCKSIFY, "--mode=isolate", f"--proxy={NOWHERE}", "true", before=before)
     assert done.status == 111 and "another one answers" in done.log
 
 
@@ -614,7 +624,7 @@ while time.monotonic() < end:
 
 def test_no_signal_comes_between_a_program_and_its_socket() -> None:
     """Else the kernel lets socket(2) give 0, and there is none."""
-    done = socksify(f"--proxy={NOWHERE}", "--mode=isolate", *python(ORPHANS), before=as_user())
+    done = run(*python(ORPHANS), mode="isolate")
     assert (done.status, done.log) == (0, "")
 
 

@@ -3,16 +3,14 @@
 import errno
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from places import in_child
+from socksified import run
 
 from muonsocks.intercept import kernel
 
-SOCKSIFY = Path(__file__).resolve().parents[2] / "bin" / "socksify"
 MOST_LAYERS = 16
 
 
@@ -50,10 +48,9 @@ def test_what_cannot_be_forbidden_is_an_error(listener: socket.socket) -> None:
         kernel.give_up_privileges_to_come()
         for _ in range(MOST_LAYERS):
             kernel.forbid_tcp_connections()
-        command = [str(SOCKSIFY), "--mode=hold", "--proxy=socks5h://127.0.0.1:1", "true"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert done.returncode == 111
-        assert done.stderr.endswith("landlock_restrict_self: Argument list too long\n")
-        assert done.stderr.count("\n") == 1
+        done = run("true", mode="hold", before=())
+        assert done.status == 111
+        assert done.log.endswith("landlock_restrict_self: Argument list too long\n")
+        assert done.log.count("\n") == 1
 
     in_child(act)

@@ -6,20 +6,23 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from launched import AS_NOBODY, NOWHERE, PYTHON, SOCKSIFY, Terminal, run, shell, started
-from programs import SECONDS, environment
+from programs import PYTHON, SECONDS, environment
 from real_server import children, is_alive, state, until
+from socksified import AS_NOBODY, NOWHERE, SOCKSIFY, Started, expect_isolation, run, started
+from typed_terminal import Terminal, shell
 
 from muonsocks.intercept import in_front
 from muonsocks.intercept.bpf import Rule, assemble, refuse
 from muonsocks.intercept.calls import Architecture
 from muonsocks.intercept.kernel import ARCHITECTURES
+from muonsocks.intercept.launch import stay_behind
 
 # Counts signals; says which have come when it is asked.
 COUNTS = """
@@ -43,27 +46,26 @@ for line in sys.stdin:
 @pytest.mark.parametrize("status", [0, 1, 7, 111, 255])
 def test_the_exit_status_is_that_of_the_program(status: int) -> None:
     done = run("sh", "-c", f"echo out; echo err >&2; exit {status}")
-    assert (done.returncode, done.stdout, done.stderr) == (status, "out\n", "err\n")
+    assert (done.status, done.output, done.log) == (status, "out\n", "err\n")
 
 
 @pytest.mark.parametrize("number", [*map(int, (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)), 34])
 def test_a_program_that_is_killed_is_seen_to_be(number: int) -> None:
     done = run("sh", "-c", f"kill -{number} $$")
-    assert done.returncode == -number
+    assert done.status == -number
 
 
-def test_there_is_one_core_at_most(tmp_path: Path) -> None:
+def test_there_is_one_core_at_most(place: str) -> None:
     """Whoever waits for us is told that there is none of ours."""
     limit = ("bash", "-c", 'ulimit -c unlimited && exec "$@"', "sh")
-    tmp_path.chmod(0o777)
     code = "import os; os.kill(os.getpid(), 11)"
-    native = subprocess.Popen([*limit, PYTHON, "-c", code], cwd=tmp_path)
+    native = subprocess.Popen([*limit, PYTHON, "-c", code], cwd=place)
     _, status = os.waitpid(native.pid, 0)
     native.returncode = -signal.SIGSEGV
     if not os.WCOREDUMP(status):
         pytest.skip("there are no cores here")
-    before = [*limit, SOCKSIFY, NOWHERE, PYTHON, "-c", code]
-    process = subprocess.Popen(before, cwd=tmp_path, env=environment())
+    before = [*limit, SOCKSIFY, f"--proxy={NOWHERE}", PYTHON, "-c", code]
+    process = subprocess.Popen(before, cwd=place, env=environment())
     _, status = os.waitpid(process.pid, 0)
     process.returncode = -signal.SIGSEGV
     assert os.WTERMSIG(status) == signal.SIGSEGV
@@ -79,16 +81,16 @@ def test_there_is_one_core_at_most(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_executed_is_said(program: str, status: int, reason: str) -> None:
     done = run(program)
-    assert done.returncode == status
-    assert done.stderr.endswith(f" {reason}\n") and done.stderr.count("\n") == 1
+    assert done.status == status
+    assert done.log.endswith(f" {reason}\n") and done.log.count("\n") == 1
 
 
 def test_a_daemon_stays_covered_and_holds_up_nobody() -> None:
     """The program has ended, and what it has started goes on: its supervisor, too."""
     code = "exec >&- 2>&- <&-; sleep 600"
     done = run("sh", "-c", f"( {code} ) & echo $!; exit 3")
-    pid = int(done.stdout)
-    assert (done.returncode, done.stderr) == (3, "")
+    pid = int(done.output)
+    assert (done.status, done.log) == (3, "")
     try:
         assert is_alive(pid)
         supervisor = int(_status(pid)["PPid"])
@@ -114,7 +116,7 @@ def test_a_program_that_ends_with_sigchld_ignored_has_a_status() -> None:
     code = "import signal; print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN); exit(5)"
     before = ("env", "--ignore-signal=CHLD", *AS_NOBODY)
     done = run(PYTHON, "-c", code, before=before)
-    assert (done.returncode, done.stdout) == (5, "True\n")
+    assert (done.status, done.output) == (5, "True\n")
 
 
 # Signals
@@ -325,8 +327,7 @@ sys.exit(9)
             launched.tell("")
             assert [launched.line(), launched.line()] == [str(errno.ENOSYS)] * 2
             assert launched.status == 9
-            assert launched.process.stderr is not None
-            said = launched.process.stderr.read()
+            said = launched.log
             assert said.count("\n") == 1
             assert "the supervisor has been killed: nothing can connect any more" in said
         far.settimeout(0)
@@ -363,24 +364,20 @@ print(json.dumps([
 """
 
 
-def test_it_has_all_that_it_has_without_us(tmp_path: Path) -> None:
-    (tmp_path / "report.py").write_text(REPORT)
-    tmp_path.chmod(0o755)
-    for one in (*tmp_path.parents, tmp_path):
-        if one.stat().st_uid == os.geteuid() and str(one) != "/":
-            one.chmod(one.stat().st_mode | 0o055)
+def test_it_has_all_that_it_has_without_us(place: str) -> None:
+    Path(place, "report.py").write_text(REPORT)
     setting = (
         "umask 027; ulimit -n 300; ulimit -c 0; trap '' USR2 TSTP; "
         'exec nice -n 3 env --block-signal=USR1 "$@" 7</dev/zero 9>/dev/null'
     )
     ours = ["setpriv", "--no-new-privs"] if not AS_NOBODY else [*AS_NOBODY]
     reports = []
-    for program in ([SOCKSIFY, NOWHERE], []):
+    for program in ([SOCKSIFY, f"--proxy={NOWHERE}"], []):
         done = subprocess.run(
             ["bash", "-c", setting, "sh", *ours, *program, PYTHON, "-I", "report.py"],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
-            cwd=tmp_path,
+            cwd=place,
             env=environment(A="B"),
             timeout=SECONDS,
             text=True,
@@ -393,7 +390,7 @@ def test_it_has_all_that_it_has_without_us(tmp_path: Path) -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
 def test_closed_descriptors_are_closed(closed: str, tmp_path: Path) -> None:
     seen = []
-    for number, words in enumerate(([SOCKSIFY, NOWHERE], [])):
+    for number, words in enumerate(([SOCKSIFY, f"--proxy={NOWHERE}"], [])):
         path = tmp_path / str(number)
         program = " ".join([*words, "bash", "-c", "'cd /proc/$$/fd; echo * >&8; exit 4'"])
         done = subprocess.run(
@@ -413,10 +410,9 @@ def test_we_hold_nothing_of_its_descriptors() -> None:
     with started("bash", "-c", f"read x; {code}", pass_fds=[writer]) as launched:
         os.close(writer)
         launched.tell("")
-        assert launched.process.stdout is not None
-        assert launched.process.stdout.read() == ""
+        assert launched.rest() == ""
         assert os.read(reader, 1) == b""
-        until("nobody reads", lambda: _breaks(launched.process.stdin))
+        until("nobody reads", lambda: _breaks(launched))
     os.close(reader)
 
 
@@ -424,19 +420,19 @@ def test_root_keeps_its_setuid_programs() -> None:
     if os.geteuid():
         pytest.skip("only root may have a filter without NO_NEW_PRIVS")
     words = ("grep", "NoNewPrivs", "/proc/self/status")
-    here = (NOWHERE, "--mode=async")  # in a user namespace of its own a user may have one, too
-    assert run(*words, options=here, before=()).stdout.split() == ["NoNewPrivs:", "0"]
-    assert run(*words, options=here).stdout.split() == ["NoNewPrivs:", "1"]
+    # In a user namespace of its own a user may have one, too
+    assert run(*words, mode="async", before=()).output.split() == ["NoNewPrivs:", "0"]
+    assert run(*words, mode="async").output.split() == ["NoNewPrivs:", "1"]
 
 
 # What cannot be
 
 
 def test_it_cannot_be_run_in_itself() -> None:
-    done = run(SOCKSIFY, NOWHERE, "true")
-    assert done.returncode == 111
-    assert "another one answers for this process already" in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = run(SOCKSIFY, f"--proxy={NOWHERE}", "true")
+    assert done.status == 111
+    assert "another one answers for this process already" in done.log
+    assert done.log.count("\n") == 1
 
 
 REFUSING = """
@@ -469,7 +465,7 @@ def test_what_a_container_does_not_permit_is_named(
     call: str, mode: str, number: int, said: str
 ) -> None:
     """As Docker's profile does: some calls fail with EPERM. No other mode does without them."""
-    if mode == "isolate" and run("true", options=(NOWHERE, "--mode=isolate")).returncode:
+    if mode == "isolate" and run("true", mode="isolate").status:
         pytest.skip("there is no network of one's own here")
     own = ARCHITECTURES[0]
     numbers = {call: own.numbers[call]}
@@ -477,10 +473,10 @@ def test_what_a_container_does_not_permit_is_named(
         {call: (Rule(refuse(number)),)}, [Architecture(own.audit, numbers), *ARCHITECTURES[1:]]
     )
     before = (PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY)
-    done = run("echo", "run", options=(NOWHERE, f"--mode={mode}"), before=before)
-    assert (done.returncode, done.stdout) == (111, "")
-    assert call in done.stderr and said in done.stderr and "does without" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = run("echo", "run", mode=mode, before=before)
+    assert (done.status, done.output) == (111, "")
+    assert call in done.log and said in done.log and "does without" not in done.log
+    assert done.log.count("\n") == 1
 
 
 @pytest.mark.parametrize("what", ["nothing", "others"])
@@ -492,9 +488,9 @@ def test_proc_of_nothing_or_of_others_is_said_to_be_so(what: str) -> None:
         "others": ("unshare", "--pid", "--fork"),
     }[what]
     done = run("echo", "run", before=(*before, *AS_NOBODY))
-    assert (done.returncode, done.stdout) == (111, "")
-    assert "/proc has not the processes of here" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert (done.status, done.output) == (111, "")
+    assert "/proc has not the processes of here" in done.log
+    assert done.log.count("\n") == 1
 
 
 @pytest.mark.parametrize("program", ["socksify", "socketbox-preload"])
@@ -503,7 +499,7 @@ def test_few_descriptors(program: str) -> None:
     statuses = []
     for number in range(6, 18):
         limit = ("prlimit", f"--nofile={number}:{number}")
-        options = (NOWHERE, "--mode=async") if program == "socksify" else ()
+        options = (f"--proxy={NOWHERE}", "--mode=async") if program == "socksify" else ()
         words = (*AS_NOBODY, *limit, str(Path(SOCKSIFY).with_name(program)), *options, "true")
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
         statuses.append(done.returncode)
@@ -517,9 +513,9 @@ def test_no_process_more() -> None:
         pytest.skip("only root may become somebody who has no process else")
     before = ("setpriv", "--reuid=61234", "--clear-groups", "prlimit", "--nproc=1")
     done = run("echo", "run", before=before)
-    assert (done.returncode, done.stdout) == (111, "")
-    assert "fork: Resource temporarily unavailable\n" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert (done.status, done.output) == (111, "")
+    assert "fork: Resource temporarily unavailable\n" in done.log
+    assert done.log.count("\n") == 1
 
 
 # Parts
@@ -540,24 +536,75 @@ def _status(pid: int) -> dict[str, str]:
     return {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
 
 
-def _said(launched: object) -> str:
-    launched.tell("")  # type: ignore[attr-defined]
-    line: str = launched.line()  # type: ignore[attr-defined]
-    return line
+def _said(launched: Started) -> str:
+    launched.tell()
+    return launched.line()
 
 
-def _more(launched: object, come: list[str], last: str) -> bool:
+def _more(launched: Started, come: list[str], last: str) -> bool:
     come += _said(launched).split()
     return last in come
 
 
-def _breaks(file: object) -> bool:
+def _breaks(launched: Started) -> bool:
     try:
-        file.write("\n")  # type: ignore[attr-defined]
-        file.flush()  # type: ignore[attr-defined]
+        launched.tell()
     except BrokenPipeError:
         return True
     return False
+
+
+# What could be in the way of the supervisor
+
+
+def test_no_signal_ends_a_call_of_the_supervisor() -> None:
+    """Many children that end must not: half an answer is one, too."""
+    with started("sh", "-c", "echo; read x") as launched:
+        launched.line()
+        for line in Path(f"/proc/{launched.supervisor}/status").read_text().splitlines():
+            if line.startswith("SigBlk:"):
+                blocked = int(line.split()[1], 16)
+    kill_and_stop = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
+    assert all(
+        blocked >> number - 1 & 1
+        for number in signal.valid_signals()
+        if not kill_and_stop >> number - 1 & 1
+    )
+
+
+def test_the_supervisor_stays_behind_without_descriptors() -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            stay_behind()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_socket_is_handed_in_though_the_supervisor_is_stopped() -> None:
+    """Whatever moment it is stopped at: socket(2) must not return 0, which is another's."""
+    expect_isolation()
+    code = """
+import os, select, _socket
+print(flush=True)
+wrong = set()
+while not select.select([0], [], [], 0)[0]:
+    fds = {_socket.socket(2, 1, 0).detach() for _ in range(9)}
+    wrong |= {fd for fd in fds if fd < 3}
+    for fd in fds - wrong:
+        os.close(fd)
+print(wrong)
+"""
+    with started(PYTHON, "-c", code, options=(NOWHERE, "--mode=isolate")) as launched:
+        launched.line()
+        for _ in range(20000):
+            os.kill(launched.supervisor, signal.SIGSTOP)
+            os.kill(launched.supervisor, signal.SIGCONT)
+        launched.tell("")
+        assert launched.line() == "set()"
 
 
 def test_what_systemd_passes_is_the_programs() -> None:

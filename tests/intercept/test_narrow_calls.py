@@ -1,16 +1,15 @@
 """Datagrams of a program with pointers of four bytes, whose structures are other ones."""
 
-import os
 import platform
-import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from socksified import SOCKSIFY, user
+from attended import directory
+from compiled import compiled
+from socksified import run
 
 SOURCE = Path(__file__).with_name("narrow_calls.c")
 FREESTANDING = "-m32 -static -nostdlib -ffreestanding -fno-pic -no-pie -fno-stack-protector -O1"
@@ -20,25 +19,20 @@ FREESTANDING = "-m32 -static -nostdlib -ffreestanding -fno-pic -no-pie -fno-stac
 def program() -> Iterator[str]:
     if platform.machine() != "x86_64":
         pytest.skip("this is for x86_64, which runs i386's programs")
-    if not shutil.which("gcc"):
-        pytest.skip("no gcc here: tests/run installs it")
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        words = ["gcc", *FREESTANDING.split(), "-o", f"{place}/program", str(SOURCE)]
-        subprocess.run(words, check=True)
+    with directory() as place:
+        program = compiled(place, SOURCE, "gcc", *FREESTANDING.split())
         try:
-            subprocess.run([f"{place}/program", "x"])
+            subprocess.run([program, "x"])
         except OSError:
             pytest.skip("this kernel runs no 32-bit programs")
-        yield f"{place}/program"
+        yield program
 
 
 @pytest.mark.parametrize("how", ["connect", "to", "message", "n messages"])
 def test_a_name_server_is_asked(program: str, how: str) -> None:
-    command = [*user(), SOCKSIFY, "--mode=async", "--proxy=socks5h://127.0.0.1:1", program, how]
-    done = subprocess.run(command, capture_output=True, timeout=20)
-    assert (done.returncode, done.stderr) == (0, b"")
-    address, source, name = done.stdout[:4], done.stdout[4:10], done.stdout[10:]
+    done = run(program, how, mode="async")
+    said = done.said.encode(errors="surrogateescape")
+    address, source, name = said[:4], said[4:10], said[10:]
     assert socket.inet_ntoa(address) == "198.18.0.1"
     assert source == name  # as the program has it
     told = b"\0\x35\xc0\0\2\x35"  # port 53 of 192.0.2.53

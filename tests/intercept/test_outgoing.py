@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import AS_NOBODY, NOWHERE, PYTHON, run, started
-from patient_proxy import proxy
-from programs import closed_port
+from nameserver import own_files
+from places import in_own_network, sh
+from programs import PYTHON, closed_port
 from real_server import running
+from scripted_proxy import welcoming as proxy
+from socksified import AS_NOBODY, run, started
 
 TRY = """
 import ctypes, errno, fcntl, os, select, socket, struct, sys
@@ -45,23 +47,21 @@ _mode = ["hold"]
 @pytest.fixture(autouse=True, params=MODES)
 def mode(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each test is made in each mode that can be had here."""
-    name = f"--mode={request.param}"
     if request.param == "isolate":
-        done = run("true", options=(NOWHERE, name))
-        if done.returncode:
-            pytest.skip(f"there is no network of one's own here: {done.stderr.strip()}")
-    _mode[0] = name
+        done = run("true", mode=request.param)
+        if done.status:
+            pytest.skip(f"there is no network of one's own here: {done.log.strip()}")
+    _mode[0] = request.param
     yield request.param
-    _mode[0] = "--mode=hold"
+    _mode[0] = "hold"
 
 
 def said_by(code: str, *urls: str, options: tuple[str, ...] = (), **popen: Any) -> list[str]:
     """What a program says that tries things."""
-    words = (*(f"--proxy={url}" for url in urls), _mode[0], *options)
-    done = run(PYTHON, "-c", TRY + code, options=words, **popen)
-    assert done.returncode == 0, done.stderr
-    lines: list[str] = done.stdout.splitlines()
-    return lines
+    words = (*(f"--proxy={url}" for url in urls[1:]), *options)
+    done = run(PYTHON, "-c", TRY + code, proxy=urls[0], mode=_mode[0], options=words, **popen)
+    assert done.status == 0, done.log
+    return done.output.splitlines()
 
 
 # What is asked for
@@ -114,14 +114,12 @@ sock.shutdown(socket.SHUT_WR)
 say(sock.makefile("rb").read())
 """
     with proxy() as one:
-        one.after = bytes(range(256)) * 10
-        program = started(PYTHON, "-c", TRY + code, options=(f"--proxy={one.url}", _mode[0]))
+        one.greeting = bytes(range(256)) * 10
+        program = started(PYTHON, "-c", TRY + code, proxy=one.url, mode=_mode[0])
         with program as launched:
             assert launched.line() == "0"
-            from real_server import until
-
-            until("it has ended", lambda: one.said)
-        assert one.said == [b"question"]
+            one.wait_for(received=1)
+        assert one.received == [b"question"]
 
 
 # What the socket is
@@ -219,23 +217,19 @@ say(connect(sock, v4()), sock.recv(7), sock.getsockopt(socket.SOL_SOCKET, socket
     with proxy() as one:
         one.code = 4
         words = (PYTHON, "-c", TRY + code)
-        with started(*words, options=(f"--proxy={one.url}", _mode[0])) as launched:
+        with started(*words, proxy=one.url, mode=_mode[0]) as launched:
             assert launched.line() == str(errno.EHOSTUNREACH)
             one.code = 0
             launched.tell("")
             assert launched.line() == "0 b'welcome' 0"
 
 
-def test_unix_sockets_go_where_they_go(tmp_path: Path) -> None:
-    path = str(tmp_path / "far")
+def test_unix_sockets_go_where_they_go(place: str) -> None:
+    path = f"{place}/far"
     with proxy() as one, socket.socket(socket.AF_UNIX) as far:
         far.bind(path)
         far.listen()
         os.chmod(path, 0o666)
-        for parent in list(tmp_path.parents)[:3]:
-            if parent.stat().st_uid == os.geteuid():
-                parent.chmod(parent.stat().st_mode | 0o055)
-        tmp_path.chmod(0o755)
         code = f"s = socket.socket(socket.AF_UNIX); s.connect({path!r}); say('there')"
         assert said_by(code, one.url) == ["there"]
 
@@ -260,36 +254,39 @@ say(sock.getsockopt(socket.SOL_SOCKET, 39), cloexec == fcntl.fcntl(sock, fcntl.F
 
 @pytest.mark.parametrize("flags", [0, socket.SOCK_CLOEXEC])
 @pytest.mark.parametrize("kind", ["ipv6", "unix"])
-def test_another_socket_stands_in_where_it_must(kind: str, flags: int, tmp_path: Path) -> None:
+def test_another_socket_stands_in_where_it_must(kind: str, flags: int, place: str) -> None:
     if kind == "ipv6":
         server = socket.create_server(("::1", 0), family=socket.AF_INET6)
     else:
         server = socket.socket(socket.AF_UNIX)
-        server.bind(str(tmp_path / "proxy"))
+        server.bind(f"{place}/proxy")
         server.listen()
-        os.chmod(tmp_path / "proxy", 0o666)
-        tmp_path.chmod(0o755)
-        for parent in list(tmp_path.parents)[:3]:
-            if parent.stat().st_uid == os.geteuid():
-                parent.chmod(parent.stat().st_mode | 0o055)
+        os.chmod(f"{place}/proxy", 0o666)
     with proxy(server) as one:
-        options = (f"--proxy={one.url}", _mode[0])
-        done = run(PYTHON, "-c", TRY + STAND_IN, str(flags), options=options)
+        done = run(PYTHON, "-c", TRY + STAND_IN, str(flags), proxy=one.url, mode=_mode[0])
     domain = socket.AF_INET6 if kind == "ipv6" else socket.AF_UNIX
-    assert done.stdout.splitlines() == ["0 b'welcome'", f"{domain:d} True True 1 (7, 0)"]
+    assert done.output.splitlines() == ["0 b'welcome'", f"{domain:d} True True 1 (7, 0)"]
 
 
-def test_the_second_address_of_a_proxy_is_tried() -> None:
-    """localhost is ::1 and 127.0.0.1, where it has both; one of them does not answer."""
-    found = {one[4][0] for one in socket.getaddrinfo("localhost", 1, type=socket.SOCK_STREAM)}
-    if found != {"::1", "127.0.0.1"}:
-        pytest.skip("localhost has not two addresses here")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-        with proxy(socket.create_server((host, 0), family=family)) as one:
-            url = re.sub(r"//.*:", "//localhost:", one.url)
-            for code in ("s = sock; to = v4()", "s = socket.socket(socket.AF_INET6); to = v6()"):
-                assert said_by(code + "\nsay(connect(s, to), s.recv(7))", url) == ["0 b'welcome'"]
+def test_the_second_address_of_a_proxy_is_tried(tmp_path: Path) -> None:
+    """localhost is ::1 and 127.0.0.1; one of them does not answer."""
+
+    def there() -> None:
+        # Without an address of a family that can be seen there are no names of it (AI_ADDRCONFIG).
+        sh("ip addr add 198.51.100.1/32 dev lo", "ip addr add 2001:db8::1/128 dev lo")
+        own_files(tmp_path, "127.0.0.1 localhost\n::1 localhost\n")
+        for family in (socket.AF_INET, socket.AF_INET6):
+            host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+            with proxy(socket.create_server((host, 0), family=family)) as one:
+                url = re.sub(r"//.*:", "//localhost:", one.url)
+                for code in (
+                    "s = sock; to = v4()",
+                    "s = socket.socket(socket.AF_INET6); to = v6()",
+                ):
+                    said = said_by(code + "\nsay(connect(s, to), s.recv(7))", url)
+                    assert said == ["0 b'welcome'"]
+
+    in_own_network(there)
 
 
 # Proxies that do not do it
@@ -337,12 +334,12 @@ def test_what_is_logged(blocks: bool) -> None:
             (("-q",), 5, ""),
         ):
             one.code = number
-            done = run(*words, options=(f"--proxy={one.url}", _mode[0], *options))
+            done = run(*words, proxy=one.url, mode=_mode[0], options=options)
             if said:
-                lines = [line for line in done.stderr.splitlines() if " mode=" not in line]
+                lines = [line for line in done.log.splitlines() if " mode=" not in line]
                 assert len(lines) == 1 and re.search(said, lines[0] + "\n")
             else:
-                assert done.stderr == ""
+                assert done.log == ""
 
 
 @pytest.mark.parametrize("options", [(), ("-q",)])
@@ -362,14 +359,13 @@ assert not lib.prctl(4, 0, 0, 0, 0)
 say(*(connect(socket.socket(), v4()) for _ in range(5)))
 """
     with proxy() as one:
-        words = (f"--proxy={one.url}", _mode[0], *options)
-        done = run(PYTHON, "-c", TRY + code, options=words)
-        assert done.stdout.split() == [str(errno.ENETUNREACH)] * 5
+        done = run(PYTHON, "-c", TRY + code, proxy=one.url, mode=_mode[0], options=options)
+        assert done.output.split() == [str(errno.ENETUNREACH)] * 5
         if options:
-            assert done.stderr == ""
+            assert done.log == ""
         else:
-            assert done.stderr.count("\n") == 1
-            assert re.search(r" python3\[\d+\] cannot connect: its memory and", done.stderr)
+            assert done.log.count("\n") == 1
+            assert re.search(r" python3\[\d+\] cannot connect: its memory and", done.log)
         assert one.begun == 0
 
 
@@ -476,8 +472,8 @@ def test_a_program_of_32_bits(is_direct: bool, tmp_path: Path) -> None:
     for number, expected in ((0, 0), (5, errno.ECONNREFUSED)):
         with proxy() as one:
             one.code = number
-            done = run(str(built), options=(f"--proxy={one.url}", _mode[0]), before=())
-            assert done.returncode == expected, done.stderr
+            done = run(str(built), proxy=one.url, mode=_mode[0], before=())
+            assert done.status == expected, done.log
             assert one.asked == [("192.0.2.1", 80)]
 
 
@@ -524,9 +520,9 @@ say(connect(sock, v4()), sock.recv(7).decode())
 """
     with proxy() as one:
         one.may_answer.clear()
-        program = started(PYTHON, "-c", TRY + code, options=(f"--proxy={one.url}", _mode[0]))
+        program = started(PYTHON, "-c", TRY + code, proxy=one.url, mode=_mode[0])
         with program as launched:
-            one.await_requests(1)
+            one.wait_for(asked=1)
             launched.tell("")
             assert launched.line() == str(errno.ENOTCONN)
             one.may_answer.set()

@@ -1,20 +1,26 @@
 """Connections of sockets that do not block, in real programs, through a proxy that is slow."""
 
-import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import socksified
+from attended import directory
+from compiled import GO, compiled
 from ends import descriptors
-from programs import SECONDS
-from slow_proxy import SlowProxy, python, run, socksified
+from parked_program import LONG, python, run
+from programs import closed_port
+from real_server import until
+from scripted_proxy import Proxy, proxy
+from socksified import Started, as_user, started
 
 from muonsocks.intercept.kernel import ARCHITECTURES
 
 CONNECT = ARCHITECTURES[0].numbers["connect"]
-LONG = 0.3  # s: so much longer than it takes to be put in its place without having been parked
 
 
 def left_of(pid: int) -> list[str]:
@@ -22,12 +28,12 @@ def left_of(pid: int) -> list[str]:
     return sorted(one for one in descriptors(pid).values() if one.startswith("socket:"))
 
 
-def wait_until(what: object) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + SECONDS
-    while not what():  # type: ignore[operator]
-        assert time.monotonic() < end, "it has never been so"
-        time.sleep(0.01)
+@contextmanager
+def waiting(one: Proxy, *words: str, status: int = 0) -> Iterator[Started]:
+    """Run a program that waits for the end of its input, which is at the end of the block."""
+    with started(*words, proxy=one.url, mode="async") as program:
+        yield program
+        assert program.end() == status
 
 
 # It goes on, is told when it is up, and has its connection
@@ -45,9 +51,9 @@ assert error_of(sock) == 0
 name = f"socket:[{os.fstat(sock.fileno()).st_ino}]"
 is_through(sock)
 """
-    with SlowProxy(delay) as proxy:
-        run(proxy, *python(program))
-        assert proxy.received == [b"hello"]
+    with proxy(delay=delay) as one:
+        run(one, *python(program))
+        assert one.received == [b"hello"]
 
 
 def test_nothing_happens_before_it_is_up() -> None:
@@ -75,14 +81,13 @@ assert wait(sock) & select.POLLOUT
 assert error_of(sock) == 0
 is_through(sock)
 """
-    with SlowProxy() as proxy:
-        proxy.may_answer.clear()
-        with socksified(proxy, *python(program)) as done:
-            proxy.wait_until(asked=1)
+    with proxy() as one:
+        one.may_answer.clear()
+        with waiting(one, *python(program)):
+            one.wait_for(asked=1)
             time.sleep(0.5)
-            proxy.may_answer.set()
-        assert done.status == 0, done.log
-        assert proxy.received == [b"hello"]
+            one.may_answer.set()
+        assert one.received == [b"hello"]
 
 
 def test_select() -> None:
@@ -93,8 +98,8 @@ assert select.select([], [sock], [sock], SECONDS) == ([], [sock], [])
 assert error_of(sock) == 0
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -139,8 +144,8 @@ for one in (poll, other):
         assert "tfd" not in file.read()
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 def test_data_of_an_epoll_that_are_no_number() -> None:
@@ -162,8 +167,8 @@ for events in (select.EPOLLOUT, select.EPOLLOUT | EXCLUSIVE):
     assert (got.events, got.data) == (select.EPOLLOUT, 0xfedcba9876543210), hex(got.data)
     is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 def test_numbers_that_the_supervisor_uses_itself() -> None:
@@ -190,9 +195,9 @@ assert ready == {sock.fileno() for sock in socks}
 for sock in socks:
     is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
-        assert len(proxy.received) == 36
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
+        assert len(one.received) == 36
 
 
 def test_connect_asks_again() -> None:
@@ -203,8 +208,8 @@ assert sock.connect_ex(TARGET) == 0
 assert sock.connect_ex(TARGET) == errno.EISCONN
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 def test_connect_waits_where_it_blocks_by_now() -> None:
@@ -215,8 +220,8 @@ sock.connect(TARGET)
 assert os.get_blocking(sock.fileno())
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 def test_getpeername_asks() -> None:
@@ -228,8 +233,8 @@ name = sock.getsockname()
 is_through(sock)
 print(name[0])
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 @pytest.mark.parametrize("delay", [0.0, LONG])
@@ -273,8 +278,8 @@ assert other.getsockopt(socket.SOL_SOCKET, 72) == 0
 is_through(other)
 is_through(sock)
 """
-    with SlowProxy(delay) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=delay) as one:
+        run(one, *python(program))
 
 
 # It fails
@@ -294,9 +299,9 @@ assert sock.connect_ex(TARGET) == errno.ECONNREFUSED
 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
 assert sock.getsockopt(socket.SOL_SOCKET, 72) == 0
 """
-    with SlowProxy(LONG, code=5) as proxy:
-        run(proxy, *python(program))
-        assert proxy.asked == 2
+    with proxy(delay=LONG, code=5) as one:
+        run(one, *python(program))
+        assert len(one.asked) == 2
 
 
 def test_failure_at_once() -> None:
@@ -307,8 +312,8 @@ assert sock.connect_ex(TARGET) in (errno.EHOSTUNREACH, errno.EINPROGRESS)
 if wait(sock) & select.POLLERR:
     assert error_of(sock) == errno.EHOSTUNREACH
 """
-    with SlowProxy(code=4) as proxy:
-        run(proxy, *python(program))
+    with proxy(code=4) as one:
+        run(one, *python(program))
 
 
 def test_time_is_up() -> None:
@@ -317,8 +322,8 @@ sock = begin()
 assert wait(sock) & select.POLLERR
 assert error_of(sock) == errno.ETIMEDOUT
 """
-    with SlowProxy(2 * LONG) as proxy:
-        run(proxy, *python(program), options=(f"--connect-timeout={LONG}",))
+    with proxy(delay=2 * LONG) as one:
+        run(one, *python(program), options=(f"--connect-timeout={LONG}",))
 
 
 def test_proxy_is_down() -> None:
@@ -331,9 +336,8 @@ if number == errno.EINPROGRESS:
     number = error_of(sock)
 assert number == errno.ECONNREFUSED, number
 """
-    proxy = SlowProxy()
-    proxy._listener.close()
-    run(proxy, *python(program))
+    url = f"socks5h://127.0.0.1:{closed_port()}"
+    assert socksified.run(*python(program), proxy=url, mode="async").status == 0
 
 
 # It does not ask
@@ -365,8 +369,8 @@ assert sock.recv(1) == b""
 assert got == data
 thread.join()
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
@@ -378,12 +382,11 @@ assert wait(sock) == select.POLLOUT
 sock.setblocking(True)
 sock.sendall(bytes({size}))
 """
-    with SlowProxy(LONG) as proxy:
-        proxy.echoes = False
-        run(proxy, *python(program))
-        with proxy.changed:
-            assert proxy.changed.wait_for(lambda: proxy.received, SECONDS)
-        assert proxy.received == [bytes(size)]
+    with proxy(delay=LONG) as one:
+        one.echoes = False
+        run(one, *python(program))
+        one.wait_for(received=1)
+        assert one.received == [bytes(size)]
 
 
 def test_far_end_speaks_first_and_nobody_asks() -> None:
@@ -396,8 +399,8 @@ sock.sendall(b"HELO")
 assert sock.recv(100) == b"HELO"
 is_through(sock, b"bye")
 """
-    with SlowProxy(LONG, greeting=b"220 hello") as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG, greeting=b"220 hello") as one:
+        run(one, *python(program))
 
 
 def test_far_end_speaks_first_and_who_asks_has_it() -> None:
@@ -410,8 +413,8 @@ assert sock.recv(100) == b"220 hello"
 assert sock.getpeername() != TARGET, "it is relayed"
 is_through(sock)
 """
-    with SlowProxy(LONG, greeting=b"220 hello") as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG, greeting=b"220 hello") as one:
+        run(one, *python(program))
 
 
 # It does not wait
@@ -441,17 +444,19 @@ sys.stdin.read()
 sock.connect(TARGET)
 is_through(sock)
 """
-    with SlowProxy() as proxy:
-        proxy.may_answer.clear()
-        with socksified(proxy, *python(program)) as done:
-            proxy.wait_until(left=1)
-            proxy.may_answer.set()
-        assert (done.status, proxy.received) == (0, [b"hello"])
+    with proxy() as one:
+        one.may_answer.clear()
+        with waiting(one, *python(program)):
+            one.wait_for(left=1)
+            one.may_answer.set()
+        assert one.received == [b"hello"]
 
 
 def test_closed_while_parked() -> None:
-    """The proxy is left, and nothing is left with us."""
+    """The proxy is left, and nothing is left with us but where they are parked, of two families."""
     program = """
+print("up", flush=True)
+os.read(0, 1)
 for number in range(20):
     begin().close()
 socks = [begin() for number in range(20)]
@@ -461,17 +466,17 @@ for sock in socks:
     sock.close()
 os.read(0, 1)
 """
-    with SlowProxy() as proxy:
-        proxy.may_answer.clear()
-        with socksified(proxy, *python(program)) as done:
-            assert done.process.stdin is not None
-            proxy.wait_until(asked=20)  # some may be those that are closed at once
-            wait_until(lambda: len(left_of(done.supervisor)) >= 40)
-            before = left_of(done.supervisor)
-            os.write(done.process.stdin.fileno(), b"x")
-            proxy.wait_until(left=20)
-            wait_until(lambda: len(left_of(done.supervisor)) <= len(before) - 40)
-        assert done.status == 0
+    with proxy() as one:
+        one.may_answer.clear()
+        with waiting(one, *python(program)) as done:
+            assert done.line() == "up"
+            before = len(left_of(done.supervisor))
+            done.tell()
+            assert done.line() == "parked"
+            until("they are there", lambda: len(left_of(done.supervisor)) >= before + 40)
+            done.tell()
+            one.wait_for(left=20)
+            until("they are gone", lambda: len(left_of(done.supervisor)) <= before + 2)
 
 
 @pytest.mark.parametrize("how", ["os._exit(0)", "os.kill(os.getpid(), 9)", "exec"])
@@ -483,11 +488,11 @@ sock = begin()
 os.read(0, 1)
 {how}
 """
-    with SlowProxy() as proxy:
-        proxy.may_answer.clear()
-        with socksified(proxy, *python(program)):
-            proxy.wait_until(asked=1)
-        proxy.wait_until(left=1)
+    with proxy() as one:
+        one.may_answer.clear()
+        with waiting(one, *python(program), status=-9 if "kill" in how else 0):
+            one.wait_for(asked=1)
+        one.wait_for(left=1)
 
 
 def test_disconnected_while_parked() -> None:
@@ -501,10 +506,8 @@ assert sock.connect_ex(TARGET) == errno.EINPROGRESS
 assert wait(sock) and error_of(sock) == 0
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        with socksified(proxy, *python(program)) as done:
-            proxy.wait_until(left=1)
-        assert done.status == 0, done.log
+    with proxy(delay=LONG) as one, waiting(one, *python(program)):
+        one.wait_for(left=1)
 
 
 def test_nothing_is_left_of_what_has_been() -> None:
@@ -520,12 +523,11 @@ for number in range(60):
 print("done", flush=True)
 os.read(0, 1)
 """
-    with SlowProxy(0.02) as proxy, socksified(proxy, *python(program)) as done:
-        proxy.wait_until(asked=1)
+    with proxy(delay=0.02) as one, waiting(one, *python(program)) as done:
+        one.wait_for(asked=1)
         before = left_of(done.supervisor)
-        with proxy.changed:
-            assert proxy.changed.wait_for(lambda: len(proxy.received) == 60, SECONDS)
-        wait_until(lambda: len(left_of(done.supervisor)) <= len(before))
+        one.wait_for(received=60)
+        until("nothing is left", lambda: len(left_of(done.supervisor)) <= len(before))
 
 
 # Several that have it
@@ -545,8 +547,8 @@ assert sock.recv(100) == b"by one"
 other.close()
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 @pytest.mark.parametrize("who", ["parent", "child"])
@@ -566,9 +568,9 @@ else:
         os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
-        assert proxy.received == [b"hello"]
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
+        assert one.received == [b"hello"]
 
 
 def test_threads() -> None:
@@ -584,9 +586,9 @@ for thread in threads:
     thread.join()
 print("ok")
 """
-    with SlowProxy(LONG) as proxy:
-        assert run(proxy, *python(program)).output == "ok\n"
-        assert len(proxy.received) == 20
+    with proxy(delay=LONG) as one:
+        assert run(one, *python(program)).output == "ok\n"
+        assert len(one.received) == 20
 
 
 # What is held
@@ -609,8 +611,8 @@ assert sock.connect_ex(TARGET) == 0
 assert not name[1] or sock.getsockname() == name
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        run(proxy, *python(program))
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
 
 
 def test_multipath_is_held() -> None:
@@ -624,8 +626,8 @@ sock.setblocking(False)
 assert sock.connect_ex(TARGET) == 0
 is_through(sock)
 """
-    with SlowProxy(LONG) as proxy:
-        if run(proxy, *python(program)).output == "none\n":
+    with proxy(delay=LONG) as one:
+        if run(one, *python(program)).output == "none\n":
             pytest.skip("no MPTCP here")
 
 
@@ -638,8 +640,8 @@ print(errno.errorcode[sock.connect_ex(TARGET)])
 """
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces")
-    with SlowProxy(LONG) as proxy:
-        done = run(proxy, "unshare", "-rn", *python(program))
+    with proxy(delay=LONG) as one:
+        done = run(one, "unshare", "-rn", *python(program))
     assert done.output in ("ENETUNREACH\n", "EHOSTUNREACH\n"), done.output
 
 
@@ -669,9 +671,9 @@ if number == errno.EINPROGRESS:
     number = error_of(refused)
 assert number == errno.ECONNREFUSED
 """
-    with SlowProxy() as proxy:
-        run(proxy, *python(program))
-        assert proxy.asked == 0
+    with proxy() as one:
+        run(one, *python(program))
+        assert one.asked == []
 
 
 def test_as_many_as_there_are_descriptors_for() -> None:
@@ -689,10 +691,8 @@ for sock in socks:
     is_through(sock)
 """
     limit = ("prlimit", "--nofile=110:110")
-    with SlowProxy(0.05) as proxy:
-        with socksified(proxy, *python(program), before=limit) as done:
-            pass
-        assert done.status == 0, done.log
+    with proxy(delay=0.05) as one:
+        run(one, *python(program), before=(*limit, *as_user()))
 
 
 # Real programs
@@ -713,13 +713,12 @@ async def main():
     await asyncio.gather(*(one(number) for number in range(200)))
 asyncio.run(main())
 """
-    with SlowProxy() as proxy:
-        proxy.may_answer.clear()
-        with socksified(proxy, *python(program)) as done:
-            proxy.wait_until(asked=200)  # which they only are if nobody waits for another one
-            proxy.may_answer.set()
-        assert done.status == 0, done.log
-        assert len(proxy.received) == 200
+    with proxy() as one:
+        one.may_answer.clear()
+        with waiting(one, *python(program)):
+            one.wait_for(asked=200)  # which they only are if nobody waits for another one
+            one.may_answer.set()
+        assert len(one.received) == 200
 
 
 def test_node() -> None:
@@ -734,66 +733,21 @@ for (let i = 0; i < 20; i++) {
   sock.on("end", () => { if (got != "from " + i) process.exit(3); if (!--left) console.log("ok") })
 }
 """
-    with SlowProxy(LONG) as proxy:
-        assert run(proxy, "node", "-e", program).output == "ok\n"
-        assert len(proxy.received) == 20
+    with proxy(delay=LONG) as one:
+        assert run(one, "node", "-e", program).output == "ok\n"
+        assert len(one.received) == 20
 
 
 def test_curl() -> None:
     if not shutil.which("curl"):
         pytest.skip("no curl here")
-    with SlowProxy(LONG, greeting=b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok") as proxy:
-        assert run(proxy, "curl", "-sS", "http://192.0.2.1/").output == "ok"
+    with proxy(delay=LONG, greeting=b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok") as one:
+        assert run(one, "curl", "-sS", "http://192.0.2.1/").output == "ok"
 
 
-GO = """
-package main
-
-import (
-\t"fmt"
-\t"io"
-\t"net"
-\t"os"
-\t"sync"
-)
-
-func main() {
-\tvar group sync.WaitGroup
-\tfor i := 0; i < 50; i++ {
-\t\tgroup.Add(1)
-\t\tgo func(text string) {
-\t\t\tdefer group.Done()
-\t\t\tc, err := net.Dial("tcp", "192.0.2.1:80")
-\t\t\tif err != nil {
-\t\t\t\tfmt.Println(err)
-\t\t\t\tos.Exit(3)
-\t\t\t}
-\t\t\tio.WriteString(c, text)
-\t\t\tc.(*net.TCPConn).CloseWrite()
-\t\t\tgot, err := io.ReadAll(c)
-\t\t\tif err != nil || string(got) != text {
-\t\t\t\tfmt.Println(err, string(got))
-\t\t\t\tos.Exit(4)
-\t\t\t}
-\t\t}(fmt.Sprint("from ", i))
-\t}
-\tgroup.Wait()
-\tfmt.Println("ok")
-}
-"""
-
-
-def test_go(tmp_path: Path) -> None:
-    if not shutil.which("go"):
-        pytest.skip("no go here")
-    (tmp_path / "main.go").write_text(GO)
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(tmp_path / "cache")}
-    binary = tmp_path / "dials"
-    command = ["go", "build", "-o", str(binary), "main.go"]
-    subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=100)
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        if directory.stat().st_uid == os.getuid() and directory != Path("/tmp"):
-            directory.chmod(0o755)
-    with SlowProxy(LONG) as proxy:
-        assert run(proxy, str(binary)).output == "ok\n"
-        assert len(proxy.received) == 50
+def test_go() -> None:
+    with directory() as place:
+        binary = compiled(place, Path(__file__).with_name("dials.go"), *GO)
+        with proxy(delay=LONG) as one:
+            assert run(one, binary).output == "ok\n"
+            assert len(one.received) == 50

@@ -4,7 +4,8 @@ import os
 import re
 
 import pytest
-from slow_proxy import SlowProxy, python, run
+from parked_program import python, run
+from scripted_proxy import proxy
 
 ASK = """
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
@@ -28,13 +29,15 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
 @pytest.mark.parametrize("how", ["blocks", "goes on", "waits"])
 def test_it_is_where_it_wanted_to_go(mode: str, how: str, address: str) -> None:
-    with SlowProxy(delay=0.1 if how == "waits" else 0) as proxy:
+    with proxy(delay=0.1 if how == "waits" else 0) as one:
         words = python(ASK, address, how)
-        options = (f"--mode={mode}", "--peername")
-        assert run(proxy, *words, options=options).output.split() == [address, "80"]
+        assert run(one, *words, mode=mode, options=("--peername",)).output.split() == [
+            address,
+            "80",
+        ]
 
 
 def test_otherwise_it_is_the_proxy(mode: str) -> None:
-    with SlowProxy() as proxy:
-        done = run(proxy, *python(ASK, "192.0.2.1", "blocks"), options=(f"--mode={mode}",))
+    with proxy() as one:
+        done = run(one, *python(ASK, "192.0.2.1", "blocks"), mode=mode)
         assert re.fullmatch(r"127\.0\.0\.1 [0-9]+\n", done.output)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from places import in_own_network, sh
-from socksified import python
+from socksified import python, run
 
 CONNECT = (
     "import errno, os, socket, sys\n"
@@ -24,6 +24,12 @@ CONNECT = (
     "    except OSError as error:\n"
     "        return errno.errorcode[error.errno]\n"
 )
+
+
+def said_by(code: str, *arguments: str) -> str:
+    return run(*python(CONNECT + code, *arguments), mode="async").said
+
+
 RESOLVED = "/run/systemd/resolve/io.systemd.Resolve"
 NSCD = "/var/run/nscd/socket"
 
@@ -62,8 +68,8 @@ def in_own_run(function: Callable[[], None]) -> None:
 def test_they_refuse(path: str) -> None:
     def there() -> None:
         with listening(path), listening("/run/other"):
-            said = python(CONNECT + f"print(connect('{path}'), connect('/run/other'))")
-            assert said == "ECONNREFUSED connected\n"
+            code = f"print(connect('{path}'), connect('/run/other'))"
+            assert said_by(code) == "ECONNREFUSED connected\n"
 
     in_own_run(there)
 
@@ -75,8 +81,8 @@ def test_by_whatever_way_one_comes() -> None:
             os.symlink("/run/link/io.systemd.Resolve", "/run/name")
             os.symlink("/run/round", "/run/round")
             os.link(RESOLVED, "/run/hard")
-            said = python(
-                CONNECT + "names = ['/run/link/io.systemd.Resolve', '/run/name', '/run/hard',\n"
+            said = said_by(
+                "names = ['/run/link/io.systemd.Resolve', '/run/name', '/run/hard',\n"
                 "    '//run/./systemd//resolve/../resolve/io.systemd.Resolve']\n"
                 "names += [f'/proc/{one}/root' + '/run/hard' for one in ('self', os.getpid())]\n"
                 "os.chdir('/run/systemd/resolve'); names.append('io.systemd.Resolve')\n"
@@ -104,8 +110,8 @@ def test_as_the_program_sees_it(tmp_path: Path) -> None:
         (root / "var").mkdir(parents=True)
         os.symlink("/run", root / "var/run")
         with listening(f"{root}/run/nscd/socket"), listening(f"{root}/run/other"):
-            said = python(
-                CONNECT + "if not (pid := os.fork()):\n"
+            said = said_by(
+                "if not (pid := os.fork()):\n"
                 "    import ctypes; library = ctypes.CDLL(None)\n"
                 "    assert not library.unshare(0x10000000)\n"
                 "    os.chroot(sys.argv[1]); os.chdir('/')\n"

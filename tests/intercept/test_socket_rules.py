@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from socksified import python
+from socksified import python, run
 
 from muonsocks.intercept.bpf import ALLOW, refuse, verdict
 from muonsocks.intercept.socket_rules import SOCKET_RULES
@@ -59,7 +59,7 @@ def test_options_of_sockets(level: int, option: int, number: int) -> None:
 
 
 def test_a_program_has_what_it_may_have() -> None:
-    said = python(
+    code = (
         "import errno, socket as s\n"
         "def made(*kind):\n"
         "    try:\n"
@@ -73,7 +73,7 @@ def test_a_program_has_what_it_may_have() -> None:
         "except OSError as error:\n"
         "    print(errno.errorcode[error.errno])\n"
     )
-    assert said.splitlines() == [
+    assert run(*python(code), mode="async").output.splitlines() == [
         "0 6 0 0 0",
         "EACCES EACCES EACCES EAFNOSUPPORT EAFNOSUPPORT",
         "EPERM",

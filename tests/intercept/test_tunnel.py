@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isolated import NOWHERE, as_user, expect_isolation, python, socksify
 from places import in_own_network, sh
 from programs import listener
 from real_server import running, until
+from socksified import NOWHERE, as_user, expect_isolation, python, run
 
 from muonsocks.address import Endpoint
 from muonsocks.intercept import tunnel
@@ -102,7 +102,7 @@ def inside(
 ) -> Any:
     """Run a program of Python's, and give what it prints, which is JSON."""
     words = python(HEAD + textwrap.dedent(program), *arguments)
-    done = socksify(f"--proxy={proxy}", *options, *words, before=before)
+    done = run(*words, proxy=proxy, options=options, before=before)
     assert done.status == 0, done.log
     assert done.log == "", done.log
     return json.loads(done.output)
@@ -309,8 +309,8 @@ def test_nameservers_are_answered_here_and_multicast_goes_nowhere(before):
             assert not proxy.count(r"\bassociated ")
             if shutil.which("dig"):
                 words = ("dig", "+short", "@192.0.2.53", "some.test")
-                done = socksify(f"--proxy={proxy.url}", *ALLOW, *words, before=before)
-                assert done.output.startswith(b"198.18.")
+                done = run(*words, proxy=proxy.url, options=ALLOW, before=before)
+                assert done.output.startswith("198.18.")
 
     in_place(there)
 
@@ -370,7 +370,7 @@ def test_tcp_and_loopback_are_as_without_it(before):
     ],
 )
 def test_a_wrong_option(words: tuple[str, ...], problem: str):
-    done = socksify(*words, f"--proxy={NOWHERE}", "true")
+    done = run("true", options=words)
     assert done.status == 100 and problem in done.log
 
 
@@ -378,8 +378,7 @@ def test_a_wrong_option(words: tuple[str, ...], problem: str):
 def test_without_the_device_it_says_so(mode: str):
     def there() -> None:
         expect_isolation()
-        words = (*ALLOW, f"--mode={mode}", f"--proxy={NOWHERE}", "true")
-        done = socksify(*words, before=as_user())
+        done = run("true", mode=mode, options=ALLOW)
         assert done.status == 111 and done.log.count("\n") == 1
         assert "/dev/net/tun: Permission denied" in done.log
         assert "--udp refuse" in done.log
@@ -456,8 +455,9 @@ def test_an_association_ends_with_the_program():
                         """
                 )
             )
-            done = socksify(f"--proxy={proxy.url}", *ALLOW, *words, *map(str, far.getsockname()))
-            assert (done.status, done.output) == (0, b"hello\n")
+            words += tuple(map(str, far.getsockname()))
+            done = run(*words, proxy=proxy.url, options=ALLOW, before=())
+            assert (done.status, done.output) == (0, "hello\n")
             proxy.await_log(r"\bclosed .*datagrams-in=1 datagrams-out=1\b.* end=closed")
 
     in_place(there)

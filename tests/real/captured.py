@@ -18,13 +18,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
 import clients
 from clients import MUONSOCKS, NAME, ROOT, TARGET, Network, Web
+from compiled import GO, compiled
 from nameserver import Nameserver, resolv_conf
 from packets import Capture, open_capture, open_marks
 from places import in_network_of
@@ -320,33 +321,22 @@ def serve_ssh(stack: contextlib.ExitStack, there: World) -> Path:
 
 # Programs that are compiled
 
-Build = Callable[[Path], list[str]]
 HERE = Path(__file__).parent
-BUILDS: dict[str, Build] = {
-    "static C": lambda to: ["gcc", "-O", "-w", "-static", str(HERE / "leak_fetch.c"), f"-o{to}"],
-    "static musl": lambda to: ["musl-gcc", "-O", "-static", str(HERE / "leak_fetch.c"), f"-o{to}"],
-    "static Go": lambda to: ["go", "build", "-o", str(to), str(HERE / "leak_fetch.go")],
-    "hostile C": lambda to: [
-        "gcc",
-        "-O",
-        "-w",
-        "-pthread",
-        str(HERE / "leak_hostile.c"),
-        f"-o{to}",
-    ],
+BUILDS = {
+    "static C": ("leak_fetch.c", "gcc", "-O", "-w", "-static"),
+    "static musl": ("leak_fetch.c", "musl-gcc", "-O", "-static"),
+    "static Go": ("leak_fetch.go", *GO),
+    "hostile C": ("leak_hostile.c", "gcc", "-O", "-w", "-pthread"),
 }
 
 
 def build(there: World, name: str) -> str:
     """Compile one of BUILDS; give where it is."""
     name = name.partition(",")[0]
-    to = there.work / name.replace(" ", "-")
-    if not to.exists():
-        cache = os.environ.get("GOCACHE") or str(Path.home() / ".cache/go-build")
-        environ = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off", "GOCACHE": cache}
-        done = subprocess.run(
-            BUILDS[name](to), env=environ, capture_output=True, text=True, timeout=110
-        )
-        assert done.returncode == 0, done.stderr
-        to.chmod(0o755)
-    return str(to)
+    place = there.work / name.replace(" ", "-")
+    source, *words = BUILDS[name]
+    if place.exists():
+        return str(place / Path(source).stem)
+    place.mkdir()
+    place.chmod(0o755)
+    return compiled(place, HERE / source, *words)

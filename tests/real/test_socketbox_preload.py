@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attended import AS_NOBODY, directory
 from box import boxed
-from preloaded import AS_NOBODY, PATH, Preloaded, directory, needs, preloaded
+from compiled import GO, compiled
+from preloaded import PATH, Preloaded, needs, preloaded
 from programs import PYTHON, ROOT, SECONDS
 from real_server import ADDRESS, Server, children, free_port, until
 
@@ -139,24 +141,10 @@ def test_node(place: str, host: str, prefix: str) -> None:
             assert get(box) == f"{prefix}{CLIENT}"
 
 
-@pytest.fixture(scope="session")
-def go_server(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A static program in Go."""
-    if missing := needs("go"):
-        pytest.skip(f"no {missing} here")
-    program = tmp_path_factory.mktemp("go") / "server"
-    source = ROOT / "tests" / "real" / "go_server.go"
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
-    environ["GOCACHE"] = str(program.parent / "cache")
-    subprocess.run(["go", "build", "-o", program, source], check=True, env=environ, timeout=100)
-    return program
-
-
 @pytest.mark.parametrize("address", ["127.0.0.1:8000", "[::]:8000"])
-def test_a_static_program_in_go(place: str, go_server: Path, address: str) -> None:
-    program = shutil.copy(go_server, place)
-    os.chmod(program, 0o755)
-    with serving(place, str(program), address) as (there, box):
+def test_a_static_program_in_go(place: str, address: str) -> None:
+    program = compiled(place, Path(__file__).with_name("go_server.go"), *GO)
+    with serving(place, program, address) as (there, box):
         for _ in range(20):
             assert get(box) == "hello\n"
             assert f"client {CLIENT}:" in there.line()

@@ -4,23 +4,23 @@ In a network with nothing but loopback, whose name server knows one name. The pr
 else does, as it notes.
 """
 
-import os
 import re
 import socket
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
+from attended import directory
 from clients import which
+from compiled import GO, compiled
 from nameserver import Nameserver, nameserver, own_files
 from places import in_own_network, sh
-from programs import PYTHON
+from programs import PYTHON, environment
 from real_server import Server, running
-from socksified import socksified
+from socksified import run
 
 Told = Callable[..., None]  # has a story happen
 
@@ -43,10 +43,9 @@ class World:
         self.names = names
         self.port = str(port)
 
-    def run(self, *command: str, **more: object) -> str:
-        more.setdefault("proxy", self.proxy.url)
-        more.setdefault("mode", self.mode)
-        return socksified(*command, **more)  # type: ignore[arg-type]
+    def run(self, *command: str, proxy: str | None = None, **environ: str) -> str:
+        proxy = self.proxy.url if proxy is None else proxy
+        return run(*command, proxy=proxy, mode=self.mode, cwd="/", env=environment(**environ)).said
 
     def expect_by_name(self, times: int = 1) -> None:
         """The proxy has been told the name, and nobody but the proxy has asked for it."""
@@ -100,29 +99,11 @@ def tell(story: Callable[[World], None], mode: str, place: Path, more: str) -> N
         story(World(mode, proxy, names, port))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def binary() -> Iterator[Callable[..., str]]:
-    """Compiles programs, to where any user can run them."""
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        cache = {"GOCACHE": f"{place}/cache", "GO111MODULE": "off", "CGO_ENABLED": "0"}
-
-        def compile(*words: str, libraries: tuple[str, ...] = ()) -> str:
-            needs(words[0])
-            result = f"{place}/program"
-            *command, source = words
-            done = subprocess.run(
-                [*command, "-o", result, str(HERE / source), *libraries],
-                env={**os.environ, **cache},
-                capture_output=True,
-                text=True,
-            )
-            if "ares.h" in done.stderr:
-                pytest.skip("no c-ares to compile with: tests/run installs libc-ares-dev")
-            assert not done.returncode, done.stderr
-            return result
-
-        yield compile
+    """Compiles programs, each once, to where any user can run them."""
+    with directory() as place:
+        yield cache(lambda source, *words, **named: compiled(place, HERE / source, *words, **named))
 
 
 # The C library
@@ -182,7 +163,7 @@ def test_python(in_world: Told) -> None:
 
 
 def test_a_static_program_of_musl(in_world: Told, binary: Callable[..., str]) -> None:
-    program = binary("musl-gcc", "-static", "musl_names.c")
+    program = binary("musl_names.c", "musl-gcc", "-static")
 
     def story(world: World) -> None:
         said = world.run(program, NAME, world.port)
@@ -194,7 +175,7 @@ def test_a_static_program_of_musl(in_world: Told, binary: Callable[..., str]) ->
 
 def test_several_name_servers_of_musl(in_world: Told, binary: Callable[..., str]) -> None:
     """With one of IPv6 its socket is one of IPv6, for all of them."""
-    program = binary("musl-gcc", "-static", "musl_names.c")
+    program = binary("musl_names.c", "musl-gcc", "-static")
 
     def story(world: World) -> None:
         said = world.run(program, NAME, world.port)
@@ -204,7 +185,7 @@ def test_several_name_servers_of_musl(in_world: Told, binary: Callable[..., str]
 
 
 def test_a_static_program_of_go(in_world: Told, binary: Callable[..., str]) -> None:
-    program = binary("go", "build", "go_names.go")
+    program = binary("go_names.go", *GO)
 
     def story(world: World) -> None:
         said = world.run(program, NAME, world.port)
@@ -215,7 +196,7 @@ def test_a_static_program_of_go(in_world: Told, binary: Callable[..., str]) -> N
 
 
 def test_c_ares(in_world: Told, binary: Callable[..., str]) -> None:
-    program = binary("gcc", "cares_names.c", libraries=("-lcares",))
+    program = binary("cares_names.c", "gcc", libraries=("-lcares",))
 
     def story(world: World) -> None:
         assert world.run(program, NAME) == f"{FAKE}\n"

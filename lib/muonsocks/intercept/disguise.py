@@ -69,10 +69,10 @@ class Disguises:
 
     def put_on(self, sock: socket, family: int, local: bytes, remote: bytes) -> None:
         """Have a socket taken for what it is not."""
-        while len(self._by_inode) >= _MOST:
-            del self._by_inode[next(iter(self._by_inode))]
         inode = fstat(sock.fileno()).st_ino
         self._by_inode.pop(inode, None)
+        while len(self._by_inode) >= _MOST:
+            del self._by_inode[next(iter(self._by_inode))]
         self._by_inode[inode] = Disguise(sock, family, local, remote)
 
     def peer(self, sock: socket, family: int) -> bytes:

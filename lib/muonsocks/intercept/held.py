@@ -126,7 +126,7 @@ class Held:
                         self._all.pop(cookie, None)
                 elif call is not None:
                     one.wake()  # and it may come back
-            elif _is_wanted(call.tid):
+            elif is_wanted(call.tid):
                 one.interrupt()
         self._timer = None
         if self._all:
@@ -228,7 +228,7 @@ def _send_timeout(sock: socket) -> float:
     return float(seconds + microseconds / 1e6)
 
 
-def _is_wanted(tid: int) -> bool:
+def is_wanted(tid: int) -> bool:
     """Say whether a signal waits for a thread to handle it, or to stop (proc(5)).
 
     One that is for the whole process is that of its first thread, to whom the kernel gives it if it
@@ -237,8 +237,8 @@ def _is_wanted(tid: int) -> bool:
     try:
         with open(f"/proc/{tid}/status") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    except OSError:
+        return False  # it is gone; or we are short of descriptors, and look again soon
     pending, shared, blocked, ignored, caught = (
         int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
     )

@@ -247,7 +247,7 @@ class Isolation:
         except OSError as error:
             raise Refused(error.errno or errno.ENOBUFS) from None
         try:
-            call.give(sock.fileno(), bool(kind & SOCK_CLOEXEC))
+            call.hand_in(sock.fileno(), bool(kind & SOCK_CLOEXEC))
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise

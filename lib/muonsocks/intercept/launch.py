@@ -144,7 +144,7 @@ class Supervision:
         except BlockingIOError:
             pass  # one for many, as they are not counted
         if self._reap(os.WNOHANG):
-            _stay_behind()
+            stay_behind()
 
     def obey(self) -> None:
         """Pass on to the program what the one in front has been sent. If that has been killed, the
@@ -320,11 +320,9 @@ def _allow_many_descriptors() -> None:
         setrlimit(RLIMIT_NOFILE, (wanted, hard))
 
 
-def _stay_behind() -> None:
+def stay_behind() -> None:
     """Let go of what else the supervisor has in common with the program, which has ended: who reads
     its errors is to find the end of them.
     """
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, 2)
-    os.close(null)
+    os.dup2(1, 2)  # where there has been nothing since `go`
     os.chdir("/")

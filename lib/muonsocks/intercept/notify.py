@@ -110,7 +110,7 @@ class Listener:
 
 
 class Call:
-    """A call. It is answered once: by `succeed`, `fail`, `go_on` or `give`.
+    """A call. It is answered once: by `succeed`, `fail`, `go_on`, `give` or `hand_in`.
 
     `tid` is the thread that calls. All methods raise CallGone where there is nobody any more, and
     OSError as what they are made of.
@@ -283,8 +283,14 @@ class Call:
         """Answer with a new descriptor, which is ours, too."""
         self._add(_AND_ANSWER, fd, 0, os.O_CLOEXEC if is_closed_on_exec else 0)
 
-    def _add(self, how: int, ours: int, theirs: int, flags: int) -> None:
-        self._ioctl(_ADD, _ADDITION.pack(self.identity, how, ours, theirs, flags))
+    def hand_in(self, fd: int, is_closed_on_exec: bool) -> None:
+        """The same in two steps, for a call that only a signal that kills can end. When we are
+        stopped or frozen amid the one step, the call has returned 0, and nothing has been given.
+        """
+        self.succeed(self._add(0, fd, 0, os.O_CLOEXEC if is_closed_on_exec else 0))
+
+    def _add(self, how: int, ours: int, theirs: int, flags: int) -> int:
+        return self._ioctl(_ADD, _ADDITION.pack(self.identity, how, ours, theirs, flags))
 
     # Answers
 
@@ -302,13 +308,14 @@ class Call:
         """
         self._ioctl(_SEND, _RESPONSE.pack(self.identity, 0, 0, _CONTINUE))
 
-    def _ioctl(self, what: int, argument: bytes) -> None:
+    def _ioctl(self, what: int, argument: bytes) -> int:
         try:
-            ioctl(self._listener.fd, what, argument)
+            result: int = ioctl(self._listener.fd, what, bytearray(argument))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINPROGRESS):  # gone, or answered
                 raise CallGone from None
             raise
+        return result
 
 
 def descriptor_of(tid: int, fd: int) -> int:

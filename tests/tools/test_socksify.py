@@ -1,0 +1,76 @@
+"""bin/socksify: its command line. What it does is in tests/intercept and tests/real."""
+
+import pytest
+from programs import ROOT, environment, run
+
+SOCKSIFY = str(ROOT / "bin" / "socksify")
+PROXY = "--proxy=socks5h://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((PROXY,), "; see --help"),
+        ((), "; see --help"),
+        (("--proxy",), "--proxy requires argument; see --help"),
+        (("--proxy=ftp://x", "true"), "--proxy: 'ftp' is no kind of proxy; there are socks4, "),
+        ((PROXY, "--mode=fast", "true"), "--mode: 'fast' is none; give one of auto, isolate, "),
+        ((PROXY, "--udp=some", "true"), "--udp: 'some' is neither; give refuse or allow"),
+        (
+            (PROXY, "--mode=hold", "--udp=allow", "true"),
+            "--udp allow is nothing for --mode hold; it takes --mode isolate",
+        ),
+        (
+            (PROXY, "--direct=abc", "true"),
+            "--direct: 'abc' is not a network; write ADDRESS or ",
+        ),
+        ((PROXY, "--connect-timeout=0", "true"), "--connect-timeout: '0' is not a time; "),
+        (("--nosuch", "true"), "there is no option --nosuch; see --help"),
+        (("true",), "there is no proxy; name it by --proxy, or in $ALL_PROXY"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], problem: str) -> None:
+    done = run(SOCKSIFY, *words)
+    assert (done.status, done.output) == (100, b"")
+    assert problem in done.log and done.log.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "output"),
+    [
+        (("printf", "%s", "--version", "-q"), 0, b"--version-q"),
+        (("--", "echo", "-v"), 0, b"-v\n"),
+        (("sh", "-c", "exit 9"), 9, b""),
+        (("sh", "-c", "kill -HUP $$"), -1, b""),
+    ],
+)
+@pytest.mark.parametrize("mode", ["auto", "async", "hold"])
+def test_the_words_and_the_end_are_the_programs(
+    mode: str, words: tuple[str, ...], status: int, output: bytes
+) -> None:
+    done = run(SOCKSIFY, PROXY, f"--mode={mode}", *words)
+    assert (done.status, done.output, done.log) == (status, output, "")
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        ("/no/such", 127, "/no/such cannot be executed: No such file or directory"),
+        ("/etc/passwd", 126, "/etc/passwd cannot be executed: Permission denied"),
+    ],
+)
+def test_what_cannot_be_executed(program: str, status: int, reason: str) -> None:
+    done = run(SOCKSIFY, PROXY, program)
+    assert done.status == status and done.log.endswith(f" {reason}\n")
+
+
+@pytest.mark.parametrize("name", ["all_proxy", "ALL_PROXY", "SOCKS5_SERVER", "SOCKS_SERVER"])
+def test_the_proxy_may_be_in_the_environment(name: str) -> None:
+    done = run(SOCKSIFY, "true", env=environment(**{name: "socks5h://127.0.0.1:1"}))
+    assert (done.status, done.log) == (0, "")
+
+
+@pytest.mark.parametrize(("options", "said"), [(("-v",), 1), ((), 0), (("-q",), 0)])
+def test_which_mode_it_is_is_said_if_asked(options: tuple[str, ...], said: int) -> None:
+    done = run(SOCKSIFY, PROXY, "--mode=async", *options, "true")
+    assert done.log.count(" mode=async\n") == done.log.count("\n") == said
