@@ -605,3 +605,11 @@ print(wrong)
             os.kill(launched.supervisor, signal.SIGCONT)
         launched.tell("")
         assert launched.line() == "set()"
+
+
+def test_what_systemd_passes_is_the_programs() -> None:
+    """It says by a number for whom its sockets are, and has started another process."""
+    start = 'LISTEN_PID=$$ WATCHDOG_PID=1 LISTEN_PIDFDID=7 exec "$@"'
+    says = "echo $((LISTEN_PID - $$)) $WATCHDOG_PID ${LISTEN_PIDFDID-none}"
+    done = run("sh", "-c", says, before=(*AS_NOBODY, "sh", "-c", start, "sh"))
+    assert done.stdout == "0 1 none\n"

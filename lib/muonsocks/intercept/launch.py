@@ -103,6 +103,7 @@ class Supervision:
             gate.close()
             if self._ignores_children:
                 signal(SIGCHLD, SIG_IGN)
+            _take_over(self._started_by)
             be_program(far, become, instructions, prepare, is_killable, self._mask)
         far.close()
         try:
@@ -238,6 +239,16 @@ def step_back(lost: Callable[[], None] = lambda: None) -> Supervision:
     front.close()
     kernel.adopt_orphans()
     return Supervision(behind, mask, ignores_children)
+
+
+def _take_over(pid: int) -> None:
+    """Have what is meant for a process by its number, in the environment, be meant for this one:
+    sockets that systemd passes, sd_listen_fds(3), and its watchdog, sd_watchdog_enabled(3).
+    """
+    for name in ("LISTEN_PID", "WATCHDOG_PID"):
+        if os.environ.get(name) == str(pid):
+            os.environ[name] = str(os.getpid())
+            os.environ.pop("LISTEN_PIDFDID", None)  # the same process, told in another way
 
 
 def _give_terminal(group: int) -> None:
