@@ -172,26 +172,26 @@ def test_receiving_is_as_it_always_is() -> None:
 def test_who_waits_for_an_answer_can_be_killed() -> None:
     """And then nobody waits for it any more: the duplicate of the socket is closed."""
     code = (
-        "s = socket.socket(S4, U); s.connect(('192.0.2.53', 53)); print('up', flush=True)\n"
+        "s = socket.socket(S4, U); s.connect(('192.0.2.53', 53))\n"
+        "print(os.fstat(s.fileno()).st_ino, flush=True)\n"
         "sys.stdin.readline()\n"
         "if not (pid := os.fork()):\n"
         "    s.recvfrom(600)\n"
         "print(pid, flush=True); print(os.waitpid(pid, 0)[1], flush=True); sys.stdin.readline()\n"
     )
     with started(*python(CODE + code), mode="async") as program:
+        name = f"socket:[{program.line()}]"
 
-        def held() -> int:
-            there = descriptors(program.supervisor).values()
-            return sum(one.startswith("socket:") for one in there)
+        def is_held() -> bool:
+            return name in descriptors(program.supervisor).values()
 
-        assert program.line() == "up"
-        before = held()
+        until("it has been connected", lambda: not is_held())
         program.tell()
         pid = int(program.line())
-        until("it waits", lambda: held() > before)
+        until("it waits", is_held)
         os.kill(pid, 9)
         assert program.line() == "9"
-        until("nobody waits", lambda: held() == before)
+        until("nobody waits", lambda: not is_held())
 
 
 # Everywhere else

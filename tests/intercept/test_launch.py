@@ -598,7 +598,7 @@ while not select.select([0], [], [], 0)[0]:
         os.close(fd)
 print(wrong)
 """
-    with started(PYTHON, "-c", code, options=(NOWHERE, "--mode=isolate")) as launched:
+    with started(PYTHON, "-c", code, mode="isolate") as launched:
         launched.line()
         for _ in range(20000):
             os.kill(launched.supervisor, signal.SIGSTOP)
