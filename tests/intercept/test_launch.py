@@ -612,4 +612,4 @@ def test_what_systemd_passes_is_the_programs() -> None:
     start = 'LISTEN_PID=$$ WATCHDOG_PID=1 LISTEN_PIDFDID=7 exec "$@"'
     says = "echo $((LISTEN_PID - $$)) $WATCHDOG_PID ${LISTEN_PIDFDID-none}"
     done = run("sh", "-c", says, before=(*AS_NOBODY, "sh", "-c", start, "sh"))
-    assert done.stdout == "0 1 none\n"
+    assert done.output == "0 1 none\n"
