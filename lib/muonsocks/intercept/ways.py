@@ -22,7 +22,7 @@ class Ways:
     networks of `direct`, and what `exceptions` has, a text as no_proxy is.
     """
 
-    __slots__ = ("_chain", "_direct", "_exceptions", "destinations")
+    __slots__ = ("_direct", "_exceptions", "chain", "destinations")
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Ways:
         exceptions: str = "",
         hosts: str = HOSTS,
     ) -> None:
-        self._chain = chain
+        self.chain = chain
         self._direct = direct
         self._exceptions = exceptions
         self.destinations = Destinations(self._chain_to, hosts)
@@ -51,4 +51,4 @@ class Ways:
         packed = destination.packed
         if packed is not None and any(packed in network for network in self._direct):
             return DIRECT
-        return DIRECT if is_excepted(destination, self._exceptions) else self._chain
+        return DIRECT if is_excepted(destination, self._exceptions) else self.chain

@@ -56,6 +56,7 @@ from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
 from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
+from muonsocks.socks.request import Command, Request
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
 from muonsocks.tools.intercepted import CallLog
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 _MODES = ("auto", "isolate", "async", "hold")
 _ISOLATING = ("auto", "isolate")
 # s: two trips to a proxy on this host and back are a connection, and each takes about as long
-_LOOKING = 1.5e-4
+_LOOKING = 3e-4
 
 
 def main(arguments: list[str], log: Log) -> int:
@@ -100,6 +101,7 @@ def main(arguments: list[str], log: Log) -> int:
         return execute(given.arguments, dict(os.environb), log)
 
     try:
+        _load(wanted.ways)
         rules = _start(supervision, become, wanted, log.debug)
         loop = Loop()
         loop.looking = _LOOKING
@@ -152,6 +154,15 @@ def _ways(given: Options) -> Ways:
     if not chain:
         raise UsageError("there is no proxy", "name it by --proxy, or in $ALL_PROXY")
     return Ways(chain, direct, exceptions_in(os.environ))
+
+
+def _load(ways: Ways) -> None:
+    """Have in memory what the first connection would wait for."""
+    from muonsocks.socks.proxy_request import ProxyRequest
+
+    __import__("muonsocks.socks.proxy_chain")
+    for proxy in ways.chain:
+        ProxyRequest(proxy, Request(Command.CONNECT, Endpoint("192.0.2.1", 1)))
 
 
 def _start(
