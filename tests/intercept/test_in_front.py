@@ -32,6 +32,7 @@ def front() -> Iterator[tuple[int, socket.socket, int]]:
     ready, is_ready = os.pipe()
     pid = os.fork()
     if not pid:
+        os.setpgid(0, 0)  # nobody is stopped in a group that is orphaned, as ours may be
         ours.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         one = Front(theirs, 0, lambda: os.write(is_ready, b"lost") and None)
