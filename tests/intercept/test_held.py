@@ -119,7 +119,7 @@ sys.stdin.readline()
 
 def test_who_is_stopped_stops_at_once() -> None:
     code = "say('up')\nsay(connect())\n"
-    # In a group of its own: in one that is orphaned, as that of the tests may be, nobody is stopped.
+    # In a group that is orphaned, as that of the tests may be, nobody is stopped.
     alone = {"process_group": 0}
     with welcoming() as one, started(*connecting(code), proxy=held_back(one), **alone) as launched:
         assert launched.line() == "up"
