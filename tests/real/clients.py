@@ -64,6 +64,10 @@ def which(program: str) -> str:
 class Web(BaseHTTPRequestHandler):
     """Answers /N with N bytes, and an upload with its size and hash."""
 
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionResetError):  # a client that has no more need of it
+            super().handle()
+
     def do_GET(self) -> None:
         data = body(int(self.path[1:] or 0))
         self.send_response(200)

@@ -1,7 +1,10 @@
 """bin/socksify: its command line. What it does is in tests/intercept and tests/real."""
 
+import errno
+
 import pytest
-from programs import ROOT, environment, run
+from programs import PYTHON, ROOT, environment, run
+from real_server import running
 
 SOCKSIFY = str(ROOT / "bin" / "socksify")
 PROXY = "--proxy=socks5h://127.0.0.1:1"
@@ -14,6 +17,8 @@ PROXY = "--proxy=socks5h://127.0.0.1:1"
         ((), "; see --help"),
         (("--proxy",), "--proxy requires argument; see --help"),
         (("--proxy=ftp://x", "true"), "--proxy: 'ftp' is no kind of proxy; there are socks4, "),
+        ((PROXY, "--via=ftp://x", "true"), "--via: 'ftp' is no kind of proxy; there are socks4, "),
+        ((PROXY, *["--via=socks5h://127.0.0.1:1"] * 16, "true"), "there are more than "),
         ((PROXY, "--mode=fast", "true"), "--mode: 'fast' is none; give one of auto, isolate, "),
         ((PROXY, "--udp=some", "true"), "--udp: 'some' is neither; give refuse or allow"),
         (
@@ -62,6 +67,24 @@ def test_the_words_and_the_end_are_the_programs(
 def test_what_cannot_be_executed(program: str, status: int, reason: str) -> None:
     done = run(SOCKSIFY, PROXY, program)
     assert done.status == status and done.log.endswith(f" {reason}\n")
+
+
+@pytest.mark.parametrize("way", ["--proxy", "ALL_PROXY"])
+def test_one_proxy_leads_to_the_next(way: str) -> None:
+    with running() as first, running() as second:
+        options = [f"--via={second.url}"]
+        environ = environment()
+        if way == "ALL_PROXY":
+            environ["ALL_PROXY"] = first.url
+        else:
+            options.append(f"--proxy={first.url}")
+        code = (
+            "import socket, sys; sys.exit(socket.socket().connect_ex(('www.example.invalid', 80)))"
+        )
+        words = (*options, "--mode=async", PYTHON, "-IS", "-c", code)
+        assert run(SOCKSIFY, *words, env=environ).status == errno.EHOSTUNREACH
+        first.await_log(f"target={':'.join(map(str, second.address))} ")
+        second.await_log("target=www.example.invalid:80 ")
 
 
 @pytest.mark.parametrize("name", ["all_proxy", "ALL_PROXY", "SOCKS5_SERVER", "SOCKS_SERVER"])

@@ -8,7 +8,7 @@ from muonsocks.socks.proxy_address import ProxyAddress
 _ELSEWHERE = {"--via": "put it into a file, see --rules", "--proxy": "put it into $ALL_PROXY"}
 
 
-def named_by(option: str, urls: list[str]) -> tuple[ProxyAddress, ...]:
+def named_by(option: str, urls: list[str], elsewhere: str = "") -> tuple[ProxyAddress, ...]:
     """Read what the option of this name has been given, and hide the passwords in it from the
     process list. UsageError.
     """
@@ -21,7 +21,7 @@ def named_by(option: str, urls: list[str]) -> tuple[ProxyAddress, ...]:
         if "@" in url:
             from muonsocks.net.process_list import hide_password
 
-            hide_password(url, _ELSEWHERE[option])
+            hide_password(url, elsewhere or _ELSEWHERE[option])
     if len(proxies) > 1:
         from muonsocks.socks.rules import expect_chain
 

@@ -6,12 +6,14 @@ The proxies are those of --proxy, or else of the environment: all_proxy, ALL_PRO
 SOCKS5_SERVER, SOCKS_SERVER or SOCKS4_SERVER, but to where no_proxy has.
 
 Usage:
-  socksify [options] [--proxy=URL]... [--] PROG [ARG...]
+  socksify [options] [--proxy=URL]... [--via=URL]... [--] PROG [ARG...]
   socksify (--help | --version)
 
 Which way:
   --proxy=URL                 through this proxy, socks5h://HOST:PORT say; one through
                               the other if it is repeated
+  --via=URL                   and then through this one, after those of --proxy or of the
+                              environment; it may be repeated, too
   --direct=NETS               to these networks without a proxy, a comma between
   --udp=WHAT                  refuse datagrams, but for questions for names, or allow
                               them, by UDP ASSOCIATE, in mode isolate [default: refuse]
@@ -57,6 +59,7 @@ from muonsocks.intercept.ways import Ways
 from muonsocks.log import ERROR, Log
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command, Request
+from muonsocks.socks.rules import expect_chain
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
 from muonsocks.tools.command_line import Options, parse
 from muonsocks.tools.intercepted import CallLog
@@ -147,13 +150,16 @@ def _ways(given: Options) -> Ways:
     except UsageError as error:
         raise UsageError(f"--direct: {error}") from None
     chain: Chain = named_by("--proxy", given.texts("--proxy"))
-    if chain:
-        return Ways(chain, direct)
-    environ = {name: os.environ[name] for name in os.environ if name.lower() != "no_proxy"}
-    chain = from_environment(Endpoint("0.0.0.0", 0), environ)
+    exceptions = ""
+    if not chain:
+        environ = {name: os.environ[name] for name in os.environ if name.lower() != "no_proxy"}
+        chain = from_environment(Endpoint("0.0.0.0", 0), environ)
+        exceptions = exceptions_in(os.environ)
+    chain = (*chain, *named_by("--via", given.texts("--via"), "put it into $ALL_PROXY"))
     if not chain:
         raise UsageError("there is no proxy", "name it by --proxy, or in $ALL_PROXY")
-    return Ways(chain, direct, exceptions_in(os.environ))
+    expect_chain([*chain])
+    return Ways(chain, direct, exceptions)
 
 
 def _load(ways: Ways) -> None:
