@@ -2,6 +2,7 @@
  *
  *     accepts listen PORT      accept, write a byte and close, again and again
  *     accepts receive PATH     the same for what is passed to a path
+ *     accepts pass PORT PATH   accept, and pass to a path, again and again
  *     accepts come PORT COUNT  connect, read a byte and reset; print the microseconds for each
  */
 #define _GNU_SOURCE
@@ -38,13 +39,19 @@ static void ready(void)
     fflush(stdout);
 }
 
-static void listen_at(const char *port)
+static int listener_at(const char *port)
 {
     struct sockaddr_in name = at(port);
     int sock = socket(AF_INET, SOCK_STREAM, 0);
     if (bind(sock, (void *)&name, sizeof name) || listen(sock, 1000))
         err(1, "listen");
     ready();
+    return sock;
+}
+
+static void listen_at(const char *port)
+{
+    int sock = listener_at(port);
     for (;;) {
         struct sockaddr_in peer;
         socklen_t length = sizeof peer;
@@ -52,11 +59,39 @@ static void listen_at(const char *port)
     }
 }
 
-static void receive_at(const char *path)
+static struct sockaddr_un path_of(const char *path)
 {
     struct sockaddr_un name = { .sun_family = AF_UNIX };
-    int sock = socket(AF_UNIX, SOCK_DGRAM, 0);
     strncpy(name.sun_path, path, sizeof name.sun_path - 1);
+    return name;
+}
+
+static void pass(const char *port, const char *path)
+{
+    struct sockaddr_un name = path_of(path);
+    int sock = listener_at(port), sender = socket(AF_UNIX, SOCK_DGRAM, 0);
+    for (;;) {
+        char control[CMSG_SPACE(sizeof(int))];
+        struct iovec part = { "", 1 };
+        struct msghdr message = { .msg_name = &name, .msg_namelen = sizeof name,
+                                  .msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
+                                  .msg_controllen = sizeof control };
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        int fd = accept4(sock, NULL, NULL, SOCK_CLOEXEC);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        head->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(head), &fd, sizeof fd);
+        if (fd < 0 || sendmsg(sender, &message, 0) != 1)
+            err(1, "sendmsg");
+        close(fd);
+    }
+}
+
+static void receive_at(const char *path)
+{
+    struct sockaddr_un name = path_of(path);
+    int sock = socket(AF_UNIX, SOCK_DGRAM, 0);
     if (bind(sock, (void *)&name, sizeof name))
         err(1, "bind");
     ready();
@@ -97,9 +132,11 @@ int main(int count, char **words)
         listen_at(words[2]);
     else if (count == 3 && !strcmp(words[1], "receive"))
         receive_at(words[2]);
+    else if (count == 4 && !strcmp(words[1], "pass"))
+        pass(words[2], words[3]);
     else if (count == 4 && !strcmp(words[1], "come"))
         come(words[2], atoi(words[3]));
     else
-        errx(100, "listen PORT, receive PATH or come PORT COUNT");
+        errx(100, "listen PORT, receive PATH, pass PORT PATH or come PORT COUNT");
     return 0;
 }

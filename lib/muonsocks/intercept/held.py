@@ -18,14 +18,25 @@ from struct import Struct
 from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.notify import Call, CallGone, Refused
 from muonsocks.net.loop import Loop, Timer
-from muonsocks.net.task import Task, Waitable
+from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
+    from typing import Protocol
 
-    # Connects a socket, which blocks or not, and gives what came of it.
-    Connect = Callable[[socket, bool], Coroutine[Waitable, None, "Outcome"]]
+    class Interruptible(Protocol):
+        """A task, or what is done in place of one."""
+
+        def interrupt(self, error: BaseException) -> None:
+            """Give up."""
+
+    # Begins to connect a socket, which blocks or not; tells the one what nobody has expected, or
+    # the other what has come of it.
+    Begin = Callable[
+        [socket, bool, Callable[[BaseException], None], Callable[["Outcome"], None]],
+        "Interruptible",
+    ]
 
 _TIME = Struct("=qq")  # struct timeval
 _NEVER = bytes(_TIME.size)
@@ -70,7 +81,7 @@ class Held:
         """Say whether there is one for a socket."""
         return bool(self._all) and cookie_of(sock) in self._all
 
-    async def connect(self, call: Call, sock: socket, connect: Connect) -> Outcome:
+    async def connect(self, call: Call, sock: socket, begin: Begin) -> Outcome:
         """Wait for the connection of a socket, which is made unless there is one under way.
 
         Refused or CallGone if the wait ends before.
@@ -79,7 +90,7 @@ class Held:
         one = self._all.get(cookie)
         if one is None:
             one = self._all[cookie] = _Connection(sock)
-            one.start(self._loop, connect)
+            one.start(self._loop.now, begin)
         elif one.call is not None:
             raise Refused(errno.EALREADY)
         try:
@@ -163,14 +174,13 @@ class _Connection(Waitable):
         self.failure: BaseException | None = None
         self.reason = 0
         self.since = 0.0
-        self._task: Task | None = None
+        self._task: Interruptible | None = None
         self._tid = self._fd = 0
 
-    def start(self, loop: Loop, connect: Connect) -> None:
+    def start(self, now: float, begin: Begin) -> None:
         """Begin."""
-        coroutine = connect(self.sock, self._blocks)
-        self._task = loop.spawn(coroutine, self._on_failure, self._on_outcome)
-        self.since = loop.now
+        self.since = now
+        self._task = begin(self.sock, self._blocks, self._on_failure, self._on_outcome)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.is_over = True

@@ -26,6 +26,7 @@ _ADDITION = Struct("=QIIII")  # struct seccomp_notif_addfd
 _ID = Struct("=Q")
 
 _RECEIVE, _SEND, _IS_VALID, _ADD = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103
+_SET_FLAGS, _WAKE_HERE = 0x40082104, 1  # SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, Linux 6.6
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _IN_PLACE, _AND_ANSWER = 1, 2  # SECCOMP_ADDFD_FLAG_SETFD, _SEND
 _THREAD = os.O_EXCL  # PIDFD_THREAD: of a thread that does not lead its process, Linux 6.9
@@ -60,6 +61,16 @@ class Listener:
         self._caller = 0  # the thread that the last descriptor was of
         self._caller_pidfd = -1
         self._architectures = {one.audit: one for one in kernel.ARCHITECTURES}
+
+    def wake_here(self) -> None:
+        """Have whoever is woken, of the caller and us, go on where the other one has just stopped:
+        another processor would have to be woken itself. OSError.
+        """
+        try:
+            ioctl(self.fd, _SET_FLAGS, _WAKE_HERE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # before Linux 6.6
+                raise
 
     def receive(self) -> Call | None:
         """Take a call; None if the one that was there is gone. To be called when `fd` is readable,
@@ -248,26 +259,29 @@ class Call:
 
     def descriptor(self, fd: int) -> int:
         """Get a duplicate of a descriptor. OSError; Refused if there is none."""
+        got = self._unconfirmed(fd)
+        if not self.is_waiting():
+            os.close(got)
+            raise CallGone
+        return got
+
+    def _unconfirmed(self, fd: int) -> int:
         if fd < 0:
             raise Refused(errno.EBADF)
         try:
-            got = self._listener.descriptor_of(self.tid, fd)
+            return self._listener.descriptor_of(self.tid, fd)
         except ProcessLookupError:
             raise CallGone from None
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise Refused(errno.EBADF) from None
             raise
-        if not self.is_waiting():
-            os.close(got)
-            raise CallGone
-        return got
 
-    def duplicate(self) -> socket:
+    def duplicate(self, is_confirmed: bool = True) -> socket:
         """Get a duplicate of the socket that the first argument is. OSError; Refused if it is
-        none.
+        none. Unless it `is_confirmed`, it may be anybody's until `read` is done.
         """
-        fd = self.descriptor(self.fd)
+        fd = self.descriptor(self.fd) if is_confirmed else self._unconfirmed(self.fd)
         try:
             return socket(fileno=fd)
         except OSError as error:

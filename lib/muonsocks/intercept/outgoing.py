@@ -27,6 +27,7 @@ from muonsocks.intercept.socket_address import (
 )
 from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.socket_rules import SOCKET_RULES, TCP_PROTOCOLS
+from muonsocks.intercept.straight import StraightWay, is_straight
 from muonsocks.intercept.ways import Ways
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command
@@ -35,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from muonsocks.intercept.held import Interruptible
     from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
     from muonsocks.intercept.peers import Peers
@@ -98,7 +100,7 @@ class Outgoing:
 
     async def connect(self, call: Call) -> None:
         """Answer connect(2)."""
-        sock = call.duplicate()
+        sock = call.duplicate(is_confirmed=False)
         try:
             if sock.family not in (*_INTERNET, AF_UNIX):
                 call.go_on()  # by a socket that leads nowhere else, whatever the address is
@@ -163,10 +165,24 @@ class Outgoing:
         if not self._held.is_under_way(sock) and (number := number_against(sock)):
             raise Refused(number)
 
-        def connect(ours: socket, blocks: bool) -> Coroutine[Waitable, None, Outcome]:
-            return self._connect(ours, blocks, destination, chain)
+        def begin(
+            ours: socket,
+            blocks: bool,
+            on_failure: Callable[[BaseException], None],
+            on_outcome: Callable[[Outcome], None],
+        ) -> Interruptible:
+            if not is_straight(ours, destination, chain):
+                connection = self._connect(ours, blocks, destination, chain)
+                return self._loop.spawn(connection, on_failure, on_outcome)
 
-        outcome = await self._held.connect(call, sock, connect)
+            def on_end(error: OSError | None) -> None:
+                on_outcome(Outcome(error))
+
+            way = StraightWay(self._loop, ours, blocks, chain[0], on_failure, on_end)
+            way.begin(destination, self._timeout)
+            return way
+
+        outcome = await self._held.connect(call, sock, begin)
         error = outcome.error
         if chain and error is None:
             self._peers.remember_stream(outcome.stand_in or sock, raw)
@@ -175,11 +191,13 @@ class Outgoing:
                 Places(call, sock).take(outcome.stand_in)
             finally:
                 outcome.close()
-        self._report(call.tid, destination, chain, error or 0)
-        if error is not None:
-            call.fail(number_of(error))
-        else:
-            call.succeed()
+        try:
+            if error is not None:
+                call.fail(number_of(error))
+            else:
+                call.succeed()
+        finally:
+            self._report(call.tid, destination, chain, error or 0)
 
     async def _connect(
         self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain

@@ -65,6 +65,7 @@ class Supervisor:
         hard = getrlimit(RLIMIT_NOFILE)[1]
         most = _MOST if hard == RLIM_INFINITY else min(_MOST, hard // _DESCRIPTORS_OF_ONE)
         self._most = max(most, 1)
+        listener.wake_here()
         loop.register_listener(listener.fd, self._on_event)
 
     async def run(self) -> None:

@@ -141,7 +141,7 @@ class _Way:
         except ProxyFailed:
             raise
         except OSError as error:  # its name is not known, or the one before refuses
-            raise _not_reached(proxy, error) from None
+            raise not_reached(proxy, error) from None
         self._found[place] = asking.request.destination
         return stream
 
@@ -153,14 +153,14 @@ class _Way:
             else:
                 stream = await self._dialler.dial(self._loop, proxy.endpoint)
         except OSError as error:
-            raise _not_reached(proxy, error) from None
+            raise not_reached(proxy, error) from None
         if self._greet is not None:
             try:
                 await self._greet(stream)
             except BaseException as error:
                 stream.close()
                 if isinstance(error, OSError):
-                    raise _failed(proxy, error) from None
+                    raise failure(proxy, error) from None
                 raise
         return stream
 
@@ -182,16 +182,9 @@ async def next_reply(stream: Stream, asking: ProxyRequest) -> Reply:
             await stream.send(asking.outgoing())
             asking.receive(await _read(stream, asking))
             reply = asking.next_reply()
-    except ProxyFailed:
-        raise
-    except RemoteProtocolError as error:
-        raise ProxyFailed(f"{asking.proxy}: {error}") from None
-    except NotAdmitted as error:
-        raise NotAdmittedByProxy(f"{asking.proxy}: {error}") from None
-    except OSError as error:
-        raise _failed(asking.proxy, error) from None
-    if reply.code != ReplyCode.SUCCEEDED:
-        raise RequestFailed(reply.code, f"{asking.say(reply)}, says {asking.proxy}")
+    except (OSError, RemoteProtocolError, NotAdmitted) as error:
+        raise failure(asking.proxy, error) from None
+    expect_granted(asking, reply)
     return reply
 
 
@@ -203,16 +196,34 @@ async def _read(stream: Stream, asking: ProxyRequest) -> bytes:
             raise
         data = b""
     if not data:
-        kind = _Silence if asking.has_asked else ProxyFailed
-        raise kind(f"{asking.proxy}: {CLOSED}", errno.ECONNRESET)
+        raise silence(asking)
     return data
 
 
-def _failed(proxy: ProxyAddress, error: OSError) -> ProxyFailed:
-    return ProxyFailed(f"{proxy}: {error.strerror or error}", error.errno or 0)
+def expect_granted(asking: ProxyRequest, reply: Reply) -> None:
+    """Raise RequestFailed if a proxy has refused."""
+    if reply.code != ReplyCode.SUCCEEDED:
+        raise RequestFailed(reply.code, f"{asking.say(reply)}, says {asking.proxy}")
 
 
-def _not_reached(proxy: ProxyAddress, error: OSError) -> ProxyNotReached:
+def silence(asking: ProxyRequest) -> ProxyFailed:
+    """Make the error of a proxy that has closed the connection in place of an answer."""
+    kind = _Silence if asking.has_asked else ProxyFailed
+    return kind(f"{asking.proxy}: {CLOSED}", errno.ECONNRESET)
+
+
+def failure(proxy: ProxyAddress, error: OSError | RemoteProtocolError | NotAdmitted) -> OSError:
+    """Make the error of what has come between us and a proxy that we are connected to."""
+    if isinstance(error, ProxyFailed | RequestFailed):
+        return error
+    if isinstance(error, OSError):
+        return ProxyFailed(f"{proxy}: {error.strerror or error}", error.errno or 0)
+    kind = NotAdmittedByProxy if isinstance(error, NotAdmitted) else ProxyFailed
+    return kind(f"{proxy}: {error}")
+
+
+def not_reached(proxy: ProxyAddress, error: OSError) -> ProxyNotReached:
+    """Make the error of there being no connection to a proxy."""
     failures = error.failures if isinstance(error, DialError) else ()
     return ProxyNotReached(f"{proxy}: {error.strerror or error}", error.errno or 0, failures)
 

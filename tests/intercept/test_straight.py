@@ -1,0 +1,239 @@
+"""The straight way: what comes of it is what comes of every other one."""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from each_client import PATIENCE, agrees
+from ends import nothing_left_behind
+from hostile import CASES, LATE, come
+from programs import SECONDS, closed_port
+from upstream import Upstream
+
+from muonsocks.address import Endpoint
+from muonsocks.client import ProxyTimedOut, ProxyUnreachable, RequestRefused
+from muonsocks.intercept.own_socket import number_against
+from muonsocks.intercept.straight import StraightWay, is_straight
+from muonsocks.net.loop import Loop
+from muonsocks.net.task import Waitable
+from muonsocks.socks.proxy_address import ProxyAddress
+
+SHORT = 0.25  # s, for what never comes
+NOBODY = "socks5://192.0.2.1:1080"
+
+
+@pytest.fixture(autouse=True)
+def leaks_nothing() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
+class Ways:
+    """Straight ways of one socket, one at a time, in a loop of their own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.ended: list[OSError | None] = []
+        self.failed: list[BaseException] = []
+        self._over = Waitable()
+
+    def __enter__(self) -> "Ways":
+        self.loop = Loop()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.close()
+
+    def go(
+        self,
+        proxy: ProxyAddress,
+        destination: Endpoint,
+        seconds: float = SECONDS,
+        then: Callable[[StraightWay], None] = lambda way: None,
+    ) -> None:
+        """Go one, to its end; `then` is called when it has begun."""
+
+        def end(error: OSError | None) -> None:
+            self.ended.append(error)
+            self._over.wake()
+
+        def fail(error: BaseException) -> None:
+            self.failed.append(error)
+            self._over.wake()
+
+        async def run() -> None:
+            blocks = os.get_blocking(self.sock.fileno())
+            way = StraightWay(self.loop, self.sock, blocks, proxy, fail, end)
+            way.begin(destination, seconds)
+            then(way)
+            if not self.ended and not self.failed:
+                await self._over
+
+        self.loop.run(run())
+        assert all(timer.callback is None for _, _, timer in self.loop.timers)
+
+
+def straight(to: tuple[str, int], proxy: Any, seconds: float | None) -> socket.socket:
+    """A client as those of each_client."""
+    sock = socket.socket()
+    try:
+        with Ways(sock) as ways:
+            ways.go(proxy, Endpoint(*to), seconds or SECONDS)
+        assert not ways.failed
+        assert len(ways.ended) == 1
+        assert os.get_blocking(sock.fileno())
+        if ways.ended[0] is not None:
+            assert not number_against(sock), "it can be connected once more"
+            raise ways.ended[0]
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_what_a_program_is_told(what: str) -> None:
+    case = CASES[what]
+    with Upstream(case.script) as upstream:
+        proxy = upstream.url(case.scheme, case.login)
+        got = come(straight, proxy, SHORT if case.told is LATE else PATIENCE)
+    assert agrees(got, case.told), got
+    if got.kind != "connected":
+        assert str(proxy) in got.words
+
+
+@pytest.fixture(scope="module")
+def port_of_nobody() -> int:
+    return closed_port()
+
+
+def test_there_is_no_proxy(port_of_nobody: int) -> None:
+    port = port_of_nobody
+    with socket.socket() as sock, Ways(sock) as ways:
+        ways.go(ProxyAddress.parse(f"socks5://127.0.0.1:{port}"), Endpoint("192.0.2.7", 80))
+        [error] = ways.ended
+        assert isinstance(error, ProxyUnreachable)
+        assert error.errno == errno.ECONNREFUSED
+        assert f"127.0.0.1:{port}: " in str(error)
+        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+@contextlib.contextmanager
+def full_queue() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A server whose queue is full, and those in it: who comes is not answered."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        there = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for one in there:
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        yield server, there
+
+
+def test_a_proxy_that_is_not_connected_in_time() -> None:
+    with full_queue() as (server, _), socket.socket() as sock, Ways(sock) as ways:
+        port = server.getsockname()[1]
+        ways.go(ProxyAddress.parse(f"socks5://127.0.0.1:{port}"), Endpoint("192.0.2.7", 1), SHORT)
+        [error] = ways.ended
+        assert isinstance(error, ProxyTimedOut)
+        assert error.errno == errno.ETIMEDOUT
+
+
+def test_a_proxy_that_is_connected_after_a_while() -> None:
+    """When there is room in its queue, and the kernel knocks once more."""
+    with full_queue() as (server, there), socket.socket() as sock, Ways(sock) as ways:
+
+        def serve() -> None:
+            for one in there:
+                one.close()
+            while True:
+                with server.accept()[0] as conn, contextlib.suppress(ConnectionError):
+                    if conn.recv(3) == b"\5\1\0":
+                        conn.sendall(b"\5\0")
+                        conn.recv(100)
+                        conn.sendall(b"\5\0\0\1" + bytes(6))
+                        return
+
+        threads: list[threading.Thread] = []
+
+        def begun(_: StraightWay) -> None:
+            threads.append(threading.Thread(target=serve))
+            threads[0].start()
+
+        port = server.getsockname()[1]
+        proxy = ProxyAddress.parse(f"socks5://127.0.0.1:{port}")
+        ways.go(proxy, Endpoint("192.0.2.7", 1), then=begun)
+        assert ways.ended == [None]
+        threads[0].join(SECONDS)
+
+
+def test_what_the_protocol_cannot_say() -> None:
+    """Of SOCKS4, an IPv6 address: nobody is asked, and nothing stays connected."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as far,
+        socket.socket() as sock,
+        Ways(sock) as ways,
+    ):
+        proxy = ProxyAddress.parse(f"socks4://127.0.0.1:{far.getsockname()[1]}")
+        ways.go(proxy, Endpoint("2001:db8::1", 80))
+        [error] = ways.ended
+        assert isinstance(error, RequestRefused)
+        assert error.side == "here"
+        assert not number_against(sock)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_given_up(blocks: bool) -> None:
+    """The error is passed on, and the socket is as it was."""
+    given = KeyError("nobody wants it any more")
+    with Upstream([]) as upstream, socket.socket() as sock, Ways(sock) as ways:
+        sock.setblocking(blocks)
+        ways.go(
+            upstream.url("socks5"),
+            Endpoint("192.0.2.7", 80),
+            SECONDS,
+            lambda way: way.interrupt(given),
+        )
+        assert (ways.failed, ways.ended) == ([given], [])
+        assert os.get_blocking(sock.fileno()) == blocks
+        assert not number_against(sock)
+
+
+def test_a_fault_of_ours_is_told_as_one() -> None:
+    with Upstream([3, b"\5\0"]) as upstream, socket.socket() as sock, Ways(sock) as ways:
+
+        def spoil(way: StraightWay) -> None:
+            way._asking = None  # type: ignore[assignment]
+
+        ways.go(upstream.url("socks5"), Endpoint("192.0.2.7", 80), then=spoil)
+        [error] = ways.failed
+        assert isinstance(error, AttributeError)
+        assert not ways.ended
+        assert not number_against(sock)
+
+
+@pytest.mark.parametrize(
+    ("family", "destination", "urls", "is_one"),
+    [
+        (socket.AF_INET, "192.0.2.7", [NOBODY], True),
+        (socket.AF_INET6, "192.0.2.7", ["http://[2001:db8::1]:80"], True),
+        (socket.AF_INET, "a.name", ["socks5h://192.0.2.1:1080"], True),
+        (socket.AF_INET, "a.name", [NOBODY], False),
+        (socket.AF_INET6, "192.0.2.7", [NOBODY], False),
+        (socket.AF_INET, "192.0.2.7", ["socks5://a.proxy:1080"], False),
+        (socket.AF_INET, "192.0.2.7", ["socks5://unix:/run/proxy"], False),
+        (socket.AF_INET, "192.0.2.7", [NOBODY, NOBODY], False),
+        (socket.AF_INET, "192.0.2.7", [], False),
+    ],
+)
+def test_which_ways_are_straight(
+    family: int, destination: str, urls: list[str], is_one: bool
+) -> None:
+    chain = tuple(map(ProxyAddress.parse, urls))
+    with socket.socket(family) as sock:
+        assert is_straight(sock, Endpoint(destination, 80), chain) == is_one
