@@ -17,7 +17,7 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.intercept import kernel
-from muonsocks.intercept.notify import Call
+from muonsocks.intercept.notify import Call, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,71 +41,108 @@ class _Entry:
 
 
 class Places:
-    """Where the process that calls has a socket, of which `old` is a duplicate."""
+    """Where the process that calls has a socket, of which `old` is a duplicate. All descriptors of
+    ours that it takes to put another one there are open from now on until that is done: without
+    one of them, what had been taken out of an epoll could not be put back.
+    """
 
-    __slots__ = ("_call", "_entries", "_numbers", "_old")
+    __slots__ = ("_call", "_entries", "_epolls", "_kept", "_numbers", "_spare")
 
     def __init__(self, call: Call, old: socket) -> None:
-        """Look for them (proc(5)). OSError; EMFILE if there is one that we cannot imitate."""
+        """Look for them (proc(5)). OSError, EMFILE if there is one that we cannot imitate; and
+        CallGone.
+        """
         self._call = call
-        self._old = old
         inode = os.fstat(old.fileno()).st_ino
         self._numbers, epolls = _descriptors(call.tid, inode)
         self._entries = [entry for one in epolls for entry in _entries(call.tid, one, inode)]
-        highest = max((entry.number for entry in self._entries), default=0)
-        if highest >= getrlimit(RLIMIT_NOFILE)[0] - 2 * len(self._entries) - 4:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    def take(self, new: socket) -> None:
-        """Put another one there. OSError, and CallGone."""
-        call = self._call
-        flags = {number: _is_closed_on_exec(call.tid, number) for number in self._numbers}
-        kept: list[int] = []  # which are in the way of none
-        try:
-            epolls = self._open_epolls(kept)
-            watched = []
-            if epolls:
-                old = self._keep(self._old.fileno(), kept)
-                watched = [one for one in self._entries if _take_out(one, epolls[one.epoll], old)]
-            for number, is_closed_on_exec in flags.items():
-                call.put(new, number, is_closed_on_exec)
-            if watched:
-                fresh = self._keep(new.fileno(), kept)
-                for one in watched:
-                    _add(one, epolls[one.epoll], fresh)
-        finally:
-            for fd in kept:
-                os.close(fd)
-
-    def _open_epolls(self, kept: list[int]) -> dict[int, int]:
-        """Get duplicates of the epolls, by the numbers that those have."""
-        epolls: dict[int, int] = {}
-        for number in {entry.epoll for entry in self._entries}:
-            theirs = self._call.descriptor(number)
+        self._epolls: dict[int, int] = {}  # duplicates, by the numbers that those have
+        self._kept: list[int] = []  # of old, and of what is in its place then
+        self._spare = -1
+        if self._entries:
             try:
-                epolls[number] = self._keep(theirs, kept)
+                self._open(old.fileno())
+            except BaseException:
+                self._close()
+                raise
+
+    def _open(self, old: int) -> None:
+        above = max(entry.number for entry in self._entries) + 1  # in the way of none
+        if above >= getrlimit(RLIMIT_NOFILE)[0]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        for number in {entry.epoll for entry in self._entries}:
+            try:
+                theirs = self._call.descriptor(number)
+            except Refused:
+                continue  # another thread has closed it
+            try:
+                self._epolls[number] = fcntl(theirs, F_DUPFD_CLOEXEC, above)
             finally:
                 os.close(theirs)
-        return epolls
+        for _ in range(2):
+            self._kept.append(fcntl(old, F_DUPFD_CLOEXEC, above))
+        self._spare = fcntl(old, F_DUPFD_CLOEXEC, above)
 
-    def _keep(self, fd: int, kept: list[int]) -> int:
-        highest = max(entry.number for entry in self._entries)
-        kept.append(fcntl(fd, F_DUPFD_CLOEXEC, highest + 1))
-        return kept[-1]
+    def _close(self) -> None:
+        spare = [self._spare] if self._spare >= 0 else []
+        for fd in (*self._epolls.values(), *self._kept, *spare):
+            os.close(fd)
 
+    def take(self, new: socket) -> None:
+        """Put another one there, once. OSError, and CallGone, and then no epoll has lost what it
+        had.
+        """
+        call = self._call
+        out: list[_Entry] = []
+        try:
+            flags = {number: _is_closed_on_exec(call.tid, number) for number in self._numbers}
+            there = old = self._kept[0] if self._kept else -1
+            try:
+                for one in self._entries:
+                    if one.epoll in self._epolls and self._take_out(one, old):
+                        out.append(one)
+                for number, is_closed_on_exec in flags.items():
+                    call.put(new, number, is_closed_on_exec)
+                if out:
+                    there = self._kept[1]
+                    os.dup2(new.fileno(), there, False)
+            finally:
+                for one in out:
+                    self._add(one, there)
+        finally:
+            self._close()
 
-def _take_out(entry: _Entry, epoll: int, fd: int) -> bool:
-    """Take an entry out of its epoll; False if that is not there any more."""
-    try:
-        _under(entry.number, fd, lambda number: kernel.unwatch(epoll, number))
-    except FileNotFoundError:
-        return False  # or the process has two numbers for that epoll
-    return True
+    def _take_out(self, entry: _Entry, fd: int) -> bool:
+        """Take an entry out of its epoll; False if that is not there any more."""
+        epoll = self._epolls[entry.epoll]
+        try:
+            self._under(entry.number, fd, lambda number: kernel.unwatch(epoll, number))
+        except FileNotFoundError:
+            return False  # or the process has two numbers for that epoll
+        return True
 
+    def _add(self, entry: _Entry, fd: int) -> None:
+        epoll, events, data = self._epolls[entry.epoll], entry.events, entry.data
+        self._under(entry.number, fd, lambda number: kernel.watch(epoll, number, events, data))
 
-def _add(entry: _Entry, epoll: int, fd: int) -> None:
-    events, data = entry.events, entry.data
-    _under(entry.number, fd, lambda number: kernel.watch(epoll, number, events, data))
+    def _under(self, number: int, fd: int, do: Callable[[int], None]) -> None:
+        """Do something while a descriptor of ours has a number, which is another's otherwise."""
+        try:
+            is_inherited = os.get_inheritable(number)
+            os.dup2(number, self._spare, False)
+            is_ours = True
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            is_ours = False
+        try:
+            os.dup2(fd, number, False)
+            do(number)
+        finally:
+            if is_ours:
+                os.dup2(self._spare, number, is_inherited)
+            else:
+                os.close(number)
 
 
 def _descriptors(tid: int, inode: int) -> tuple[list[int], list[int]]:
@@ -148,23 +185,3 @@ def _facts(tid: int, number: int) -> list[str]:
             return file.read().splitlines()
     except _GONE:
         return []
-
-
-def _under(number: int, fd: int, do: Callable[[int], None]) -> None:
-    """Do something while a descriptor of ours has a number, which is another's otherwise."""
-    try:
-        is_inherited = os.get_inheritable(number)
-        saved = fcntl(number, F_DUPFD_CLOEXEC, number + 1)
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
-        saved = -1
-    try:
-        os.dup2(fd, number, False)
-        do(number)
-    finally:
-        if saved < 0:
-            os.close(number)
-        else:
-            os.dup2(saved, number, is_inherited)
-            os.close(saved)

@@ -283,18 +283,18 @@ class Journey:
         if parking.has_been_written_to():
             self._relay(parking)
             return 0
-        try:
-            places = Places(call, sock)
-        except OSError:
-            self._relay(parking)
-            return 0
         parking.give_back(sock)
         options = options_of(sock)
         then = self._options
         set_options(new, {one: value for one, value in options.items() if then.get(one) != value})
         os.set_blocking(new.fileno(), os.get_blocking(sock.fileno()))
+        self._all.peers.remember_stream(new, self.raw)
         try:
-            self._all.peers.remember_stream(new, self.raw)
+            places = Places(call, sock)
+        except OSError:
+            self._relay(parking)
+            return 0
+        try:
             places.take(new)
             parking.pass_on_the_rest(new)
         finally:
