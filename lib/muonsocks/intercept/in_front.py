@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 # What the supervisor and the one in front tell each other: of these, and a number.
 WORD = Struct("=Bi")
-HAS_STARTED, HAS_ENDED, HAS_STOPPED, GOES_ON, HAS_FAILED, SIGNAL, OF_A_TERMINAL = range(7)
+HAS_STARTED, HAS_ENDED, HAS_STOPPED, GOES_ON, HAS_FAILED, HAS_GIVEN_UP = range(6)
+SIGNAL, OF_A_TERMINAL = range(6, 8)
 FAILED = 111  # the exit status where there is no program to have one
 
 _OF_THE_KERNEL = 0x80  # si_code of what a terminal sends to all processes of a group
@@ -89,6 +90,8 @@ class Front:
                 end_as(value)
             elif what == HAS_FAILED:
                 os._exit(FAILED)
+            elif what == HAS_GIVEN_UP:
+                self._lost = lambda: None  # which it has said itself
             else:
                 has_stopped = value if what == HAS_STOPPED else 0
         if has_stopped:

@@ -29,12 +29,14 @@ from _signal import (
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
+from muonsocks.errors import in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.gate import be_program, failed, received
 from muonsocks.intercept.in_front import (
     GOES_ON,
     HAS_ENDED,
     HAS_FAILED,
+    HAS_GIVEN_UP,
     HAS_STARTED,
     HAS_STOPPED,
     SIGNAL,
@@ -45,10 +47,11 @@ from muonsocks.intercept.notify import Listener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from muonsocks.intercept.gate import Become
     from muonsocks.net.loop import Loop
+    from muonsocks.net.task import Waitable
 
 _MOST_DESCRIPTORS = 1 << 20
 _SIGNAL_SIZE = 128  # struct signalfd_siginfo
@@ -136,6 +139,19 @@ class Supervision:
         self._children = kernel.signal_descriptor(SIGCHLD)
         loop.register(self._children, lambda _: self._on_children())
         loop.register(self._front.fileno(), lambda _: self.obey())
+
+    def answer(self, loop: Loop, story: Coroutine[Waitable, None, None]) -> None:
+        """Run in a loop what answers the calls, to its end. If it fails, all of them fail from then
+        on, and whoever is told has to say so: the one in front only waits for the program then.
+        """
+        try:
+            loop.run(story)
+        except BaseException as error:
+            self._tell(HAS_GIVEN_UP, 0)
+            if isinstance(error, OSError):
+                reason = f"{in_one_line(error)}: nobody answers the program's calls any more"
+                raise OSError(error.errno, reason) from None
+            raise
 
     def _on_children(self) -> None:
         try:

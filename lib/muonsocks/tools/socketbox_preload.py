@@ -91,7 +91,7 @@ def main(arguments: list[str], log: Log) -> int:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
-    loop.run(supervisor.run())
+    supervision.answer(loop, supervisor.run())
     incoming.receivers.close()
     supervision.wait()
     return DONE

@@ -115,7 +115,7 @@ def main(arguments: list[str], log: Log) -> int:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
-    loop.run(supervised.run())
+    supervision.answer(loop, supervised.run())
     supervision.wait()
     return DONE
 
