@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _EPOLL = "anon_inode:[eventpoll]"
+_NO_THREADS = 2  # links of /proc/PID/task, and there is one more for each
 _GONE = (FileNotFoundError, ProcessLookupError)  # closed, or ended, while we looked
 
 
@@ -40,6 +41,48 @@ class _Entry:
         self.data = data
 
 
+class Look:
+    """What sockets and epolls the process that calls has, at a moment. For one that has thousands
+    of descriptors this takes tens of ms.
+    """
+
+    __slots__ = ("_epolls", "_numbers")
+
+    def __init__(self, call: Call) -> None:
+        """Look for them (proc(5)). OSError."""
+        place = f"/proc/{call.tid}/fd"
+        self._numbers: dict[str, list[int]] = {}
+        directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(place):
+                try:
+                    target = os.readlink(name, dir_fd=directory)
+                except _GONE:
+                    continue
+                self._numbers.setdefault(target, []).append(int(name))
+        finally:
+            os.close(directory)
+        epolls = self._numbers.get(_EPOLL, ())
+        self._epolls = {number: _facts(call.tid, number) for number in epolls}
+
+    def numbers(self, inode: int) -> list[int]:
+        """Give the numbers that a socket has."""
+        return self._numbers.get(f"socket:[{inode}]", [])
+
+    def entries(self, inode: int) -> list[_Entry]:
+        """Give what all epolls have of it."""
+        found = []
+        mark = f" ino:{inode:x} "
+        for epoll, facts in self._epolls.items():
+            # tfd:       5 events:       19 data:     7f2300000005  pos:0 ino:a6d6 sdev:8
+            end = facts.find(mark)
+            while end >= 0:
+                words = facts[facts.rfind("\n", 0, end) + 1 : end].split()
+                found.append(_Entry(epoll, int(words[1]), int(words[3], 16), int(words[5], 16)))
+                end = facts.find(mark, end + 1)
+        return found
+
+
 class Places:
     """Where the process that calls has a socket, of which `old` is a duplicate. All descriptors of
     ours that it takes to put another one there are open from now on until that is done: without
@@ -48,14 +91,15 @@ class Places:
 
     __slots__ = ("_call", "_entries", "_epolls", "_kept", "_numbers", "_spare")
 
-    def __init__(self, call: Call, old: socket) -> None:
-        """Look for them (proc(5)). OSError, EMFILE if there is one that we cannot imitate; and
-        CallGone.
+    def __init__(self, call: Call, old: socket, look: Look | None = None) -> None:
+        """Look for them, unless that has been done. OSError, EMFILE if there is one that we cannot
+        imitate; and CallGone.
         """
+        if look is None:
+            look = Look(call)
         self._call = call
         inode = os.fstat(old.fileno()).st_ino
-        self._numbers, epolls = _descriptors(call.tid, inode)
-        self._entries = [entry for one in epolls for entry in _entries(call.tid, one, inode)]
+        self._numbers, self._entries = look.numbers(inode), look.entries(inode)
         self._epolls: dict[int, int] = {}  # duplicates, by the numbers that those have
         self._kept: list[int] = []  # of old, and of what is in its place then
         self._spare = -1
@@ -145,43 +189,24 @@ class Places:
                 os.close(number)
 
 
-def _descriptors(tid: int, inode: int) -> tuple[list[int], list[int]]:
-    """Give the numbers that a socket has in a process, and those of all its epolls."""
-    place, socket_name = f"/proc/{tid}/fd", f"socket:[{inode}]"
-    numbers, epolls = [], []
-    for name in os.listdir(place):
-        try:
-            target = os.readlink(f"{place}/{name}")
-        except _GONE:
-            continue
-        if target == socket_name:
-            numbers.append(int(name))
-        elif target == _EPOLL:
-            epolls.append(int(name))
-    return numbers, epolls
-
-
-def _entries(tid: int, epoll: int, inode: int) -> list[_Entry]:
-    found = []
-    mark = f" ino:{inode:x} "
-    for line in _facts(tid, epoll):
-        # tfd:       5 events:       19 data:     7f2300000005  pos:0 ino:a6d6 sdev:8
-        if line.startswith("tfd:") and mark in line:
-            words = line.split()
-            found.append(_Entry(epoll, int(words[1]), int(words[3], 16), int(words[5], 16)))
-    return found
+def has_one_thread(tid: int) -> bool:
+    """Say whether nobody but a thread that waits for us can open or close what it has."""
+    try:
+        return os.stat(f"/proc/{tid}/task").st_nlink == _NO_THREADS + 1
+    except _GONE:
+        return False
 
 
 def _is_closed_on_exec(tid: int, number: int) -> bool:
-    for line in _facts(tid, number):
+    for line in _facts(tid, number).splitlines():
         if line.startswith("flags:"):
             return bool(int(line.split()[1], 8) & os.O_CLOEXEC)
     return False
 
 
-def _facts(tid: int, number: int) -> list[str]:
+def _facts(tid: int, number: int) -> str:
     try:
         with open(f"/proc/{tid}/fdinfo/{number}") as file:
-            return file.read().splitlines()
+            return file.read()
     except _GONE:
-        return []
+        return ""

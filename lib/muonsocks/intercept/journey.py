@@ -10,7 +10,7 @@ from select import EPOLLERR, EPOLLHUP, EPOLLRDHUP
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept.cookies import cookie_of
-from muonsocks.intercept.in_place import Places
+from muonsocks.intercept.in_place import Look, Places
 from muonsocks.intercept.notify import Call, descriptor_of
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import Parking
@@ -239,21 +239,34 @@ class Journey:
         """Have the parked socket be as the program has set it, where that still has it: from now on
         its end is an end, after all that has been written.
         """
+        sock = self._find()
+        if sock is not None:
+            try:
+                parking.give_back(sock)
+            finally:
+                sock.close()
+
+    def _find(self) -> socket | None:
+        """Get a duplicate of the parked socket, where the program has connected it, if that still
+        has it.
+        """
         tid, number = self._place
         try:
             fd = descriptor_of(tid, number)
         except OSError:
-            return  # the thread has ended, or closed it
+            return None  # the thread has ended, or closed it
         try:
             sock = socket(fileno=fd)
         except OSError:
             os.close(fd)
-            return  # it is something else by now
+            return None  # it is something else by now
         try:
             if cookie_of(sock) == self.cookie:
-                parking.give_back(sock)
-        finally:
-            sock.close()
+                return sock
+        except OSError:
+            pass  # nor is it for the internet
+        sock.close()
+        return None
 
     def _make_room_or_relay(self) -> None:
         parking = self._parking
@@ -270,7 +283,23 @@ class Journey:
         if events & READABLE and self._grace is None and parking is not None:
             self._grace = self._all.loop.call_later(_GRACE, lambda: self._relay(parking))
 
-    def ask(self, call: Call, sock: socket) -> int:
+    def is_due_for(self, tid: int) -> bool:
+        """Say whether a thread that has begun it can have it in its place."""
+        return self._place[0] == tid and self.phase == ARRIVED and self._parking is not None
+
+    def put_as_well(self, call: Call, look: Look | None) -> None:
+        """Put it in its place before anybody asks. CallGone."""
+        sock = self._find()
+        if sock is None:
+            return
+        try:
+            self.ask(call, sock, look)
+        except OSError as error:
+            self._all.complain(error)  # the call is about another one
+        finally:
+            sock.close()
+
+    def ask(self, call: Call, sock: socket, look: Look | None = None) -> int:
         """Give the errno of how it has gone, 0 if the program's socket is connected now. OSError,
         CallGone.
         """
@@ -290,7 +319,7 @@ class Journey:
         os.set_blocking(new.fileno(), os.get_blocking(sock.fileno()))
         self._all.peers.remember_stream(new, self.raw)
         try:
-            places = Places(call, sock)
+            places = Places(call, sock, look)
         except OSError:
             self._relay(parking)
             return 0

@@ -4,7 +4,8 @@
                      EINPROGRESS; a socket of ours is connected meanwhile
     that is up       the parked one gets room for output, and ours waits to be fetched
     the program asks how it went, by SO_ERROR, connect(2) or getpeername(2): ours is put in the
-                     place of the parked one (in_place.py), and nothing is copied from then on
+                     place of the parked one (in_place.py), and nothing is copied from then on;
+                     if many are up, so are others that it will ask for next
     it does not ask  but writes, or closes it, or has something to read: the two are relayed
     that has failed  the parked one is reset, and who asks is told why, once
 
@@ -22,6 +23,7 @@ from muonsocks.client.errand import Errand
 from muonsocks.errors import SHORTAGES
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals
 from muonsocks.intercept.cookies import cookie_of
+from muonsocks.intercept.in_place import Look, has_one_thread
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import unconnect
@@ -51,6 +53,7 @@ _LONGEST_INTERFACE = 16  # bytes of its name
 _LAST_WORDS = 600.0  # s for what programs have written before they ended to arrive
 _FOR_CALLS = 64  # descriptors
 _MOST_FAILURES = 1024  # that wait to be told; then the first is a plain reset
+_MANY, _TOGETHER = 16, 64  # that are up, and are put in their places by one call
 _SOON = 0.002  # s: a connection that is up by then need not be parked
 
 
@@ -177,10 +180,26 @@ class Parked:
                 call.go_on()
                 return
             call.room_at(call.arguments[4])  # who is told is told once
-            call.write_option(journey.ask(call, sock).to_bytes(4, "little"))
+            others, look = self._due_with(journey, call)
+            call.write_option(journey.ask(call, sock, look).to_bytes(4, "little"))
+            for other in others:
+                other.put_as_well(call, look)
             call.succeed()
         finally:
             sock.close()
+
+    def _due_with(self, journey: Journey, call: Call) -> tuple[list[Journey], Look | None]:
+        """Give others that can be put in their places together with one that a program asks for,
+        if there are many, and where it has them: it will ask for them next, and to look for one
+        takes as long as for all. Another thread could close one meanwhile: there must be none.
+        """
+        due = [one for one in self._journeys.values() if one.is_due_for(call.tid)]
+        if len(due) >= _MANY and has_one_thread(call.tid):
+            try:
+                return [one for one in due[:_TOGETHER] if one is not journey], Look(call)
+            except OSError:
+                pass  # a shortage; that one is relayed then
+        return [], None
 
     async def getpeername(self, call: Call) -> None:
         """Answer getpeername(2)."""
