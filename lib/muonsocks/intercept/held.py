@@ -81,6 +81,18 @@ class Held:
         """Say whether there is one for a socket."""
         return bool(self._all) and cookie_of(sock) in self._all
 
+    def abort(self, sock: socket) -> None:
+        """Give up the one for a socket, if there is one: the program disconnects that. Another
+        thread that waits for it is told so, as connect(2) does.
+        """
+        if self.is_under_way(sock):
+            cookie = cookie_of(sock)
+            one = self._all[cookie]
+            is_awaited = one.call is not None
+            one.abort()
+            if not is_awaited:
+                del self._all[cookie]
+
     async def connect(self, call: Call, sock: socket, begin: Begin) -> Outcome:
         """Wait for the connection of a socket, which is made unless there is one under way.
 
@@ -219,12 +231,20 @@ class _Connection(Waitable):
             return False  # it has closed it, or is gone itself
         return inode == os.fstat(self.sock.fileno()).st_ino
 
+    def abort(self) -> None:
+        """Give up: the program disconnects the socket."""
+        error = OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        self._give_up(error)
+
     def drop(self) -> None:
         """Give up: nobody wants it any more."""
+        self._give_up(CallGone())
+
+    def _give_up(self, error: BaseException) -> None:
         if self.outcome is not None:
             self.outcome.close()
         elif not self.is_over and self._task is not None:
-            self._task.interrupt(CallGone())
+            self._task.interrupt(error)
         if self.call is None:
             self.sock.close()
 

@@ -125,6 +125,7 @@ class Outgoing:
         if parked is not None and await parked.connect_again(call, sock, raw):
             return
         if len(raw) >= 2 and not family_of(raw):
+            self._held.abort(sock)
             kernel.disconnect(sock.fileno())
             call.succeed()
             return
@@ -138,7 +139,8 @@ class Outgoing:
         if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
             raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
         tid = call.tid
-        if not os.get_blocking(sock.fileno()):
+        # What is under way does not block, whatever the program has it do.
+        if not self._held.is_under_way(sock) and not os.get_blocking(sock.fileno()):
             is_direct = not chain and destination.packed is not None
             if is_direct and OwnSocket(sock, 0).reaches(destination):
                 number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
@@ -191,13 +193,11 @@ class Outgoing:
                 Places(call, sock).take(outcome.stand_in)
             finally:
                 outcome.close()
-        try:
-            if error is not None:
-                call.fail(number_of(error))
-            else:
-                call.succeed()
-        finally:
-            self._report(call.tid, destination, chain, error or 0)
+        self._report(call.tid, destination, chain, error or 0)  # while it is there to be named
+        if error is not None:
+            call.fail(number_of(error))
+        else:
+            call.succeed()
 
     async def _connect(
         self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain
