@@ -11,7 +11,7 @@ from ends import full_queue
 from programs import PYTHON, SECONDS
 from real_server import state, until
 from scripted_proxy import Proxy, welcoming
-from socksified import started
+from socksified import expect_isolation, started
 
 from muonsocks.intercept.held import is_wanted
 
@@ -300,3 +300,58 @@ def test_a_look_at_who_waits_takes_no_descriptor() -> None:
         assert not is_wanted(os.getpid())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("mode", ["isolate", "async"])
+def test_who_is_interrupted_can_wait_by_poll(mode: str) -> None:
+    """As connect(2) says, and as Python's own does: it is up when the proxy has answered."""
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+threading.Thread(target=lambda: (sys.stdin.readline(), say("not yet"))).start()
+sock.connect(("192.0.2.1", 80))
+say("up", handled, os.get_blocking(sock.fileno()))
+sock.sendall(b"hello")
+said = b""
+while len(said) < 13:
+    said += sock.recv(100)
+say(said)
+"""
+    if mode == "isolate":
+        expect_isolation()
+    with (
+        welcoming() as one,
+        started(*connecting(code), proxy=held_back(one), mode=mode) as launched,
+    ):
+        one.wait_for(asked=1)
+        with started("sh", "-c", "sleep 0.6; echo") as clock:
+            clock.line()
+        launched.tell("")
+        assert launched.line() == "not yet"
+        one.may_answer.set()
+        assert launched.line() == "up 1 True"
+        assert launched.line() == "b'welcome\\nhello'"
+        assert one.begun == 1
+
+
+@pytest.mark.parametrize("mode", ["isolate", "async"])
+def test_who_waits_by_poll_is_told_of_a_failure(mode: str) -> None:
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+say(sock.connect_ex(("192.0.2.1", 80)), handled)
+say(connect())
+"""
+    if mode == "isolate":
+        expect_isolation()
+    with (
+        welcoming(code=5) as one,
+        started(*connecting(code), proxy=held_back(one), mode=mode) as launched,
+    ):
+        one.wait_for(asked=1)
+        with started("sh", "-c", "sleep 0.6; echo") as clock:
+            clock.line()
+        one.may_answer.set()
+        assert launched.line() == f"{errno.ECONNREFUSED} 1"
+        assert launched.line() == str(errno.ECONNREFUSED)
+        assert one.begun == 2

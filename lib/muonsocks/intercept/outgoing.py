@@ -14,7 +14,7 @@ from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
 from muonsocks.intercept.dns import DOMAIN
-from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.held import Held, Interrupted, Outcome
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket, number_against
@@ -122,7 +122,7 @@ class Outgoing:
 
     async def _connect_stream(self, call: Call, sock: socket, raw: bytes) -> None:
         parked = self._parked
-        if parked is not None and await parked.connect_again(call, sock, raw):
+        if parked is not None and await parked.connect_again(call, sock, raw, self._held):
             return
         if len(raw) >= 2 and not family_of(raw):
             self._held.abort(sock)
@@ -184,7 +184,11 @@ class Outgoing:
             way.begin(destination, self._timeout)
             return way
 
-        outcome = await self._held.connect(call, sock, begin)
+        try:
+            outcome = await self._held.connect(call, sock, begin)
+        except Interrupted:
+            await self._set_aside(call, sock, raw, destination, chain)
+            raise
         error = outcome.error
         if chain and error is None:
             self._peers.remember_stream(outcome.stand_in or sock, raw)
@@ -198,6 +202,24 @@ class Outgoing:
             call.fail(number_of(error))
         else:
             call.succeed()
+
+    async def _set_aside(
+        self, call: Call, sock: socket, raw: bytes, destination: Endpoint, chain: Chain
+    ) -> None:
+        """Who has been interrupted may wait by poll(2) from now on, as connect(2) says: let the
+        program's socket not be up, and not lead to the proxy, before the proxy has answered.
+        """
+        if self._parked is None or not chain or not self._held.may_be_handed_over(sock):
+            return
+        tid = call.tid
+
+        def done(error: OSError | int) -> None:
+            self._report(tid, destination, chain, error)
+
+        try:
+            await self._parked.set_aside(call, self._held, sock, raw, done)
+        except OSError:
+            return  # no loopback, or a shortage: then only connect(2) tells how it is
 
     async def _connect(
         self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain
