@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from real_server import until
 from upstream import Upstream
 
 from muonsocks.address import Endpoint
-from muonsocks.client import ProxyTimedOut, ProxyUnreachable, RequestRefused
+from muonsocks.client import ProxyMisbehaved, ProxyTimedOut, ProxyUnreachable, RequestRefused
 from muonsocks.intercept.own_socket import number_against
 from muonsocks.intercept.straight import StraightWay, is_straight
 from muonsocks.net.loop import Loop
@@ -159,6 +160,28 @@ def test_a_proxy_that_is_connected_after_a_while() -> None:
         ways.go(proxy, Endpoint("192.0.2.7", 1), then=begun)
         assert ways.ended == [None]
         threads[0].join(SECONDS)
+
+
+def test_a_proxy_that_hangs_up_before_it_is_spoken_to() -> None:
+    """It has been there: that is no EPIPE, which connect(2) does not have."""
+    with full_queue() as (server, there), socket.socket() as sock, Ways(sock) as ways:
+
+        def hang_up(_: StraightWay) -> None:
+            for one in there:
+                one.close()
+            ours, peer = sock.getsockname(), None
+            server.settimeout(SECONDS)
+            while peer != ours:
+                conn, peer = server.accept()
+                conn.shutdown(socket.SHUT_WR)  # and then all of it, by a reset
+                conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                conn.close()
+
+        proxy = ProxyAddress.parse(f"socks5://127.0.0.1:{server.getsockname()[1]}")
+        ways.go(proxy, Endpoint("192.0.2.7", 1), then=hang_up)
+        [error] = ways.ended
+        assert isinstance(error, ProxyMisbehaved)
+        assert error.errno == errno.ECONNRESET
 
 
 def test_what_the_protocol_cannot_say() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_address import ProxyAddress
     from muonsocks.socks.rules import Chain
 
+_HUNG_UP = (errno.ECONNRESET, errno.EPIPE)  # as only one does that was there
+
 
 def is_straight(sock: socket, destination: Endpoint, chain: Chain) -> bool:
     """Say whether the way from a socket to a destination is a straight one."""
@@ -160,7 +162,9 @@ class StraightWay:
 
     def _explained(self, error: OSError | RemoteProtocolError | NotAdmitted) -> OSError:
         is_ours = isinstance(error, RequestImpossible)
-        if self._has_sent or is_ours or not isinstance(error, OSError):
+        if not isinstance(error, OSError):
+            return failure(self._proxy, error)
+        if self._has_sent or is_ours or error.errno in _HUNG_UP:
             return failure(self._proxy, error)
         failures = [(self._proxy.endpoint.host, error.errno or 0)]
         return not_reached(self._proxy, dial_error(failures))
