@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from _signal import SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
-from _socket import SO_SNDTIMEO, SOL_SOCKET, socket
+from _socket import IPPROTO_TCP, SO_SNDTIMEO, SOL_SOCKET, socket
 from struct import Struct
 
 from muonsocks.intercept.cookies import cookie_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         def interrupt(self, error: BaseException) -> None:
             """Give up."""
 
+    Up = Callable[[socket], None]
     # Begins to connect a socket, which blocks or not; tells the one what nobody has expected, or
     # the other what has come of it.
     Begin = Callable[
@@ -48,6 +49,10 @@ _KEPT = 10.0  # s without anybody who waits
 # the handler says so, or always. Nobody but the kernel ever sees them.
 _ERESTARTSYS, _ERESTARTNOINTR = 512, 513
 _STOPS = sum(1 << number - 1 for number in (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU))
+
+
+class Interrupted(Refused):
+    """The wait has ended, by a signal or a time limit of the program's; the connection goes on."""
 
 
 class Outcome:
@@ -80,6 +85,35 @@ class Held:
     def is_under_way(self, sock: socket) -> bool:
         """Say whether there is one for a socket."""
         return bool(self._all) and cookie_of(sock) in self._all
+
+    def abort(self, sock: socket) -> None:
+        """Give up the one for a socket, if there is one: the program disconnects that. Another
+        thread that waits for it is told so, as connect(2) does.
+        """
+        if self.is_under_way(sock):
+            cookie = cookie_of(sock)
+            one = self._all[cookie]
+            is_awaited = one.call is not None
+            one.abort()
+            if not is_awaited:
+                del self._all[cookie]
+
+    def may_be_handed_over(self, sock: socket) -> bool:
+        """Say whether there is one for a socket, nobody waits for it now, and another socket can be
+        as that one was.
+        """
+        one = self._all.get(cookie_of(sock))
+        return one is not None and one.call is None and one.is_plain
+
+    def hand_over(
+        self, sock: socket, on_failure: Callable[[BaseException], None], on_up: Up
+    ) -> Interruptible | None:
+        """Have another one be told what comes of the one for a socket, and have what is connected
+        then. Gives what there is to be interrupted, unless it is over.
+        """
+        one = self._all.pop(cookie_of(sock))
+        one.hand_over(on_failure, on_up)
+        return None if one.is_over else one.under_way
 
     async def connect(self, call: Call, sock: socket, begin: Begin) -> Outcome:
         """Wait for the connection of a socket, which is made unless there is one under way.
@@ -120,7 +154,7 @@ class Held:
                 timer.cancel()
         if not one.is_over:
             if one.reason:
-                raise Refused(one.reason)
+                raise Interrupted(one.reason)
             raise CallGone
 
     def _look(self) -> None:
@@ -151,21 +185,25 @@ class _Connection(Waitable):
     __slots__ = (
         "_blocks",
         "_fd",
-        "_task",
+        "_heir",
         "_tid",
         "call",
         "failure",
         "is_over",
+        "is_plain",
         "limit",
         "outcome",
         "reason",
         "since",
         "sock",
+        "under_way",
     )
 
     def __init__(self, sock: socket) -> None:
         super().__init__()
         self._blocks = os.get_blocking(sock.fileno())
+        # It blocks, and nobody has bound it.
+        self.is_plain = self._blocks and sock.proto == IPPROTO_TCP and not sock.getsockname()[1]
         self.limit = _send_timeout(sock) if self._blocks else 0.0
         self.sock = socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
         self.call: Call | None = None
@@ -174,23 +212,49 @@ class _Connection(Waitable):
         self.failure: BaseException | None = None
         self.reason = 0
         self.since = 0.0
-        self._task: Interruptible | None = None
+        self.under_way: Interruptible | None = None
+        self._heir: tuple[Callable[[BaseException], None], Up] | None = None
         self._tid = self._fd = 0
 
     def start(self, now: float, begin: Begin) -> None:
         """Begin."""
         self.since = now
-        self._task = begin(self.sock, self._blocks, self._on_failure, self._on_outcome)
+        self.under_way = begin(self.sock, self._blocks, self._on_failure, self._on_outcome)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.is_over = True
         self.outcome = outcome
+        self._tell_heir()
         self.wake()
 
     def _on_failure(self, error: BaseException) -> None:
         self.is_over = True
         self.failure = error
+        self._tell_heir()
         self.wake()
+
+    def hand_over(self, on_failure: Callable[[BaseException], None], on_up: Up) -> None:
+        """Have another one be told what comes of it."""
+        self._heir = on_failure, on_up
+        if self.is_over:
+            self._tell_heir()
+
+    def _tell_heir(self) -> None:
+        if self._heir is None:
+            return
+        on_failure, on_up = self._heir
+        error = self.failure
+        sock = self.sock
+        if self.outcome is not None:
+            error = self.outcome.error
+            if self.outcome.stand_in is not None:
+                sock = self.outcome.stand_in
+        if sock is not self.sock or error is not None:
+            self.sock.close()
+        if error is not None:
+            on_failure(error)
+        else:
+            on_up(sock)
 
     def wait_for(self, call: Call) -> None:
         """Be what a call waits for."""
@@ -219,12 +283,20 @@ class _Connection(Waitable):
             return False  # it has closed it, or is gone itself
         return inode == os.fstat(self.sock.fileno()).st_ino
 
+    def abort(self) -> None:
+        """Give up: the program disconnects the socket."""
+        error = OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        self._give_up(error)
+
     def drop(self) -> None:
         """Give up: nobody wants it any more."""
+        self._give_up(CallGone())
+
+    def _give_up(self, error: BaseException) -> None:
         if self.outcome is not None:
             self.outcome.close()
-        elif not self.is_over and self._task is not None:
-            self._task.interrupt(CallGone())
+        elif not self.is_over and self.under_way is not None:
+            self.under_way.interrupt(error)
         if self.call is None:
             self.sock.close()
 

@@ -18,14 +18,17 @@ from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.net.loop import READABLE, Timer
 from muonsocks.net.relay import Relay
 from muonsocks.net.stream import Stream
-from muonsocks.net.task import Task, Waitable
+from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muonsocks.intercept.held import Interruptible
     from muonsocks.intercept.parked import Parked
     from muonsocks.intercept.socket_options import Options
+
+    Ends = tuple[Callable[[BaseException], None], Callable[[socket], None]]
 
 UNDER_WAY, ARRIVED, RELAYED, FAILED = range(4)
 _GRACE = 0.05  # s for a program to ask, when there is something to be read already
@@ -52,12 +55,12 @@ class Journey:
         "_options",
         "_parking",
         "_place",
-        "_task",
         "_waiters",
         "cookie",
         "number",
         "phase",
         "raw",
+        "under_way",
     )
 
     def __init__(
@@ -73,7 +76,7 @@ class Journey:
         self._new: socket | None = None
         self.number = 0
         self._grace: Timer | None = None
-        self._task: Task | None = None
+        self.under_way: Interruptible | None = None
         self._waiters: list[Waitable] = []
         self._began = 0.0
         self.phase = UNDER_WAY
@@ -84,9 +87,19 @@ class Journey:
         """Go on errand. `done` is told what has failed or its errno, 0 if nothing has."""
         journeys = self._all
         self._began = journeys.loop.now
+        on_failure, on_return = self.ends(done)
+        task = journeys.loop.spawn(self._go(errand), on_failure, on_return)
+        if not task.is_over:
+            self.under_way = task
+
+    def ends(self, done: Callable[[OSError | int], None]) -> Ends:
+        """Give what is to be told of a failure, and what is to be given the socket that is up.
+        `done` is told as of `begin`.
+        """
+        journeys = self._all
 
         def on_failure(error: BaseException) -> None:
-            self._task = None
+            self.under_way = None
             if isinstance(error, _Left):
                 done(errno.ECANCELED)
                 self.phase, self.number = FAILED, errno.ECANCELED  # for who waits for its end
@@ -102,13 +115,11 @@ class Journey:
             self._fail(errno.ENETUNREACH)
 
         def on_return(new: socket) -> None:
-            self._task = None
+            self.under_way = None
             done(0)
             self._arrive(new)
 
-        task = journeys.loop.spawn(self._go(errand), on_failure, on_return)
-        if not task.is_over:
-            self._task = task
+        return on_failure, on_return
 
     async def _go(self, errand: Errand) -> socket:
         return (await errand.run(self._all.loop, self._all.timeout)).sock
@@ -155,7 +166,7 @@ class Journey:
 
     def drop(self) -> None:
         """Interrupt it: nobody waits for it any more."""
-        task, self._task = self._task, None
+        task, self.under_way = self.under_way, None
         if task is not None:
             task.interrupt(_Left())
         elif self.phase != RELAYED:
@@ -352,12 +363,12 @@ class Journey:
             over()
 
         def over(_: object = None) -> None:
-            self._task = None
+            self.under_way = None
             self._all.forget(self)
 
         task = loop.spawn(_carry(near, farther), on_failure, over)
         if not task.is_over:
-            self._task = task
+            self.under_way = task
 
 
 async def _carry(near: Stream, farther: Stream) -> None:

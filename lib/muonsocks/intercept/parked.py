@@ -16,20 +16,29 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import IPPROTO_TCP, SO_BINDTODEVICE, SO_ERROR, SOL_SOCKET, socket
+from _socket import (
+    IPPROTO_TCP,
+    SO_BINDTODEVICE,
+    SO_ERROR,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
 from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.client.errand import Errand
 from muonsocks.errors import SHORTAGES
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals
 from muonsocks.intercept.cookies import cookie_of
-from muonsocks.intercept.in_place import Look, has_one_thread
+from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.in_place import Look, Places, has_one_thread
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import ParkingLot
 from muonsocks.intercept.peers import Peers
-from muonsocks.intercept.socket_options import options_of
+from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.stand_in import StandIn
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.intercept.bpf import Rules
+    from muonsocks.intercept.held import Interruptible
 
     # Told what has gone wrong with us.
     Complain = Callable[[BaseException], None]
@@ -149,8 +159,52 @@ class Parked:
         journey.park(parking)
         return True
 
-    async def connect_again(self, call: Call, sock: socket, raw: bytes) -> bool:
-        """Answer the connect(2) of a socket that has been parked; False if none has."""
+    async def set_aside(
+        self,
+        call: Call,
+        held: Held,
+        sock: socket,
+        raw: bytes,
+        done: Callable[[OSError | int], None],
+    ) -> None:
+        """Put a parked socket in the place of one that is under way, and was waited for, if that
+        can be: until it is up it is not the program's. OSError, CallGone.
+        """
+        if len(self._journeys) >= _most():
+            return
+        options = options_of(sock)
+        parked = socket(sock.family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
+        try:
+            set_options(parked, options)
+            parking = await self._lot.park(parked)
+            try:
+                if not held.may_be_handed_over(sock):  # any more
+                    parking.reset()
+                    return
+                os.set_blocking(parked.fileno(), True)
+                Places(call, sock).take(parked)
+            except BaseException:
+                parking.reset()
+                raise
+            journey = Journey(self, call, cookie_of(parked), raw, options)
+        finally:
+            parked.close()
+        self._journeys[journey.cookie] = journey
+        journey.park(parking)
+        on_failure, on_return = journey.ends(done)
+
+        def on_up(new: socket) -> None:
+            os.set_blocking(new.fileno(), False)
+            on_return(new)
+
+        under_way = held.hand_over(sock, on_failure, on_up)
+        if journey.is_under_way:
+            journey.under_way = under_way
+
+    async def connect_again(self, call: Call, sock: socket, raw: bytes, held: Held) -> bool:
+        """Answer the connect(2) of a socket that has been parked; False if none has. Who waits for
+        it is `held`.
+        """
         journey = self._of(sock)
         if journey is None:
             return False
@@ -160,7 +214,19 @@ class Parked:
         if journey.is_under_way:
             if not os.get_blocking(sock.fileno()):
                 raise Refused(errno.EALREADY)
-            await journey.end()
+            under_way = journey
+
+            def wait(
+                _: socket,
+                __: bool,
+                on_failure: Callable[[BaseException], None],
+                on_outcome: Callable[[Outcome], None],
+            ) -> Interruptible:
+                return self._loop.spawn(
+                    under_way.end(), on_failure, lambda _: on_outcome(Outcome())
+                )
+
+            await held.connect(call, sock, wait)
         number = journey.ask(call, sock)
         if number:
             call.fail(number)
