@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attended import directory
 from preloaded import PRELOAD, START, Preloaded, preloaded
-from programs import PYTHON, SECONDS, environment, run
+from programs import PYTHON, SECONDS, run
 from senders import Front
 
 SERVER = """
@@ -231,34 +231,7 @@ say(c.getpeername()[3] == number, s.accept()[1][0])
         assert there.line() == "True fe80::1:2"
 
 
-# The command line
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (("--listen=80",), "--listen: '80' cannot be; write ADDR:PORT=PATH"),
-        ((), "there is no program to run; see --help"),
-    ],
-)
-def test_wrong_usage(options: tuple[str, ...], problem: str) -> None:
-    words = ("true",) if options else ()
-    done = run(PRELOAD, *options, *words)
-    assert done.status == 100
-    assert problem in done.log and done.log.count("\n") == 1
-
-
-def test_a_bad_variable() -> None:
-    environ = environment(SKBOX_PORT_FILTER_IPV6="all")
-    done = run(PRELOAD, "true", env=environ)
-    assert done.status == 100
-    assert "SKBOX_PORT_FILTER_IPV6 is 'all'" in done.log
-
-
-@pytest.mark.parametrize(("words", "status"), [("exit 7", 7), ("kill -TERM $$", -15)])
-def test_the_status_is_that_of_the_program(words: str, status: int) -> None:
-    with preloaded(program=("sh", "-c", words)) as there:
-        assert there.status == status
+# The program itself
 
 
 def test_it_cannot_be_run_in_itself() -> None:
