@@ -6,7 +6,7 @@ connect   connections of a C program that waits for each, one at a time, through
           and without a proxy. What socket(2) and connect(2) take together, by connects.c, some by
           each in turn.
 down      curl fetching a page under socksify, and by its own SOCKS support. What curl itself says
-          that it got in a second, in turn.
+          that it got in a second, in turn; each of the three programs on a processor of its own.
 together  200 connections at once of an asyncio program, through a proxy that takes a second for
           each, under socksify. Not in mode hold, and not under proxychains4: there each waits for
           the one before.
@@ -16,6 +16,7 @@ In turn, round after round, in namespaces as those of bench.py, which says what 
 
 import argparse
 import contextlib
+import os
 import select
 import shutil
 import subprocess
@@ -178,12 +179,15 @@ class Bench:
         own = ["--socks5-hostname", f"{place.address}:{place.port}"]
         commands = {OURS: [*under(OURS, place), *curl], OWN: [*curl, *own]}
         rates: dict[str, list[float]] = {kind: [] for kind in commands}
-        with (
-            servers.serving(PYTHON, ENDS, "pages", self.target, str(TARGET_PORT), str(PAGE)),
-            servers.running("muonsocks", place),
-        ):
-            for kind in self.in_turn(list(commands)):
-                rates[kind].append(float(said_by(commands[kind])))
+        pages = [ENDS, "pages", self.target, str(TARGET_PORT), str(PAGE)]
+        with contextlib.ExitStack() as stack:
+            with on_processor(0):
+                stack.enter_context(servers.serving(PYTHON, *pages))
+            with on_processor(1):
+                stack.enter_context(servers.running("muonsocks", place))
+            with on_processor(2):
+                for kind in self.in_turn(list(commands)):
+                    rates[kind].append(float(said_by(commands[kind])))
         for kind, found in rates.items():
             about: Sample = {"n": 1, "server": kind, "round": number}
             yield from sampled(
@@ -209,6 +213,19 @@ class Bench:
             slow = [ENDS, "slow", place.address, str(place.port), str(DELAY)]
             with servers.serving(PYTHON, *slow):
                 yield from sampled(about, ["together"], partial(seconds_of, words))
+
+
+@contextlib.contextmanager
+def on_processor(number: int) -> Iterator[None]:
+    """Have what is started meanwhile stay on one processor, if there are as many: where the kernel
+    puts who makes a page, passes it on and takes it is half or twice as fast.
+    """
+    there = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(there)[number : number + 1] or there)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, there)
 
 
 def microseconds(metric: str, figure: float | servers.Failed) -> dict[str, float]:
