@@ -15,6 +15,16 @@ def place() -> Iterator[str]:
         yield place
 
 
+@pytest.fixture
+def root() -> Iterator[str]:
+    """A directory as those that SKBOX_DIRECTORY_ROOT2 names."""
+    with directory() as place:
+        for name in ("X0000", "X0004", "X4001", "00001"):
+            os.mkdir(f"{place}/{name}")
+            os.chown(f"{place}/{name}", os.stat(place).st_uid, -1)
+        yield place
+
+
 @pytest.fixture(params=["user", "root"])
 def before(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The words that make one an ordinary user, or root."""

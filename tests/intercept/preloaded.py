@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attended import AS_NOBODY, Attended, attended
-from programs import PYTHON, ROOT, environment
+from programs import PYTHON, ROOT, SECONDS, environment
 
 PRELOAD = str(ROOT / "bin" / "socketbox-preload")
 # What the programs of tests begin with.
@@ -29,6 +29,12 @@ def failure(call, *arguments):
     except OSError as error: return errno.errorcode[error.errno]
 """
 START = START.replace("socket.socket(", "socket(")
+# One that says what it sees of a connection, and says hello.
+SERVER = """
+s = listener(sys.argv[1] if len(sys.argv) > 1 else HOST, 80)
+say(s.getsockname()[:2]); c, a = s.accept()
+say(a[0], c.getpeername() == a); c.sendall(b"hello")
+"""
 
 
 Preloaded = Attended
@@ -49,6 +55,24 @@ def preloaded(
     env = environment(**(variables or {}))
     with attended(Attended, *words, patience=5, env=env) as server:
         yield server
+
+
+PORTS = ("IPV6", "IPV4", "IPV6_WILDCARD", "IPV4_WILDCARD")
+
+
+def variables(root: str, **more: str) -> dict[str, str]:
+    both = {"SKBOX_DIRECTORY_ROOT": root, "SKBOX_DIRECTORY_ROOT2": root}
+    return both | {f"SKBOX_PORT_FILTER_{name}": "1024" for name in PORTS} | more
+
+
+@contextlib.contextmanager
+def by_variables(root: str, code: str, host: str = "", **more: str) -> Iterator[Preloaded]:
+    """Run some Python that goes by the variables and addresses; what it connects to is HOST."""
+    timeout = f"TIMEOUT = {SECONDS}\n"
+    with preloaded(
+        code=f"HOST = {host!r}\n{timeout}{code}", variables=variables(root, **more)
+    ) as one:
+        yield one
 
 
 def needs(*names: str) -> str:
