@@ -16,6 +16,13 @@ def place() -> Iterator[str]:
 
 
 @pytest.fixture
+def path() -> Iterator[str]:
+    """Where a unix socket may be."""
+    with directory() as place:
+        yield f"{place}/socket"
+
+
+@pytest.fixture
 def root() -> Iterator[str]:
     """A directory as those that SKBOX_DIRECTORY_ROOT2 names."""
     with directory() as place:

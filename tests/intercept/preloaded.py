@@ -8,6 +8,7 @@ with preloaded(WHERE.format(path), code=SERVER) as server, Front(path) as front:
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,12 @@ say(a[0], c.getpeername() == a); c.sendall(b"hello")
 """
 
 
+# Says so before each accept, and whom it has got.
+LOOP = """
+s = listener()
+while True: say("accepting"); c, a = s.accept(); say(a[1]); c.sendall(b"hello"); c.close()
+"""
+
 Preloaded = Attended
 
 
@@ -55,6 +62,21 @@ def preloaded(
     env = environment(**(variables or {}))
     with attended(Attended, *words, patience=5, env=env) as server:
         yield server
+
+
+@contextlib.contextmanager
+def server(path: str, code: str, *options: str, words: tuple[str, ...] = ()) -> Iterator[Preloaded]:
+    """A program that has said something, and listens at port 8000, which is at a path."""
+    program = (PYTHON, "-c", START + code, *words)
+    with preloaded(f"--listen=*:8000={path}", *options, program=program) as started:
+        yield started
+
+
+def hears(client: socket.socket) -> bool:
+    client.settimeout(SECONDS)
+    with contextlib.suppress(ConnectionResetError):
+        return client.recv(5, socket.MSG_WAITALL) == b"hello"
+    return False
 
 
 PORTS = ("IPV6", "IPV4", "IPV6_WILDCARD", "IPV4_WILDCARD")

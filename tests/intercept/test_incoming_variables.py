@@ -6,14 +6,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from preloaded import PRELOAD, SERVER, by_variables, preloaded
-from programs import SECONDS, run
+from preloaded import PRELOAD, SERVER, by_variables, hears, preloaded
+from programs import run
 from senders import Front
-
-
-def hears(client: socket.socket) -> bool:
-    client.settimeout(SECONDS)
-    return client.recv(5, socket.MSG_WAITALL) == b"hello"
 
 
 @pytest.mark.parametrize(
