@@ -10,8 +10,9 @@ from select import EPOLLERR, EPOLLHUP, EPOLLRDHUP
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept.cookies import cookie_of
+from muonsocks.intercept.descriptors import descriptor_of
 from muonsocks.intercept.in_place import Look, Places
-from muonsocks.intercept.notify import Call, descriptor_of
+from muonsocks.intercept.notify import Call
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import Parking
 from muonsocks.intercept.socket_options import options_of, set_options
