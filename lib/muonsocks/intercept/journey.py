@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from muonsocks.intercept.held import Interruptible
+    from muonsocks.intercept.connecting import Interruptible
     from muonsocks.intercept.parked import Parked
     from muonsocks.intercept.socket_options import Options
 

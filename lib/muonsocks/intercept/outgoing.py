@@ -12,9 +12,10 @@ from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
+from muonsocks.intercept.connecting import Outcome
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
 from muonsocks.intercept.dns import DOMAIN
-from muonsocks.intercept.held import Held, Interrupted, Outcome
+from muonsocks.intercept.held import Held, Interrupted
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket, number_against
@@ -36,7 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from muonsocks.intercept.held import Interruptible
+    from muonsocks.intercept.connecting import Interruptible
     from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
     from muonsocks.intercept.peers import Peers

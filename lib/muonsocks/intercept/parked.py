@@ -30,8 +30,9 @@ from resource import RLIMIT_NOFILE, getrlimit
 from muonsocks.client.errand import Errand
 from muonsocks.errors import SHORTAGES
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals
+from muonsocks.intercept.connecting import Outcome
 from muonsocks.intercept.cookies import cookie_of
-from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.held import Held
 from muonsocks.intercept.in_place import Look, Places, has_one_thread
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey
 from muonsocks.intercept.notify import Call, Refused
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.intercept.bpf import Rules
-    from muonsocks.intercept.held import Interruptible
+    from muonsocks.intercept.connecting import Interruptible
 
     # Told what has gone wrong with us.
     Complain = Callable[[BaseException], None]
