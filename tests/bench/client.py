@@ -65,10 +65,7 @@ class Bench:
     def run(self) -> Iterator[Sample]:
         """Measure everything; each measurement as it comes."""
         with servers.serving(PYTHON, ENDS, "target", self.target, str(TARGET_PORT)):
-            for number in range(self.args.rounds):
-                for mode in MODES:
-                    if self.args.only in (None, mode):
-                        yield from getattr(self, mode)(number)
+            yield from program.measured(self, MODES)
 
     def start(self, number: int) -> Iterator[Sample]:
         for name in self.those_of(STARTED_THROUGH):

@@ -137,13 +137,6 @@ class Bench:
         self.port += 2
         return Place(PROXY, self.port, self.directory)
 
-    def run(self) -> Iterator[Sample]:
-        """Measure everything; each measurement as it comes."""
-        for number in range(self.args.rounds):
-            for mode in MODES:
-                if self.args.only in (None, mode):
-                    yield from getattr(self, mode)(number)
-
     def connect(self, number: int) -> Iterator[Sample]:
         for name in THROUGH:
             place = self.place()
@@ -259,7 +252,9 @@ def said_by(words: list[str]) -> str:
 def main() -> None:
     parser = program.parser(__doc__, MODES, "half a minute: one short round", "five minutes")
     args = program.arguments(parser)
-    program.carry_out(args, __file__, OURS, lambda directory: Bench(args, directory).run())
+    program.carry_out(
+        args, __file__, OURS, lambda directory: program.measured(Bench(args, directory), MODES)
+    )
 
 
 if __name__ == "__main__":

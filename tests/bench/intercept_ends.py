@@ -13,7 +13,9 @@ intercept_ends.py together ADDRESS PORT COUNT
 import asyncio
 import sys
 import time
+from collections.abc import Awaitable, Callable
 
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 PIECE = bytes(1 << 20)
 LONGEST = 50  # s; connections that are made one after the other take as many as there are
 GREETING, CHOICE = b"\5\1\0", b"\5\0"
@@ -23,42 +25,40 @@ GRANTED = b"\5\0\0\1" + bytes(6)
 
 async def pages(address: str, port: int, size: int) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
-            left = size
-            while left:
-                piece = PIECE[:left]
-                writer.write(piece)
-                await writer.drain()
-                left -= len(piece)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # it has gone again
-        finally:
-            writer.close()
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        left = size
+        while left:
+            piece = PIECE[:left]
+            writer.write(piece)
+            await writer.drain()
+            left -= len(piece)
 
     await _serve(answer, address, port)
 
 
 async def slow(address: str, port: int, seconds: float) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(GREETING))
+        writer.write(CHOICE)
+        await reader.readexactly(REQUEST)
+        await asyncio.sleep(seconds)
+        writer.write(GRANTED + b"x")
+        await reader.read()
+
+    await _serve(answer, address, port)
+
+
+async def _serve(answer: Answer, address: str, port: int) -> None:
+    async def to_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readexactly(len(GREETING))
-            writer.write(CHOICE)
-            await reader.readexactly(REQUEST)
-            await asyncio.sleep(seconds)
-            writer.write(GRANTED + b"x")
-            await reader.read()
+            await answer(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
             pass  # it has gone again
         finally:
             writer.close()
 
-    await _serve(answer, address, port)
-
-
-async def _serve(answer: object, address: str, port: int) -> None:
-    server = await asyncio.start_server(answer, address, port, backlog=1024)  # type: ignore
+    server = await asyncio.start_server(to_the_end, address, port, backlog=1024)
     print("ready", flush=True)
     await server.serve_forever()
 

@@ -50,13 +50,6 @@ class Bench:
         self.args = args
         self.load = Load(directory, args.targets, args.seconds)
 
-    def run(self) -> Iterator[Sample]:
-        """Measure everything; each measurement as it comes."""
-        for number in range(self.args.rounds):
-            for mode in MODES:
-                if self.args.only in (None, mode):
-                    yield from getattr(self, mode)(number)
-
     def stream(self, number: int) -> Iterator[Sample]:
         for way in BULK:
             for write in WRITES:
@@ -114,7 +107,9 @@ class Bench:
 def main() -> None:
     parser = program.parser(__doc__, MODES, "half a minute: one short round", "six minutes")
     args = program.arguments(parser)
-    program.carry_out(args, __file__, MUX, lambda directory: Bench(args, directory).run())
+    program.carry_out(
+        args, __file__, MUX, lambda directory: program.measured(Bench(args, directory), MODES)
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import namespaces
 from measure import MOST_PROCESSES
@@ -40,6 +41,14 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(f"--processes: write 1 to {MOST_PROCESSES}")
     args.targets = [f"{namespaces.NETWORK}{11 + i}" for i in range(args.processes)]
     return args
+
+
+def measured(bench: Any, modes: Iterable[str]) -> Iterator[Sample]:
+    """Measure all that is asked for, round by round; each measurement as it comes."""
+    for number in range(bench.args.rounds):
+        for mode in modes:
+            if bench.args.only in (None, mode):
+                yield from getattr(bench, mode)(number)
 
 
 def carry_out(

@@ -50,13 +50,6 @@ class Bench:
                 print(f"bench: {name} is left out: there is no {missing}", file=sys.stderr)
                 self.servers.remove(name)
 
-    def run(self) -> Iterator[Sample]:
-        """Measure everything; each measurement as it comes."""
-        for number in range(self.args.rounds):
-            for mode in MODES:
-                if self.args.only in (None, mode):
-                    yield from getattr(self, mode)(number)
-
     def echo(self, number: int) -> Iterator[Sample]:
         for size in SIZES:
             for n in ASSOCIATIONS:
@@ -93,7 +86,9 @@ def main() -> None:
     servers.SERVERS[ALONE] = one_worker
     parser = program.parser(__doc__, MODES, "half a minute: one short round", "six minutes")
     args = program.arguments(parser)
-    program.carry_out(args, __file__, OURS, lambda directory: Bench(args, directory).run())
+    program.carry_out(
+        args, __file__, OURS, lambda directory: program.measured(Bench(args, directory), MODES)
+    )
 
 
 if __name__ == "__main__":

@@ -535,6 +535,21 @@ def test_who_waits_is_woken_by_the_end(proxy: Proxy, timeout: float | None) -> N
         assert list(map(type, caught)) == [ProxyMisbehaved]
 
 
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_a_proxy_that_floods_its_connection_has_ended_it(
+    proxy: Proxy, has_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the background thread reads that for ever, nor who waits for a datagram, who may have
+    none.
+    """
+    if not has_thread:
+        monkeypatch.setattr(association, "Ending", lambda *_: None)
+    with up(proxy) as (sock, _):
+        proxy.connection().sendall(bytes(1 << 16))
+        with pytest.raises(ProxyMisbehaved):
+            sock.recv(9)
+
+
 def test_the_second_of_two_proxies_ends_it(proxy: Proxy) -> None:
     with udp([proxy.url, proxy.url]) as sock:
         sock.sendto(b"data", THERE)

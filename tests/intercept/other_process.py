@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
-from muonsocks.intercept.notify import Listener
+from muonsocks.intercept.descriptors import Descriptors
 
 PLACE = 100
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -31,7 +31,7 @@ def start(content: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    listener = Listener(os.open("/dev/null", os.O_RDONLY))
+    descriptors = Descriptors()
     first = 0
     for content in (b"first", b"second"):
         if first:
@@ -40,16 +40,16 @@ def main() -> None:
         assert pid == (first or pid), "somebody else has got the number"
         first = pid
         for _ in range(2):
-            fd = listener.descriptor_of(pid, PLACE)
+            fd = descriptors.get(pid, PLACE)
             print(os.read(fd, 3).decode())
             os.close(fd)
         os.close(life)
         os.waitpid(pid, 0)
         try:
-            listener.descriptor_of(pid, PLACE)
+            descriptors.get(pid, PLACE)
         except ProcessLookupError:
             print("gone")
-    listener.close()
+    descriptors.close()
     print(sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[3:-1])
 
 

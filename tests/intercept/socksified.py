@@ -125,6 +125,18 @@ def python(code: str, *arguments: str) -> tuple[str, ...]:
     return (PYTHON, "-IS", "-c", code, *arguments)
 
 
+# What such a program may begin with: the name of what a call fails with, "" if it does not.
+NUMBER = """
+import errno
+def number(function, *arguments):
+    try:
+        function(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return ""
+"""
+
+
 def expect_isolation() -> None:
     """Skip where no user can have a network of its own."""
     done = subprocess.run([*as_user(), "unshare", "--user", "--net", "true"], capture_output=True)

@@ -3,12 +3,15 @@
 import errno
 import os
 import resource
+import select
 import signal
 
-from programs import PYTHON
+import pytest
+from ends import full_queue
+from programs import PYTHON, SECONDS
 from real_server import state, until
 from scripted_proxy import Proxy, welcoming
-from socksified import started
+from socksified import expect_isolation, started
 
 from muonsocks.intercept.held import is_wanted
 
@@ -77,6 +80,79 @@ say(result, handled >= 1)
         one.may_answer.set()
         assert launched.line() == "0 True"
         assert len(one.asked) == one.begun == 1
+
+
+def test_a_signal_while_it_goes_there_without_a_proxy() -> None:
+    """Whoever comes back has not become one that does not block."""
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.siginterrupt(signal.SIGALRM, True)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+address = b"\\2\\0" + struct.pack("!H", int(sys.argv[1])) + bytes([127, 0, 0, 1]) + bytes(8)
+say(connect(), handled)
+say("again")
+say(connect(), os.get_blocking(sock.fileno()))
+"""
+    with full_queue() as (server, there):
+        words = (*connecting(code), str(server.getsockname()[1]))
+        with started(*words, options=("--direct=127.0.0.0/8",)) as launched:
+            assert launched.line() == f"{errno.EINTR} 1"
+            assert launched.line() == "again"
+            for one in there:
+                one.close()
+            server.settimeout(SECONDS)
+            conns = [server.accept()[0]]
+            while not select.select([launched.process.stdout], [], [], 0)[0]:
+                conns += [server.accept()[0]] if select.select([server], [], [], 0.1)[0] else []
+            assert launched.line() == "0 True"
+            for conn in conns:
+                conn.close()
+
+
+@pytest.mark.parametrize("mode", ["hold", "async"])
+def test_who_gives_up_can_begin_anew(mode: str) -> None:
+    """By connect(2) with AF_UNSPEC: nothing of the first one is left, and the next is another."""
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.siginterrupt(signal.SIGALRM, True)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+first, nowhere = address, bytes(16)
+say(connect(), handled)
+address = nowhere
+say(connect(), os.get_blocking(sock.fileno()))
+sys.stdin.readline()
+address = first
+say(connect(), sock.recv(8).decode().strip())
+"""
+    with (
+        welcoming() as one,
+        started(*connecting(code), proxy=held_back(one), mode=mode) as launched,
+    ):
+        assert launched.line() == f"{errno.EINTR} 1"
+        assert launched.line() == "0 True"
+        one.wait_for(ended=1)
+        one.may_answer.set()
+        launched.tell("")
+        assert launched.line() == "0 welcome"
+        assert one.begun == 2
+
+
+def test_another_thread_disconnects_the_socket() -> None:
+    """Who waits for it is told, and is not left waiting."""
+    code = """
+other = threading.Thread(target=lambda: say("first", connect()))
+other.start()
+sys.stdin.readline()
+address = bytes(16)
+say("second", connect())
+other.join()
+"""
+    with welcoming() as one, started(*connecting(code), proxy=held_back(one)) as launched:
+        one.wait_for(asked=1)
+        launched.tell("")
+        said = {launched.line(), launched.line()}
+        assert said == {f"first {errno.ECONNABORTED}", "second 0"}
+        one.wait_for(ended=1)
 
 
 def test_a_failure_is_told_to_who_comes_back() -> None:
@@ -224,3 +300,58 @@ def test_a_look_at_who_waits_takes_no_descriptor() -> None:
         assert not is_wanted(os.getpid())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("mode", ["isolate", "async"])
+def test_who_is_interrupted_can_wait_by_poll(mode: str) -> None:
+    """As connect(2) says, and as Python's own does: it is up when the proxy has answered."""
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+threading.Thread(target=lambda: (sys.stdin.readline(), say("not yet"))).start()
+sock.connect(("192.0.2.1", 80))
+say("up", handled, os.get_blocking(sock.fileno()))
+sock.sendall(b"hello")
+said = b""
+while len(said) < 13:
+    said += sock.recv(100)
+say(said)
+"""
+    if mode == "isolate":
+        expect_isolation()
+    with (
+        welcoming() as one,
+        started(*connecting(code), proxy=held_back(one), mode=mode) as launched,
+    ):
+        one.wait_for(asked=1)
+        with started("sh", "-c", "sleep 0.6; echo") as clock:
+            clock.line()
+        launched.tell("")
+        assert launched.line() == "not yet"
+        one.may_answer.set()
+        assert launched.line() == "up 1 True"
+        assert launched.line() == "b'welcome\\nhello'"
+        assert one.begun == 1
+
+
+@pytest.mark.parametrize("mode", ["isolate", "async"])
+def test_who_waits_by_poll_is_told_of_a_failure(mode: str) -> None:
+    code = """
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+say(sock.connect_ex(("192.0.2.1", 80)), handled)
+say(connect())
+"""
+    if mode == "isolate":
+        expect_isolation()
+    with (
+        welcoming(code=5) as one,
+        started(*connecting(code), proxy=held_back(one), mode=mode) as launched,
+    ):
+        one.wait_for(asked=1)
+        with started("sh", "-c", "sleep 0.6; echo") as clock:
+            clock.line()
+        one.may_answer.set()
+        assert launched.line() == f"{errno.ECONNREFUSED} 1"
+        assert launched.line() == str(errno.ECONNREFUSED)
+        assert one.begun == 2

@@ -17,6 +17,7 @@ from muonsocks.intercept.in_front import (
     GONE_ON,
     HAS_ENDED,
     HAS_FAILED,
+    HAS_GIVEN_UP,
     HAS_STARTED,
     HAS_STOPPED,
     SIGNAL,
@@ -146,6 +147,15 @@ def test_without_a_supervisor_and_a_program_it_has_failed() -> None:
         channel.close()
         assert status_of(pid) == FAILED
         assert os.read(complaints, 9) == b"lost"
+
+
+def test_a_supervisor_that_has_given_up_has_said_so() -> None:
+    with front() as (pid, channel, complaints):
+        channel.send(WORD.pack(HAS_STARTED, 1))
+        channel.send(WORD.pack(HAS_GIVEN_UP, 0))
+        channel.close()
+        assert status_of(pid) == FAILED
+        assert os.read(complaints, 9) == b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN])

@@ -9,7 +9,8 @@ import resource
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from filtered import LIBRARY, child, next_call
@@ -23,12 +24,14 @@ Say = Callable[[object], None]
 
 def is_watched(poll: select.epoll, sock: socket.socket) -> int:
     """Give the events that an epoll waits for of a socket, 0 if of none."""
-    with open(f"/proc/self/fdinfo/{poll.fileno()}") as file:
-        for line in file:
-            words = line.split()
-            if words[0] == "tfd:" and int(words[1]) == sock.fileno():
-                return int(words[3], 16)
-    return 0
+    return watched("self", poll.fileno()).get(sock.fileno(), 0)
+
+
+def watched(pid: object, poll: int) -> dict[int, int]:
+    """Give the events that the epoll of a process waits for, by the numbers."""
+    lines = Path(f"/proc/{pid}/fdinfo/{poll}").read_text().splitlines()
+    entries = [line.split() for line in lines if line.startswith("tfd:")]
+    return {int(words[1]): int(words[3], 16) for words in entries}
 
 
 def ask(sock: socket.socket) -> None:
@@ -122,3 +125,84 @@ def test_a_number_that_we_cannot_have_is_not_imitated() -> None:
         assert failure.value.errno == errno.EMFILE
         call.fail(errno.EINVAL)
         assert one.says() == "'on'"
+
+
+# What cannot be taken leaves an epoll as it was
+
+
+HIGH = 500
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """Have so many descriptors left above HIGH."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    null = os.open("/dev/null", os.O_RDONLY)
+    full = [fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, HIGH + 1) for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (full[-1] + 1 + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in (null, *full):
+            os.close(fd)
+
+
+def test_a_descriptor_too_few_takes_nothing_out() -> None:
+    """Which could not be put back."""
+
+    def program(say: Say) -> None:
+        poll = select.epoll()
+        with socket.socket() as low:
+            sock = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD, HIGH))
+        poll.register(sock, select.EPOLLIN | select.EPOLLET)
+        say(poll.fileno())
+        ask(sock)
+        say([number for number, _ in poll.poll(0)])
+
+    near, far = socket.socketpair()
+    with near, far, child(ASKS, program) as (listener, one):
+        poll = int(one.says())
+        call = next_call(listener)
+        before = watched(one.pid, poll)
+        assert list(before) == [HIGH]
+        with contextlib.closing(call.duplicate()) as old:
+            open_here = set(os.listdir("/proc/self/fd"))
+            for count in range(4):
+                with room_for(count), pytest.raises(OSError) as failure:
+                    Places(call, old).take(near)
+                assert failure.value.errno == errno.EMFILE
+                assert watched(one.pid, poll) == before
+            with room_for(4):
+                Places(call, old).take(near)
+            assert set(os.listdir("/proc/self/fd")) == open_here
+        assert watched(one.pid, poll) == before
+        far.send(b"x")
+        call.fail(errno.EINVAL)
+        assert one.says() == f"[{HIGH}]"
+
+
+def test_a_number_that_the_program_may_not_have_any_more() -> None:
+    """What was there is there, and watched."""
+
+    def program(say: Say) -> None:
+        poll, (low, end) = select.epoll(), socket.socketpair()
+        sock = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD, HIGH))
+        poll.register(sock, select.EPOLLIN | select.EPOLLET)
+        low.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (HIGH // 2, HIGH))
+        ask(sock)
+        end.send(b"x")
+        say([number for number, _ in poll.poll(0)])
+
+    near, far = socket.socketpair()
+    with near, far, child(ASKS, program) as (listener, one):
+        call = next_call(listener)
+        with contextlib.closing(call.duplicate()) as old:
+            open_here = set(os.listdir("/proc/self/fd"))
+            with pytest.raises(OSError) as failure:
+                Places(call, old).take(near)
+            assert failure.value.errno == errno.EBADF
+            assert set(os.listdir("/proc/self/fd")) == open_here
+        call.fail(errno.EINVAL)
+        assert one.says() == f"[{HIGH}]"

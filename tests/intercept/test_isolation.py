@@ -16,7 +16,17 @@ import pytest
 from places import in_own_network, root_only, sh
 from programs import SECONDS, Outcome, accept, listener
 from real_server import Server, running, until
-from socksified import NOWHERE, SOCKSIFY, Done, as_user, command, expect_isolation, python, run
+from socksified import (
+    NOWHERE,
+    NUMBER,
+    SOCKSIFY,
+    Done,
+    as_user,
+    command,
+    expect_isolation,
+    python,
+    run,
+)
 
 from muonsocks.intercept import isolation, kernel
 from muonsocks.intercept.bpf import ALLOW, NOTIFY, refuse, verdict
@@ -43,17 +53,6 @@ def networks() -> set[str]:
     return found
 
 
-@pytest.fixture(params=["user", "root"])
-def before(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The words that make one an ordinary user, or root."""
-    if request.param == "user":
-        expect_isolation()
-        return as_user()
-    if os.geteuid():
-        pytest.skip("needs root")
-    return ()
-
-
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Server]:
     with running() as server:
@@ -74,14 +73,8 @@ def inside(program: str, *arguments: str, before: tuple[str, ...] = ()) -> Any:
     return json.loads(done.output)
 
 
-HEAD = """
-import errno, fcntl, json, os, select, socket, struct, sys
-def number(function, *arguments):
-    try:
-        function(*arguments)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return ""
+HEAD = f"""{NUMBER}
+import fcntl, json, os, select, socket, struct, sys
 """
 
 

@@ -19,7 +19,7 @@ from socksified import AS_NOBODY, NOWHERE, SOCKSIFY, Started, expect_isolation, 
 from typed_terminal import Terminal, shell
 
 from muonsocks.intercept import in_front
-from muonsocks.intercept.bpf import Rule, assemble, refuse
+from muonsocks.intercept.bpf import Rule, assemble, equals, refuse
 from muonsocks.intercept.calls import Architecture
 from muonsocks.intercept.job import stay_behind
 from muonsocks.intercept.kernel import ARCHITECTURES
@@ -341,6 +341,35 @@ sys.exit(9)
         far.settimeout(0)
         with pytest.raises(BlockingIOError):
             far.accept()
+
+
+@pytest.mark.parametrize("program", ["socksify", "socketbox-preload"])
+def test_a_supervisor_that_fails_says_what_that_means(program: str) -> None:
+    """In one line; and the program goes on, as far as it can do without."""
+    own, receive = ARCHITECTURES[0], 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
+    numbers = {"ioctl": 16 if os.uname().machine == "x86_64" else 29}
+    outer = assemble(
+        {"ioctl": (Rule(refuse(errno.ENOMEM), equals(1, receive)),)},
+        [Architecture(own.audit, numbers), *ARCHITECTURES[1:]],
+    )
+    code = """
+import socket, sys
+try:
+    sock = socket.socket()
+    (sock.bind if sys.argv[1:] else sock.connect)(("127.0.0.1", 7))
+except OSError as error:
+    print(error.errno)
+sys.exit(9)
+"""
+    is_server = program == "socketbox-preload"
+    chosen = "--listen=*:7=@nobody" if is_server else f"--proxy={NOWHERE}"
+    before = [PYTHON, "-c", REFUSING, ".", outer.hex(), *AS_NOBODY]
+    words = [str(Path(SOCKSIFY).with_name(program)), chosen, PYTHON, "-c", code]
+    words += ["bind"] * is_server
+    done = subprocess.run([*before, *words], capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout) == (9, f"{errno.ENOSYS}\n")
+    assert done.stderr.count("\n") == 1
+    assert "Cannot allocate memory: nobody answers the program's calls any more" in done.stderr
 
 
 def test_without_a_supervisor_signals_and_stops_are_passed_on() -> None:

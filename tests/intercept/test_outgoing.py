@@ -5,18 +5,27 @@ import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filtered import LIBRARY, child, next_call
 from nameserver import own_files
 from places import in_own_network, sh
-from programs import PYTHON, closed_port
+from programs import PYTHON, SECONDS, closed_port
 from real_server import running
 from scripted_proxy import welcoming as proxy
 from socksified import AS_NOBODY, run, started
+
+from muonsocks.intercept.bpf import NOTIFY, Rule
+from muonsocks.intercept.outgoing import Outgoing
+from muonsocks.intercept.peers import Peers
+from muonsocks.intercept.ways import Ways
+from muonsocks.net.loop import Loop
+from muonsocks.socks.proxy_address import ProxyAddress
 
 TRY = """
 import ctypes, errno, fcntl, os, select, socket, struct, sys
@@ -340,6 +349,36 @@ def test_what_is_logged(blocks: bool) -> None:
                 assert len(lines) == 1 and re.search(said, lines[0] + "\n")
             else:
                 assert done.log == ""
+
+
+def test_who_ends_when_it_is_up_is_there_to_be_named() -> None:
+    """It is told after what is said of it."""
+    reports = []
+
+    def program(_: object) -> None:
+        one = socket.socket()
+        address = struct.pack("=H6B8x", socket.AF_INET, 0, 80, 192, 0, 2, 1)
+        LIBRARY.connect(one.fileno(), address, len(address))
+
+    with proxy() as upstream, child({"connect": [Rule(NOTIFY)]}, program) as (listener, one):
+        loop = Loop()
+
+        def report(tid: int, _: object, __: object, error: OSError | int) -> None:
+            reports.append((tid, error, call.is_waiting()))
+
+        ways = Ways((ProxyAddress.parse(upstream.url),))
+        outgoing = Outgoing(loop, ways, SECONDS, report, Peers())
+        call = next_call(listener)
+
+        async def run() -> None:
+            with loop.deadline(SECONDS):
+                await outgoing.connect(call)
+
+        try:
+            loop.run(run())
+        finally:
+            loop.close()
+        assert reports == [(one.pid, 0, True)]
 
 
 @pytest.mark.parametrize("options", [(), ("-q",)])

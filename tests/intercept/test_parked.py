@@ -533,6 +533,71 @@ os.read(0, 1)
 # Several that have it
 
 
+MANY = """
+def inode(sock):
+    return os.fstat(sock.fileno()).st_ino
+
+poll = select.epoll()
+socks = [begin() for _ in range(40)]
+other = socket.socket()
+before = [inode(sock) for sock in socks]
+for sock in socks:
+    poll.register(sock, select.EPOLLIN | select.EPOLLET)
+for sock in socks:
+    assert wait(sock) == select.POLLOUT
+"""
+
+
+def test_many_that_are_up_are_put_in_their_places_together() -> None:
+    """All are where they were, but one that the program has put elsewhere: it will ask for it."""
+    program = (
+        MANY
+        + """
+os.set_inheritable(socks[7].fileno(), True)
+poll.unregister(socks[5])
+kept = socks[5].dup()
+os.dup2(other.fileno(), socks[5].fileno())
+assert error_of(socks[0]) == 0
+after = [inode(sock) for sock in socks]
+assert (after[5], inode(kept)) == (inode(other), before[5])
+assert [a == b for a, b in zip(after, before)] == [False] * 40
+assert [sock.get_inheritable() for sock in socks].index(True) == 5
+os.close(socks.pop(5).detach())
+assert [sock.get_inheritable() for sock in socks].count(True) == 1
+for sock in socks:
+    assert sock.getblocking() is False and error_of(sock) == 0
+    assert poll.poll(0) == []
+    sock.send(b"there and back")
+    assert poll.poll(SECONDS) == [(sock.fileno(), select.EPOLLIN)]
+    assert sock.recv(100) == b"there and back"
+    poll.unregister(sock)
+    is_through(sock)
+assert error_of(kept) == 0
+is_through(kept)
+"""
+    )
+    with proxy(delay=LONG) as one:
+        run(one, *python(program))
+        one.wait_for(received=40)
+
+
+def test_not_together_where_another_thread_could_close_them() -> None:
+    program = (
+        MANY
+        + """
+threading.Thread(target=os.read, args=(0, 1), daemon=True).start()
+assert error_of(socks[0]) == 0
+after = [inode(sock) for sock in socks]
+assert [a == b for a, b in zip(after, before)] == [False] + [True] * 39
+for sock in socks:
+    is_through(sock)
+os._exit(0)
+"""
+    )
+    with proxy(delay=LONG) as one, waiting(one, *python(program)):
+        one.wait_for(received=40)
+
+
 def test_duplicates_of_it() -> None:
     program = """
 sock = begin()

@@ -10,7 +10,7 @@ from ends import nothing_left_behind
 
 from muonsocks.intercept import receiver
 from muonsocks.intercept.notify import Refused
-from muonsocks.intercept.receiver import Receiver, Receivers, cookie_of, is_receiver
+from muonsocks.intercept.receiver import Receiver, Receivers, is_receiver
 from muonsocks.net.loop import Loop
 
 NAME, OTHER = b"an address", b"another one"
@@ -31,11 +31,6 @@ def datagrams() -> socket.socket:
 
 def one_of(loop: Loop, sock: socket.socket, meant: socket.socket | None = None) -> Receiver:
     return Receiver(loop, sock, meant, NAME)
-
-
-def test_cookies_are_of_sockets_and_not_of_descriptors() -> None:
-    with socket.socket() as one, socket.socket() as other, one.dup() as same:
-        assert cookie_of(one) == cookie_of(same) != cookie_of(other)
 
 
 def test_what_accepted_sockets_are_to_have_is_what_has_been_set(loop: Loop) -> None:

@@ -4,19 +4,21 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from each_client import PATIENCE, agrees
-from ends import nothing_left_behind
+from ends import full_queue, nothing_left_behind
 from hostile import CASES, LATE, come
 from programs import SECONDS, closed_port
+from real_server import until
 from upstream import Upstream
 
 from muonsocks.address import Endpoint
-from muonsocks.client import ProxyTimedOut, ProxyUnreachable, RequestRefused
+from muonsocks.client import ProxyMisbehaved, ProxyTimedOut, ProxyUnreachable, RequestRefused
 from muonsocks.intercept.own_socket import number_against
 from muonsocks.intercept.straight import StraightWay, is_straight
 from muonsocks.net.loop import Loop
@@ -123,18 +125,6 @@ def test_there_is_no_proxy(port_of_nobody: int) -> None:
         assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-@contextlib.contextmanager
-def full_queue() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
-    """A server whose queue is full, and those in it: who comes is not answered."""
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        there = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in there:
-            one.setblocking(False)
-            one.connect_ex(server.getsockname())
-        yield server, there
-
-
 def test_a_proxy_that_is_not_connected_in_time() -> None:
     with full_queue() as (server, _), socket.socket() as sock, Ways(sock) as ways:
         port = server.getsockname()[1]
@@ -172,6 +162,28 @@ def test_a_proxy_that_is_connected_after_a_while() -> None:
         threads[0].join(SECONDS)
 
 
+def test_a_proxy_that_hangs_up_before_it_is_spoken_to() -> None:
+    """It has been there: that is no EPIPE, which connect(2) does not have."""
+    with full_queue() as (server, there), socket.socket() as sock, Ways(sock) as ways:
+
+        def hang_up(_: StraightWay) -> None:
+            for one in there:
+                one.close()
+            ours, peer = sock.getsockname(), None
+            server.settimeout(SECONDS)
+            while peer != ours:
+                conn, peer = server.accept()
+                conn.shutdown(socket.SHUT_WR)  # and then all of it, by a reset
+                conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                conn.close()
+
+        proxy = ProxyAddress.parse(f"socks5://127.0.0.1:{server.getsockname()[1]}")
+        ways.go(proxy, Endpoint("192.0.2.7", 1), then=hang_up)
+        [error] = ways.ended
+        assert isinstance(error, ProxyMisbehaved)
+        assert error.errno == errno.ECONNRESET
+
+
 def test_what_the_protocol_cannot_say() -> None:
     """Of SOCKS4, an IPv6 address: nobody is asked, and nothing stays connected."""
     with (
@@ -185,6 +197,37 @@ def test_what_the_protocol_cannot_say() -> None:
         assert isinstance(error, RequestRefused)
         assert error.side == "here"
         assert not number_against(sock)
+
+
+def test_what_can_still_be_read_is_left() -> None:
+    """Of a connection that is over: connect(2) does not take it for a new one."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as sock:
+        sock.connect(server.getsockname())
+        with server.accept()[0] as conn:
+            conn.sendall(b"the last words")
+        sock.shutdown(socket.SHUT_WR)
+        until("it is over", lambda: not number_against(sock))
+        with Ways(sock) as ways:
+            url = f"socks5://127.0.0.1:{server.getsockname()[1]}"
+            ways.go(ProxyAddress.parse(url), Endpoint("192.0.2.7", 80))
+        [error] = ways.ended
+        assert error is not None and error.errno == errno.EISCONN
+        assert sock.recv(100) == b"the last words"
+
+
+def test_what_goes_wrong_at_the_end_is_no_end_of_the_loop() -> None:
+    """It would be that of all programs' connections."""
+    with Upstream([]) as upstream, socket.socket() as sock, Ways(sock) as ways:
+        sock.setblocking(False)
+
+        def spoil(way: StraightWay) -> None:
+            ways.loop.unregister(sock.fileno())
+            sock.close()
+            way.interrupt(KeyError())
+
+        ways.go(upstream.url("socks5"), Endpoint("192.0.2.7", 80), then=spoil)
+        [error] = ways.failed
+        assert isinstance(error, OSError) and error.errno == errno.EBADF
 
 
 @pytest.mark.parametrize("blocks", [True, False])

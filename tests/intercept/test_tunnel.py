@@ -15,7 +15,7 @@ import pytest
 from places import in_own_network, sh
 from programs import listener
 from real_server import running, until
-from socksified import NOWHERE, as_user, expect_isolation, python, run
+from socksified import NOWHERE, NUMBER, expect_isolation, python, run
 
 from muonsocks.address import Endpoint
 from muonsocks.intercept import tunnel
@@ -30,29 +30,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make n
 
 HOST, HOST6, OTHER = "198.51.100.1", "2001:db8:5::1", "198.51.100.2"
 ALLOW = ("--udp=allow",)
-HEAD = """
-import errno, json, socket, struct, sys
-def number(function, *arguments):
-    try:
-        function(*arguments)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return ""
+HEAD = f"""{NUMBER}
+import json, socket, struct, sys
 def udp(host, port):
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(10)
     sock.connect((host, port))
     return sock
 """
-
-
-@pytest.fixture(params=["user", "root"])
-def before(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The words that make one an ordinary user, or root."""
-    if request.param == "root":
-        return ()
-    expect_isolation()
-    return as_user()
 
 
 def in_place(function: Callable[[], None], mode: int = 0o666) -> None:

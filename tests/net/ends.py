@@ -265,6 +265,18 @@ class Ours(NamedTuple):
             os.close(self.writer)
 
 
+@contextmanager
+def full_queue() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A server whose queue is full, and those in it: who comes is not answered."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        there = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for one in there:
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        yield server, there
+
+
 def tcp_pair(small_buffers: bool = False) -> tuple[socket.socket, socket.socket]:
     """Two ends of one TCP connection over loopback."""
     with socket.socket() as listener:

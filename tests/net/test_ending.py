@@ -65,6 +65,21 @@ def test_an_end_that_has_come_already_is_told_at_once(stage: Stage) -> None:
     assert stage.ends == ["closed"]
 
 
+def test_more_than_may_be_said_is_an_end(stage: Stage) -> None:
+    """Whoever floods it does not keep the loop busy; what is said little by little counts, too."""
+    Ending(stage.stream, stage.ends.append, 10_000)
+    for _ in range(3):
+        stage.peer.sendall(bytes(4000))
+    assert stage.await_end() == "flooded"
+
+
+def test_as_much_as_may_be_said_is_none(stage: Stage) -> None:
+    Ending(stage.stream, stage.ends.append, 10_000)
+    stage.peer.sendall(bytes(10_000))
+    stage.peer.shutdown(socket.SHUT_WR)
+    assert stage.await_end() == "closed"
+
+
 def test_stopped(stage: Stage) -> None:
     """Somebody else reads what comes then, and is alone with it."""
     Ending(stage.stream, stage.ends.append).stop()

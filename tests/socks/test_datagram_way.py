@@ -3,7 +3,7 @@
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from ends import PATIENCE, no_garbage, tcp_pair
@@ -113,6 +113,19 @@ def test_proxies_that_go_at_once(loop: Loop) -> None:
         loop.run(stage.way.open())
         assert not loop.handlers
         assert len(stage.proxies) == 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_proxy_that_floods_its_connection_has_ended_it(loop: Loop, number: int) -> None:
+    with staged(loop) as stage:
+        loop.run(stage.way.open())
+        stage.proxies[number].settimeout(0)
+        with pytest.raises(ConnectionError):
+            for _ in range(20):
+                with suppress(BlockingIOError):
+                    stage.proxies[number].send(bytes(1 << 16))
+                rest(loop)
+        assert not loop.handlers
 
 
 @pytest.mark.parametrize("host", ["name", "192.0.2.1"])

@@ -84,6 +84,21 @@ def test_options_end_where_a_program_is_named() -> None:
         assert given.arguments == ["sh", "-v", "--", "-x"]
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["-t"], "A is missing"),
+        (["-s", "x"], "there is no program to run"),
+        (["-s"], "the arguments do not fit"),
+        (["-s", "-t"], "the arguments do not fit"),
+    ],
+)
+def test_the_one_argument_that_is_missing_is_named(words: list[str], problem: str) -> None:
+    text = "Usage:\n  test -s B PROG [ARG...]\n  test -t A\n\n  -s  some\n  -t  other\n"
+    with pytest.raises(UsageError, match=problem):
+        command_line.parse(text, words, Log("test"), program_follows=True)
+
+
 def test_a_descriptor() -> None:
     with socket.socket() as sock:
         assert command_line.descriptor(str(sock.fileno()), "-f") == sock.fileno()

@@ -1,4 +1,4 @@
-"""What is said of calls that are answered."""
+"""What socksify and socketbox-preload have in common, and what is said of calls they answer."""
 
 import errno
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from programs import ROOT, run
 
 from muonsocks.address import Endpoint
 from muonsocks.intercept.calls import Architecture
@@ -16,7 +17,19 @@ from muonsocks.tools.intercepted import CallLog
 
 TARGET = Endpoint("192.0.2.1", 80)
 CHAIN = (ProxyAddress.parse("socks5h://127.0.0.1:1"), ProxyAddress.parse("http://127.0.0.2:2"))
+PROXY = "--proxy=socks5h://127.0.0.1:1"
+TOOLS = [
+    ("socketbox-preload",),
+    *(("socksify", PROXY, f"--mode={mode}") for mode in ("auto", "async", "hold")),
+]
 Said = Callable[[], list[str]]
+
+
+@pytest.fixture(params=TOOLS, ids=lambda words: "-".join((words[0], *words[2:])))
+def tool(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """One of the tools, with what it needs."""
+    name, *options = request.param
+    return (str(ROOT / "bin" / name), *options)
 
 
 @pytest.fixture
@@ -43,6 +56,60 @@ def call(number: int = 42) -> Any:
 def me() -> str:
     with open("/proc/self/comm") as file:
         return f"{file.read().strip()}[{os.getpid()}]"
+
+
+# The command line
+
+
+@pytest.mark.parametrize("words", [(), ("-v",), ("--",), ("-q", "--")])
+@pytest.mark.parametrize("name", ["socketbox-preload", "socksify"])
+def test_there_has_to_be_a_program(name: str, words: tuple[str, ...]) -> None:
+    done = run(str(ROOT / "bin" / name), *words)
+    assert (done.status, done.output) == (100, b"")
+    assert done.log == f"{name}: there is no program to run; see --help\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "output"),
+    [
+        (("printf", "%s", "--version", "-q"), 0, b"--version-q"),
+        (("--", "echo", "-v"), 0, b"-v\n"),
+        (("sh", "-c", "exit 9"), 9, b""),
+        (("sh", "-c", "kill -HUP $$"), -1, b""),
+        (("sh", "-c", "kill -TERM $$"), -15, b""),
+    ],
+)
+def test_the_words_and_the_end_are_the_programs(
+    tool: tuple[str, ...], words: tuple[str, ...], status: int, output: bytes
+) -> None:
+    done = run(*tool, *words)
+    assert (done.status, done.output, done.log) == (status, output, "")
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        ("/no/such", 127, "/no/such cannot be executed: No such file or directory"),
+        ("/etc/passwd", 126, "/etc/passwd cannot be executed: Permission denied"),
+    ],
+)
+def test_what_cannot_be_executed(
+    tool: tuple[str, ...], program: str, status: int, reason: str
+) -> None:
+    done = run(*tool, program)
+    assert done.status == status
+    assert done.log.endswith(f" {reason}\n") and done.log.count("\n") == 1
+
+
+@pytest.mark.parametrize(("options", "lines"), [((), 1), (("-q",), 0)])
+def test_who_wants_it_quiet_has_no_warnings(options: tuple[str, ...], lines: int) -> None:
+    listens = "import socket; socket.socket().bind(('127.0.0.1', 80))"
+    words = (*options, "--listen=*:80=/no/such", "--", "sh", "-c", 'python3 -c "$0" 2>&-', listens)
+    done = run(str(ROOT / "bin" / "socketbox-preload"), *words)
+    assert done.log.count("cannot be bound") == done.log.count("\n") == lines
+
+
+# What is said
 
 
 def test_a_connection(said: Said) -> None:

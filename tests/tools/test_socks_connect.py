@@ -288,7 +288,7 @@ def test_quiet() -> None:
     ("words", "problem"),
     [
         ([], "HOST or PORT is missing; see --help"),
-        (["-v"], "the arguments do not fit; see --help"),
+        (["-v"], "HOST is missing; see --help"),
         (["host"], "HOST or PORT is missing; see --help"),
         (["host", "http"], "PORT is 'http'; it must be a port, 0 to 65535"),
         (["host", "65536"], "PORT is '65536'; it must be a port, 0 to 65535"),
@@ -302,7 +302,7 @@ def test_quiet() -> None:
         (["--proxy=socks4://u:secret@x", "h", "80"], "--proxy: socks4 has no passwords"),
         (["--proxy"], "--proxy requires argument; see --help"),
         (["--proxy=socks5://x"] * 9 + ["host", "80"], "there are more than 8 proxies in one chain"),
-        (["--resolve"], "the arguments do not fit; see --help"),
+        (["--resolve"], "HOST is missing; see --help"),
         (["--resolve", "host", "80"], "--resolve is for HOST alone; leave the rest out"),
         (["--resolve", "host"], "only a proxy does that, and there is none; name it by --proxy"),
         (["--bind", "host", "0"], "only a proxy does that, and there is none; name it by --proxy"),

@@ -13,8 +13,6 @@ PROXY = "--proxy=socks5h://127.0.0.1:1"
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ((PROXY,), "; see --help"),
-        ((), "; see --help"),
         (("--proxy",), "--proxy requires argument; see --help"),
         (("--proxy=ftp://x", "true"), "--proxy: 'ftp' is no kind of proxy; there are socks4, "),
         ((PROXY, "--via=ftp://x", "true"), "--via: 'ftp' is no kind of proxy; there are socks4, "),
@@ -38,35 +36,6 @@ def test_wrong_usage(words: tuple[str, ...], problem: str) -> None:
     done = run(SOCKSIFY, *words)
     assert (done.status, done.output) == (100, b"")
     assert problem in done.log and done.log.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "output"),
-    [
-        (("printf", "%s", "--version", "-q"), 0, b"--version-q"),
-        (("--", "echo", "-v"), 0, b"-v\n"),
-        (("sh", "-c", "exit 9"), 9, b""),
-        (("sh", "-c", "kill -HUP $$"), -1, b""),
-    ],
-)
-@pytest.mark.parametrize("mode", ["auto", "async", "hold"])
-def test_the_words_and_the_end_are_the_programs(
-    mode: str, words: tuple[str, ...], status: int, output: bytes
-) -> None:
-    done = run(SOCKSIFY, PROXY, f"--mode={mode}", *words)
-    assert (done.status, done.output, done.log) == (status, output, "")
-
-
-@pytest.mark.parametrize(
-    ("program", "status", "reason"),
-    [
-        ("/no/such", 127, "/no/such cannot be executed: No such file or directory"),
-        ("/etc/passwd", 126, "/etc/passwd cannot be executed: Permission denied"),
-    ],
-)
-def test_what_cannot_be_executed(program: str, status: int, reason: str) -> None:
-    done = run(SOCKSIFY, PROXY, program)
-    assert done.status == status and done.log.endswith(f" {reason}\n")
 
 
 @pytest.mark.parametrize("way", ["--proxy", "ALL_PROXY"])

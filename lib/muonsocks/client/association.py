@@ -29,6 +29,7 @@ from muonsocks.errors import RemoteProtocolError
 from muonsocks.net.ending import Ending
 from muonsocks.net.stream import Stream
 from muonsocks.socks.datagram import LONGEST_HEADER, decode_header, encode_header, last_header
+from muonsocks.socks.relays import MOST_SAID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ _SENDING = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM | MSG_DONTROUTE
 _RECEIVING = MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL
 _SMALLEST = 256  # bytes of SO_RCVBUF that a datagram takes at least: there is its bookkeeping
 _MOST_HEADS = 1024  # destinations that are remembered
-_DRAIN = 4096  # bytes that a proxy may say at a time, and nobody listens
-_ROUNDS = 16  # of that, before others have their turn
+_DRAIN = 4096  # bytes
 
 
 class Association:
@@ -52,7 +52,17 @@ class Association:
     association; none of its calls ever waits.
     """
 
-    __slots__ = ("_heads", "_outer", "_owners", "_watch", "bound", "chain", "connections", "sock")
+    __slots__ = (
+        "_heads",
+        "_left",
+        "_outer",
+        "_owners",
+        "_watch",
+        "bound",
+        "chain",
+        "connections",
+        "sock",
+    )
 
     def __init__(
         self, chain: Chain, sock: socket, relays: list[Endpoint], connections: list[socket]
@@ -65,6 +75,7 @@ class Association:
         self.connections = connections
         self._outer = b"".join(map(encode_header, relays[1:]))
         self._heads: dict[Any, bytes] = {}
+        self._left = MOST_SAID  # of what the proxies may say, and nobody listens
         self._watch = _Watch(sock, connections)
         self._owners = 1
 
@@ -84,11 +95,26 @@ class Association:
             self._watch.close()
 
     def expect_life(self) -> None:
-        """Hold that no proxy has ended its connection. ProxyMisbehaved (ECONNRESET)."""
+        """Hold that no proxy has ended its connection, or says more there than anybody waits for.
+        ProxyMisbehaved (ECONNRESET).
+        """
         for proxy, connection in zip(self.chain, self.connections, strict=True):
-            if self._watch.is_over or _has_ended(connection):
+            if self._watch.is_over or self._has_ended(connection):
                 self._watch.end()
                 raise ProxyMisbehaved(errno.ECONNRESET, f"{proxy}: it has ended the association")
+
+    def _has_ended(self, connection: socket) -> bool:
+        try:
+            while self._left >= 0:
+                data = connection.recv(_DRAIN)
+                if not data:
+                    return True
+                self._left -= len(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def head_for(self, address: Any) -> bytes | None:
         """Give what goes in front of data for an address that has been led somewhere."""
@@ -211,7 +237,7 @@ class _Watch:
             return
         for stream in tuple(self._streams):
             if stream in self._streams:  # the end of another one has been its own
-                Ending(stream, lambda _: self._end())
+                Ending(stream, lambda _: self._end(), MOST_SAID)
 
     def _end(self) -> None:
         self._leave()
@@ -261,18 +287,6 @@ class _Watch:
 def left(deadline: float | None) -> float | None:
     """Say how many seconds there are up to a deadline."""
     return None if deadline is None else max(0.0, deadline - monotonic())
-
-
-def _has_ended(connection: socket) -> bool:
-    try:
-        for _ in range(_ROUNDS):
-            if not connection.recv(_DRAIN):
-                return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _expect(flags: int, known: int) -> None:

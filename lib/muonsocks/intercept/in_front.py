@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 
 # What the supervisor and the one in front tell each other: of these, and a number.
 WORD = Struct("=Bi")
-HAS_STARTED, HAS_ENDED, HAS_STOPPED, STOP_NOW, GOES_ON, HAS_FAILED = range(6)  # to the front
-SIGNAL, OF_A_TERMINAL, STOP_ME, GONE_ON = range(6, 10)  # to the supervisor
+# To the one in front:
+HAS_STARTED, HAS_ENDED, HAS_STOPPED, STOP_NOW, GOES_ON, HAS_FAILED, HAS_GIVEN_UP = range(7)
+# To the supervisor:
+SIGNAL, OF_A_TERMINAL, STOP_ME, GONE_ON = range(7, 11)
 _STOPS, _SIGNALS = 1 << 24, 1 << 7
 FAILED = 111  # the exit status where there is no program to have one
 
@@ -106,6 +108,8 @@ class Front:
                 end_as(value)
             elif what == HAS_FAILED:
                 os._exit(FAILED)
+            elif what == HAS_GIVEN_UP:
+                self._lost = lambda: None  # which it has said itself
             else:
                 last = what, value
         if last[0] == HAS_STOPPED:

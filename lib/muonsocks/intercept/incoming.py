@@ -6,7 +6,6 @@ rules(connects) -> the filter;   Incoming(...).handlers -> who answers
 from __future__ import annotations
 
 import errno
-import os
 from _socket import (
     AF_INET,
     AF_INET6,
@@ -18,18 +17,18 @@ from _socket import (
     socket,
 )
 from contextlib import closing
-from stat import S_ISSOCK
 
 from muonsocks.intercept import in_place
 from muonsocks.intercept.accepting import Accepting
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals, refuse
-from muonsocks.intercept.conventions import Conventions, LinkLocal, PlaceInFile, Places, UnixPlace
+from muonsocks.intercept.conventions import Conventions, LinkLocal, Places, UnixPlace
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.receiver import Receiver, Receivers, inode_of, is_receiver
 from muonsocks.intercept.socket_address import endpoint_of, family_of
 from muonsocks.intercept.socket_rules import TCP_PROTOCOLS
-from muonsocks.net.listen import SocketFile, listen_at, receive_at
+from muonsocks.intercept.unix_places import make_receiver, read_place, take_after
+from muonsocks.net.listen import SocketFile
 from muonsocks.net.loop import Loop
 
 TYPE_CHECKING = False
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.supervisor import Handler
 
-_SO_PROTOCOL, _SO_DOMAIN, _SO_RCVTIMEO = 38, 39, 20
+_SO_PROTOCOL, _SO_DOMAIN = 38, 39
 _LEVELS = (0, 6, 41)  # of IPv4, TCP and IPv6: a unix socket has no such options
 _TELLING = (SO_TYPE, SO_ACCEPTCONN, SO_KEEPALIVE, _SO_PROTOCOL, _SO_DOMAIN)
 _INT, _LONGEST_OPTION = 4, 1024  # bytes
@@ -304,39 +303,3 @@ def is_unbound(sock: socket) -> bool:
         return False
     host, port = sock.getsockname()[:2]
     return not port and (sock.family == AF_INET6 or host == "0.0.0.0")
-
-
-def read_place(meaning: UnixPlace | PlaceInFile) -> UnixPlace:
-    """Give the unix socket, of which the path may be in a file. OSError, ERANGE if that is too
-    short.
-    """
-    if isinstance(meaning, UnixPlace):
-        return meaning
-    with open(meaning.file, "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), meaning.SIZE, meaning.offset)
-    if len(data) < meaning.SIZE:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE), meaning.file)
-    try:
-        return meaning.place(data)
-    except ValueError:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), meaning.file) from None
-
-
-def make_receiver(place: UnixPlace) -> socket:
-    """Make the unix socket, which does not block. OSError as bind(2)."""
-    if place.takes_over:
-        try:
-            if S_ISSOCK(os.lstat(place.path).st_mode):
-                os.unlink(place.path)
-        except FileNotFoundError:
-            pass
-    if place.is_stream:
-        return listen_at(place.path, SOCK_STREAM, mode=0o660)
-    return receive_at(place.path)
-
-
-def take_after(receiver: socket, sock: socket) -> None:
-    """Have a receiver block as the socket does that it stands for."""
-    receiver.setblocking(os.get_blocking(sock.fileno()))
-    time = sock.getsockopt(SOL_SOCKET, _SO_RCVTIMEO, 16)
-    receiver.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, time)

@@ -28,6 +28,7 @@ from muonsocks.intercept.in_front import (
     GONE_ON,
     HAS_ENDED,
     HAS_FAILED,
+    HAS_GIVEN_UP,
     HAS_STARTED,
     HAS_STOPPED,
     OF_A_TERMINAL,
@@ -71,6 +72,10 @@ class Job:
     def fail(self) -> None:
         """Let the one in front end, as there is no program to wait for."""
         self._tell(HAS_FAILED, 0)
+
+    def give_up(self) -> None:
+        """Let the one in front wait for the program alone: it has been said why."""
+        self._tell(HAS_GIVEN_UP, 0)
 
     def attend(self, loop: Loop) -> None:
         """See to what becomes of the program, and what the one in front is sent, in a loop."""

@@ -10,22 +10,26 @@ from select import EPOLLERR, EPOLLHUP, EPOLLRDHUP
 from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept.cookies import cookie_of
-from muonsocks.intercept.in_place import Places
-from muonsocks.intercept.notify import Call, descriptor_of
+from muonsocks.intercept.descriptors import descriptor_of
+from muonsocks.intercept.in_place import Look, Places
+from muonsocks.intercept.notify import Call
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import Parking
 from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.net.loop import READABLE, Timer
 from muonsocks.net.relay import Relay
 from muonsocks.net.stream import Stream
-from muonsocks.net.task import Task, Waitable
+from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muonsocks.intercept.connecting import Interruptible
     from muonsocks.intercept.parked import Parked
     from muonsocks.intercept.socket_options import Options
+
+    Ends = tuple[Callable[[BaseException], None], Callable[[socket], None]]
 
 UNDER_WAY, ARRIVED, RELAYED, FAILED = range(4)
 _GRACE = 0.05  # s for a program to ask, when there is something to be read already
@@ -52,12 +56,12 @@ class Journey:
         "_options",
         "_parking",
         "_place",
-        "_task",
         "_waiters",
         "cookie",
         "number",
         "phase",
         "raw",
+        "under_way",
     )
 
     def __init__(
@@ -73,7 +77,7 @@ class Journey:
         self._new: socket | None = None
         self.number = 0
         self._grace: Timer | None = None
-        self._task: Task | None = None
+        self.under_way: Interruptible | None = None
         self._waiters: list[Waitable] = []
         self._began = 0.0
         self.phase = UNDER_WAY
@@ -84,9 +88,19 @@ class Journey:
         """Go on errand. `done` is told what has failed or its errno, 0 if nothing has."""
         journeys = self._all
         self._began = journeys.loop.now
+        on_failure, on_return = self.ends(done)
+        task = journeys.loop.spawn(self._go(errand), on_failure, on_return)
+        if not task.is_over:
+            self.under_way = task
+
+    def ends(self, done: Callable[[OSError | int], None]) -> Ends:
+        """Give what is to be told of a failure, and what is to be given the socket that is up.
+        `done` is told as of `begin`.
+        """
+        journeys = self._all
 
         def on_failure(error: BaseException) -> None:
-            self._task = None
+            self.under_way = None
             if isinstance(error, _Left):
                 done(errno.ECANCELED)
                 self.phase, self.number = FAILED, errno.ECANCELED  # for who waits for its end
@@ -102,13 +116,11 @@ class Journey:
             self._fail(errno.ENETUNREACH)
 
         def on_return(new: socket) -> None:
-            self._task = None
+            self.under_way = None
             done(0)
             self._arrive(new)
 
-        task = journeys.loop.spawn(self._go(errand), on_failure, on_return)
-        if not task.is_over:
-            self._task = task
+        return on_failure, on_return
 
     async def _go(self, errand: Errand) -> socket:
         return (await errand.run(self._all.loop, self._all.timeout)).sock
@@ -155,7 +167,7 @@ class Journey:
 
     def drop(self) -> None:
         """Interrupt it: nobody waits for it any more."""
-        task, self._task = self._task, None
+        task, self.under_way = self.under_way, None
         if task is not None:
             task.interrupt(_Left())
         elif self.phase != RELAYED:
@@ -239,21 +251,34 @@ class Journey:
         """Have the parked socket be as the program has set it, where that still has it: from now on
         its end is an end, after all that has been written.
         """
+        sock = self._find()
+        if sock is not None:
+            try:
+                parking.give_back(sock)
+            finally:
+                sock.close()
+
+    def _find(self) -> socket | None:
+        """Get a duplicate of the parked socket, where the program has connected it, if that still
+        has it.
+        """
         tid, number = self._place
         try:
             fd = descriptor_of(tid, number)
         except OSError:
-            return  # the thread has ended, or closed it
+            return None  # the thread has ended, or closed it
         try:
             sock = socket(fileno=fd)
         except OSError:
             os.close(fd)
-            return  # it is something else by now
+            return None  # it is something else by now
         try:
             if cookie_of(sock) == self.cookie:
-                parking.give_back(sock)
-        finally:
-            sock.close()
+                return sock
+        except OSError:
+            pass  # nor is it for the internet
+        sock.close()
+        return None
 
     def _make_room_or_relay(self) -> None:
         parking = self._parking
@@ -270,7 +295,23 @@ class Journey:
         if events & READABLE and self._grace is None and parking is not None:
             self._grace = self._all.loop.call_later(_GRACE, lambda: self._relay(parking))
 
-    def ask(self, call: Call, sock: socket) -> int:
+    def is_due_for(self, tid: int) -> bool:
+        """Say whether a thread that has begun it can have it in its place."""
+        return self._place[0] == tid and self.phase == ARRIVED and self._parking is not None
+
+    def put_as_well(self, call: Call, look: Look | None) -> None:
+        """Put it in its place before anybody asks. CallGone."""
+        sock = self._find()
+        if sock is None:
+            return
+        try:
+            self.ask(call, sock, look)
+        except OSError as error:
+            self._all.complain(error)  # the call is about another one
+        finally:
+            sock.close()
+
+    def ask(self, call: Call, sock: socket, look: Look | None = None) -> int:
         """Give the errno of how it has gone, 0 if the program's socket is connected now. OSError,
         CallGone.
         """
@@ -283,18 +324,18 @@ class Journey:
         if parking.has_been_written_to():
             self._relay(parking)
             return 0
-        try:
-            places = Places(call, sock)
-        except OSError:
-            self._relay(parking)
-            return 0
         parking.give_back(sock)
         options = options_of(sock)
         then = self._options
         set_options(new, {one: value for one, value in options.items() if then.get(one) != value})
         os.set_blocking(new.fileno(), os.get_blocking(sock.fileno()))
+        self._all.peers.remember_stream(new, self.raw)
         try:
-            self._all.peers.remember_stream(new, self.raw)
+            places = Places(call, sock, look)
+        except OSError:
+            self._relay(parking)
+            return 0
+        try:
             places.take(new)
             parking.pass_on_the_rest(new)
         finally:
@@ -323,12 +364,12 @@ class Journey:
             over()
 
         def over(_: object = None) -> None:
-            self._task = None
+            self.under_way = None
             self._all.forget(self)
 
         task = loop.spawn(_carry(near, farther), on_failure, over)
         if not task.is_over:
-            self._task = task
+            self.under_way = task
 
 
 async def _carry(near: Stream, farther: Stream) -> None:

@@ -26,6 +26,7 @@ from _signal import (
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
+from muonsocks.errors import in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.gate import be_program, failed, received
 from muonsocks.intercept.in_front import Front
@@ -34,10 +35,11 @@ from muonsocks.intercept.notify import Listener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from muonsocks.intercept.gate import Become
     from muonsocks.net.loop import Loop
+    from muonsocks.net.task import Waitable
 
 _MOST_DESCRIPTORS = 1 << 20
 _SIGNAL_SIZE = 128  # struct signalfd_siginfo
@@ -117,6 +119,19 @@ class Supervision:
     def attend(self, loop: Loop) -> None:
         """See to what becomes of the program, and what the one in front is sent, in a loop."""
         self._job.attend(loop)
+
+    def answer(self, loop: Loop, story: Coroutine[Waitable, None, None]) -> None:
+        """Run in a loop what answers the calls, to its end. If it fails, all of them fail from then
+        on, and whoever is told has to say so: the one in front only waits for the program then.
+        """
+        try:
+            loop.run(story)
+        except BaseException as error:
+            self._job.give_up()
+            if isinstance(error, OSError):
+                reason = f"{in_one_line(error)}: nobody answers the program's calls any more"
+                raise OSError(error.errno, reason) from None
+            raise
 
     def wait(self) -> None:
         """Wait for the end of the program, which has no more calls to make."""

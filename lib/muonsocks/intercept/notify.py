@@ -14,6 +14,7 @@ from struct import Struct
 
 from muonsocks.intercept import kernel
 from muonsocks.intercept.calls import Architecture
+from muonsocks.intercept.descriptors import Descriptors
 from muonsocks.intercept.socket_address import LONGEST
 
 TYPE_CHECKING = False
@@ -29,7 +30,6 @@ _RECEIVE, _SEND, _IS_VALID, _ADD = 0xC0502100, 0xC0182101, 0x40082102, 0x4018210
 _SET_FLAGS, _WAKE_HERE = 0x40082104, 1  # SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, Linux 6.6
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _IN_PLACE, _AND_ANSWER = 1, 2  # SECCOMP_ADDFD_FLAG_SETFD, _SEND
-_THREAD = os.O_EXCL  # PIDFD_THREAD: of a thread that does not lead its process, Linux 6.9
 _ARGUMENTS_OF = {  # of socketcall(2): how many there are in memory
     **dict.fromkeys(("listen",), 2),
     **dict.fromkeys(("socket", "bind", "connect", "accept", "getsockname", "getpeername"), 3),
@@ -52,14 +52,15 @@ class CallGone(Exception):
 
 
 class Listener:
-    """Where the calls of all processes come in that have a filter, which is over `fd`."""
+    """Where the calls of all processes come in that have a filter, which is over `fd`. What those
+    processes have open is had by `descriptors`.
+    """
 
-    __slots__ = ("_architectures", "_caller", "_caller_pidfd", "fd")
+    __slots__ = ("_architectures", "descriptors", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._caller = 0  # the thread that the last descriptor was of
-        self._caller_pidfd = -1
+        self.descriptors = Descriptors()
         self._architectures = {one.audit: one for one in kernel.ARCHITECTURES}
 
     def wake_here(self) -> None:
@@ -87,37 +88,10 @@ class Listener:
         architecture = self._architectures[audit]  # the filter refuses all others
         return Call(self, identity, tid, architecture, number, arguments)
 
-    def descriptor_of(self, tid: int, fd: int) -> int:
-        """Get a duplicate of a descriptor of a thread. OSError, ESRCH if there is none of the
-        number.
-
-        Mostly it is one thread that calls again and again. What is kept of it does not lead to
-        another one that gets its number later.
-        """
-        if tid == self._caller:
-            try:
-                return kernel.descriptor_of(self._caller_pidfd, fd)
-            except ProcessLookupError:
-                pass  # that one is gone
-        try:
-            pidfd = os.pidfd_open(tid, _THREAD)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return _descriptor_by_process(tid, fd)
-        self._forget_caller()
-        self._caller, self._caller_pidfd = tid, pidfd
-        return kernel.descriptor_of(pidfd, fd)
-
-    def _forget_caller(self) -> None:
-        if self._caller:
-            os.close(self._caller_pidfd)
-            self._caller = 0
-
     def close(self) -> None:
         """Let every call that waits, and every one to come, fail with ENOSYS."""
         os.close(self.fd)
-        self._forget_caller()
+        self.descriptors.close()
 
 
 class Call:
@@ -269,7 +243,7 @@ class Call:
         if fd < 0:
             raise Refused(errno.EBADF)
         try:
-            return self._listener.descriptor_of(self.tid, fd)
+            return self._listener.descriptors.get(self.tid, fd)
         except ProcessLookupError:
             raise CallGone from None
         except OSError as error:
@@ -330,34 +304,6 @@ class Call:
                 raise CallGone from None
             raise
         return result
-
-
-def descriptor_of(tid: int, fd: int) -> int:
-    """Get a duplicate of a descriptor of a thread that may have ended. OSError, ESRCH if it has."""
-    try:
-        pidfd = os.pidfd_open(tid, _THREAD)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return _descriptor_by_process(tid, fd)
-    try:
-        return kernel.descriptor_of(pidfd, fd)
-    finally:
-        os.close(pidfd)
-
-
-def _descriptor_by_process(tid: int, fd: int) -> int:
-    """The same before Linux 6.9. The process may outlive the thread: it must not be kept."""
-    try:
-        with open(f"/proc/{tid}/status") as file:
-            leader = next(line.split()[1] for line in file if line.startswith("Tgid:"))
-    except FileNotFoundError:
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
-    pidfd = os.pidfd_open(int(leader))
-    try:
-        return kernel.descriptor_of(pidfd, fd)
-    finally:
-        os.close(pidfd)
 
 
 def int_of(argument: int) -> int:

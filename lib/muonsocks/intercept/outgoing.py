@@ -12,9 +12,10 @@ from muonsocks.client.errand import Errand
 from muonsocks.client.errors import number_of
 from muonsocks.intercept import kernel
 from muonsocks.intercept.bpf import NOTIFY, Rule, joined, refuse
+from muonsocks.intercept.connecting import Outcome
 from muonsocks.intercept.datagrams import RULES as DATAGRAM_RULES
 from muonsocks.intercept.dns import DOMAIN
-from muonsocks.intercept.held import Held, Outcome
+from muonsocks.intercept.held import Held, Interrupted
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket, number_against
@@ -36,7 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from muonsocks.intercept.held import Interruptible
+    from muonsocks.intercept.connecting import Interruptible
     from muonsocks.intercept.names import LookUp
     from muonsocks.intercept.parked import Parked
     from muonsocks.intercept.peers import Peers
@@ -122,9 +123,10 @@ class Outgoing:
 
     async def _connect_stream(self, call: Call, sock: socket, raw: bytes) -> None:
         parked = self._parked
-        if parked is not None and await parked.connect_again(call, sock, raw):
+        if parked is not None and await parked.connect_again(call, sock, raw, self._held):
             return
         if len(raw) >= 2 and not family_of(raw):
+            self._held.abort(sock)
             kernel.disconnect(sock.fileno())
             call.succeed()
             return
@@ -138,7 +140,8 @@ class Outgoing:
         if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
             raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
         tid = call.tid
-        if not os.get_blocking(sock.fileno()):
+        # What is under way does not block, whatever the program has it do.
+        if not self._held.is_under_way(sock) and not os.get_blocking(sock.fileno()):
             is_direct = not chain and destination.packed is not None
             if is_direct and OwnSocket(sock, 0).reaches(destination):
                 number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
@@ -182,7 +185,11 @@ class Outgoing:
             way.begin(destination, self._timeout)
             return way
 
-        outcome = await self._held.connect(call, sock, begin)
+        try:
+            outcome = await self._held.connect(call, sock, begin)
+        except Interrupted:
+            await self._set_aside(call, sock, raw, destination, chain)
+            raise
         error = outcome.error
         if chain and error is None:
             self._peers.remember_stream(outcome.stand_in or sock, raw)
@@ -191,13 +198,29 @@ class Outgoing:
                 Places(call, sock).take(outcome.stand_in)
             finally:
                 outcome.close()
+        self._report(call.tid, destination, chain, error or 0)  # while it is there to be named
+        if error is not None:
+            call.fail(number_of(error))
+        else:
+            call.succeed()
+
+    async def _set_aside(
+        self, call: Call, sock: socket, raw: bytes, destination: Endpoint, chain: Chain
+    ) -> None:
+        """Who has been interrupted may wait by poll(2) from now on, as connect(2) says: let the
+        program's socket not be up, and not lead to the proxy, before the proxy has answered.
+        """
+        if self._parked is None or not chain or not self._held.may_be_handed_over(sock):
+            return
+        tid = call.tid
+
+        def done(error: OSError | int) -> None:
+            self._report(tid, destination, chain, error)
+
         try:
-            if error is not None:
-                call.fail(number_of(error))
-            else:
-                call.succeed()
-        finally:
-            self._report(call.tid, destination, chain, error or 0)
+            await self._parked.set_aside(call, self._held, sock, raw, done)
+        except OSError:
+            return  # no loopback, or a shortage: then only connect(2) tells how it is
 
     async def _connect(
         self, sock: socket, blocks: bool, destination: Endpoint, chain: Chain

@@ -4,7 +4,8 @@
                      EINPROGRESS; a socket of ours is connected meanwhile
     that is up       the parked one gets room for output, and ours waits to be fetched
     the program asks how it went, by SO_ERROR, connect(2) or getpeername(2): ours is put in the
-                     place of the parked one (in_place.py), and nothing is copied from then on
+                     place of the parked one (in_place.py), and nothing is copied from then on;
+                     if many are up, so are others that it will ask for next
     it does not ask  but writes, or closes it, or has something to read: the two are relayed
     that has failed  the parked one is reset, and who asks is told why, once
 
@@ -15,19 +16,30 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import IPPROTO_TCP, SO_BINDTODEVICE, SO_ERROR, SOL_SOCKET, socket
+from _socket import (
+    IPPROTO_TCP,
+    SO_BINDTODEVICE,
+    SO_ERROR,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
 from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.client.errand import Errand
 from muonsocks.errors import SHORTAGES
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals
+from muonsocks.intercept.connecting import Outcome
 from muonsocks.intercept.cookies import cookie_of
+from muonsocks.intercept.held import Held
+from muonsocks.intercept.in_place import Look, Places, has_one_thread
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import ParkingLot
 from muonsocks.intercept.peers import Peers
-from muonsocks.intercept.socket_options import options_of
+from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.stand_in import StandIn
 from muonsocks.net.loop import Loop
 from muonsocks.net.task import Waitable
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.intercept.bpf import Rules
+    from muonsocks.intercept.connecting import Interruptible
 
     # Told what has gone wrong with us.
     Complain = Callable[[BaseException], None]
@@ -51,6 +64,7 @@ _LONGEST_INTERFACE = 16  # bytes of its name
 _LAST_WORDS = 600.0  # s for what programs have written before they ended to arrive
 _FOR_CALLS = 64  # descriptors
 _MOST_FAILURES = 1024  # that wait to be told; then the first is a plain reset
+_MANY, _TOGETHER = 16, 64  # that are up, and are put in their places by one call
 _SOON = 0.002  # s: a connection that is up by then need not be parked
 
 
@@ -146,8 +160,52 @@ class Parked:
         journey.park(parking)
         return True
 
-    async def connect_again(self, call: Call, sock: socket, raw: bytes) -> bool:
-        """Answer the connect(2) of a socket that has been parked; False if none has."""
+    async def set_aside(
+        self,
+        call: Call,
+        held: Held,
+        sock: socket,
+        raw: bytes,
+        done: Callable[[OSError | int], None],
+    ) -> None:
+        """Put a parked socket in the place of one that is under way, and was waited for, if that
+        can be: until it is up it is not the program's. OSError, CallGone.
+        """
+        if len(self._journeys) >= _most():
+            return
+        options = options_of(sock)
+        parked = socket(sock.family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
+        try:
+            set_options(parked, options)
+            parking = await self._lot.park(parked)
+            try:
+                if not held.may_be_handed_over(sock):  # any more
+                    parking.reset()
+                    return
+                os.set_blocking(parked.fileno(), True)
+                Places(call, sock).take(parked)
+            except BaseException:
+                parking.reset()
+                raise
+            journey = Journey(self, call, cookie_of(parked), raw, options)
+        finally:
+            parked.close()
+        self._journeys[journey.cookie] = journey
+        journey.park(parking)
+        on_failure, on_return = journey.ends(done)
+
+        def on_up(new: socket) -> None:
+            os.set_blocking(new.fileno(), False)
+            on_return(new)
+
+        under_way = held.hand_over(sock, on_failure, on_up)
+        if journey.is_under_way:
+            journey.under_way = under_way
+
+    async def connect_again(self, call: Call, sock: socket, raw: bytes, held: Held) -> bool:
+        """Answer the connect(2) of a socket that has been parked; False if none has. Who waits for
+        it is `held`.
+        """
         journey = self._of(sock)
         if journey is None:
             return False
@@ -157,7 +215,19 @@ class Parked:
         if journey.is_under_way:
             if not os.get_blocking(sock.fileno()):
                 raise Refused(errno.EALREADY)
-            await journey.end()
+            under_way = journey
+
+            def wait(
+                _: socket,
+                __: bool,
+                on_failure: Callable[[BaseException], None],
+                on_outcome: Callable[[Outcome], None],
+            ) -> Interruptible:
+                return self._loop.spawn(
+                    under_way.end(), on_failure, lambda _: on_outcome(Outcome())
+                )
+
+            await held.connect(call, sock, wait)
         number = journey.ask(call, sock)
         if number:
             call.fail(number)
@@ -177,10 +247,26 @@ class Parked:
                 call.go_on()
                 return
             call.room_at(call.arguments[4])  # who is told is told once
-            call.write_option(journey.ask(call, sock).to_bytes(4, "little"))
+            others, look = self._due_with(journey, call)
+            call.write_option(journey.ask(call, sock, look).to_bytes(4, "little"))
+            for other in others:
+                other.put_as_well(call, look)
             call.succeed()
         finally:
             sock.close()
+
+    def _due_with(self, journey: Journey, call: Call) -> tuple[list[Journey], Look | None]:
+        """Give others that can be put in their places together with one that a program asks for,
+        if there are many, and where it has them: it will ask for them next, and to look for one
+        takes as long as for all. Another thread could close one meanwhile: there must be none.
+        """
+        due = [one for one in self._journeys.values() if one.is_due_for(call.tid)]
+        if len(due) >= _MANY and has_one_thread(call.tid):
+            try:
+                return [one for one in due[:_TOGETHER] if one is not journey], Look(call)
+            except OSError:
+                pass  # a shortage; that one is relayed then
+        return [], None
 
     async def getpeername(self, call: Call) -> None:
         """Answer getpeername(2)."""

@@ -24,30 +24,21 @@ from _socket import (
     SO_LINGER,
     SO_RCVBUF,
     SO_SNDBUF,
-    SOCK_CLOEXEC,
-    SOCK_NONBLOCK,
-    SOCK_STREAM,
     SOL_SOCKET,
     TCP_NOTSENT_LOWAT,
     socket,
 )
 
-from muonsocks.address import Endpoint
+from muonsocks.intercept.arrivals import Arrivals
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.socket_options import SO_BUF_LOCK, buffer_locks
 from muonsocks.net.stream import RESET_ON_CLOSE
-from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from muonsocks.net.loop import Loop
 
 _TCP_FASTOPEN_CONNECT = 30  # connect(2) does nothing then, up to the first byte
-_BACKLOG = 1024
-_PATIENCE = 2.0  # s until a connection within this host has come in; it takes none, mostly
-_STRANGERS = 64  # who are turned away at once, then the others have their turn
 _FILLING = bytes(512)  # less than goes into one segment: half of what the window is
 _MOST_FILLINGS = 64
 _ROOM = 1 << 17  # bytes of a receive buffer, when there is something to receive
@@ -161,104 +152,20 @@ class _Before:
                 raise
 
 
-class _Arrival(Waitable):
-    """Who is to come in: `far` is our end then, or there is an `error`."""
-
-    __slots__ = ("error", "far")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.far: socket | None = None
-        self.error: OSError | None = None
-
-
-class _Gate:
-    """Listens on loopback, for sockets of one family, and lets none in but those."""
-
-    __slots__ = ("_expected", "_loop", "_sock")
-
-    def __init__(self, loop: Loop, family: int, host: str) -> None:
-        """OSError if there is no loopback for that."""
-        self._loop = loop
-        self._expected: dict[Endpoint, _Arrival] = {}
-        self._sock = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
-        try:
-            self._sock.setsockopt(SOL_SOCKET, SO_RCVBUF, 1)  # the least: of those who come, too
-            self._sock.bind((host, 0))
-            self._sock.listen(_BACKLOG)
-            loop.register(self._sock.fileno(), lambda _: self._take_in())
-        except OSError:
-            self._sock.close()
-            raise
-
-    def address_for(self, sock: socket) -> tuple[Any, ...]:
-        """Give where a socket is to connect to."""
-        name: tuple[Any, ...] = self._sock.getsockname()
-        if sock.family == self._sock.family:
-            return name
-        return (f"::ffff:{name[0]}", name[1])
-
-    async def arrival_of(self, sock: socket) -> socket:
-        """Give the other end of a socket that has been connected. OSError."""
-        who = Endpoint.of_socket(sock.getsockname())
-        arrival = self._expected[who] = _Arrival()
-        try:
-            self._take_in()
-            if arrival.far is None and arrival.error is None:
-                with self._loop.deadline(_PATIENCE):
-                    await arrival
-        except BaseException:
-            if arrival.far is not None:
-                arrival.far.close()
-            raise
-        finally:
-            del self._expected[who]
-        if arrival.far is None:
-            raise arrival.error or OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
-        return arrival.far
-
-    def _take_in(self) -> None:
-        for _ in range(_STRANGERS):
-            try:
-                fd, name = self._sock._accept()  # type: ignore[attr-defined]
-            except BlockingIOError:
-                return
-            except OSError as error:  # a shortage: nobody comes in now
-                for arrival in tuple(self._expected.values()):
-                    if arrival.far is None:
-                        arrival.error = error
-                        arrival.wake()
-                return
-            far = socket(self._sock.family, SOCK_STREAM, 0, fd)
-            expected = self._expected.get(Endpoint.of_socket(name))
-            if expected is None or expected.far is not None:
-                far.close()
-                continue
-            far.setblocking(False)
-            expected.far = far
-            expected.wake()
-        self._loop.call_soon(self._take_in)
-
-    def close(self) -> None:
-        """Let nobody in any more."""
-        self._loop.unregister(self._sock.fileno())
-        self._sock.close()
-
-
 class ParkingLot:
     """Parks sockets, in a loop."""
 
-    __slots__ = ("_gates", "_loop")
+    __slots__ = ("_arrivals", "_loop")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._gates: dict[str, _Gate] = {}  # by the address
+        self._arrivals: dict[str, Arrivals] = {}  # by the address
 
     async def park(self, sock: socket) -> Parking:
         """Park a TCP socket that does not block and has never been connected or bound. OSError,
         and it is as it was: then there is no loopback, or we are short of something.
         """
-        gate = self._gate_for(sock)
+        arrivals = self._arrivals_for(sock)
         before = _Before(sock)
         sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
         sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 1)  # the least
@@ -266,11 +173,11 @@ class ParkingLot:
         try:
             if sock.getsockopt(IPPROTO_TCP, _TCP_FASTOPEN_CONNECT):
                 sock.setsockopt(IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 0)
-            number = sock.connect_ex(gate.address_for(sock))
+            number = sock.connect_ex(arrivals.address_for(sock))
             if number not in (0, errno.EINPROGRESS):
                 raise OSError(number, os.strerror(number))
             is_connected = True
-            parking = Parking(await gate.arrival_of(sock), before)
+            parking = Parking(await arrivals.arrival_of(sock), before)
             try:
                 parking.fill(sock)
             except BaseException:
@@ -283,23 +190,23 @@ class ParkingLot:
             raise
         return parking
 
-    def _gate_for(self, sock: socket) -> _Gate:
+    def _arrivals_for(self, sock: socket) -> Arrivals:
         if sock.family == AF_INET:
-            return self._gate(AF_INET, "127.0.0.1")
+            return self._arrivals_at(AF_INET, "127.0.0.1")
         try:
-            return self._gate(AF_INET6, "::1")
+            return self._arrivals_at(AF_INET6, "::1")
         except OSError:
             if sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY):
                 raise
-            return self._gate(AF_INET, "127.0.0.1")
+            return self._arrivals_at(AF_INET, "127.0.0.1")
 
-    def _gate(self, family: int, host: str) -> _Gate:
-        if host not in self._gates:
-            self._gates[host] = _Gate(self._loop, family, host)
-        return self._gates[host]
+    def _arrivals_at(self, family: int, host: str) -> Arrivals:
+        if host not in self._arrivals:
+            self._arrivals[host] = Arrivals(self._loop, family, host)
+        return self._arrivals[host]
 
     def close(self) -> None:
         """Park no more."""
-        for gate in self._gates.values():
-            gate.close()
-        self._gates.clear()
+        for arrivals in self._arrivals.values():
+            arrivals.close()
+        self._arrivals.clear()

@@ -10,10 +10,11 @@ from contextlib import closing
 from muonsocks.intercept.conventions import Conventions, LinkLocal, UnixPlace
 from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.in_place import Places
-from muonsocks.intercept.incoming import is_for_tcp, read_place, take_after
+from muonsocks.intercept.incoming import is_for_tcp
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import OwnSocket
 from muonsocks.intercept.socket_address import address_of, endpoint_of
+from muonsocks.intercept.unix_places import read_place, take_after
 from muonsocks.net.loop import Loop
 from muonsocks.net.passing import WORD, send
 from muonsocks.net.stream import unix_address

@@ -26,7 +26,8 @@ from _socket import (
 from contextlib import closing
 
 from muonsocks.intercept.cookies import cookie_of
-from muonsocks.intercept.notify import Call, CallGone, Refused, descriptor_of
+from muonsocks.intercept.descriptors import descriptor_of
+from muonsocks.intercept.notify import Call, CallGone, Refused
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False

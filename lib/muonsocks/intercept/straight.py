@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_address import ProxyAddress
     from muonsocks.socks.rules import Chain
 
+_HUNG_UP = (errno.ECONNRESET, errno.EPIPE)  # as only one does that was there
+
 
 def is_straight(sock: socket, destination: Endpoint, chain: Chain) -> bool:
     """Say whether the way from a socket to a destination is a straight one."""
@@ -46,6 +48,7 @@ class StraightWay:
         "_asking",
         "_blocks",
         "_has_sent",
+        "_is_used",
         "_loop",
         "_on_end",
         "_on_failure",
@@ -73,6 +76,7 @@ class StraightWay:
         self._proxy = proxy
         self._on_failure = on_failure
         self._on_end = on_end
+        self._is_used = False
         self._has_sent = False  # then it is connected
         self._out = b""
         self._timer: Timer | None = None
@@ -84,6 +88,8 @@ class StraightWay:
             os.set_blocking(sock.fileno(), False)
         try:
             number = sock.connect_ex(proxy.endpoint.sockaddr)
+            # One that has been connected, and is closed by now, may have something to be read.
+            self._is_used = number != errno.EISCONN
             self._asking = ProxyRequest(proxy, Request(Command.CONNECT, destination))
             if number not in (0, errno.EINPROGRESS):
                 raise OSError(number, os.strerror(number))
@@ -143,7 +149,12 @@ class StraightWay:
 
     def _fail(self, error: BaseException) -> None:
         self._leave()
-        unconnect(self._sock)
+        if self._is_used:
+            try:
+                unconnect(self._sock)
+            except OSError as fault:  # nobody else would be told, but whoever runs the loop
+                self._on_failure(fault)
+                return
         if isinstance(error, OSError | RemoteProtocolError | NotAdmitted):
             self._on_end(told(self._explained(error)))
         else:
@@ -151,7 +162,9 @@ class StraightWay:
 
     def _explained(self, error: OSError | RemoteProtocolError | NotAdmitted) -> OSError:
         is_ours = isinstance(error, RequestImpossible)
-        if self._has_sent or is_ours or not isinstance(error, OSError):
+        if not isinstance(error, OSError):
+            return failure(self._proxy, error)
+        if self._has_sent or is_ours or error.errno in _HUNG_UP:
             return failure(self._proxy, error)
         failures = [(self._proxy.endpoint.host, error.errno or 0)]
         return not_reached(self._proxy, dial_error(failures))

@@ -19,10 +19,14 @@ class Ending:
     `stop`, nobody else may read from it.
     """
 
-    __slots__ = ("_on_end", "_stream")
+    __slots__ = ("_left", "_on_end", "_stream")
 
-    def __init__(self, stream: Stream, on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self, stream: Stream, on_end: Callable[[str], None], most: int | None = None
+    ) -> None:
+        """When more than `most` bytes have come, this is told as an end, too: "flooded"."""
         self._stream = stream
+        self._left = most
         self._on_end: Callable[[str], None] | None = on_end
         stream.loop.handlers[stream.reader] = self._on_event
         self._on_event(0)
@@ -35,9 +39,15 @@ class Ending:
             return
         try:
             for _ in range(_ROUNDS):
-                if not readv(self._stream.reader, _BUFFERS):
+                count = readv(self._stream.reader, _BUFFERS)
+                if not count:
                     self._end("closed")
                     return
+                if self._left is not None:
+                    self._left -= count
+                    if self._left < 0:
+                        self._end("flooded")
+                        return
         except BlockingIOError:
             return
         except OSError:

@@ -15,7 +15,7 @@ import errno
 from muonsocks.net.datagrams import VIEW, Port
 from muonsocks.net.ending import Ending
 from muonsocks.socks.datagram import encode_header, last_header
-from muonsocks.socks.relays import to_relays
+from muonsocks.socks.relays import MOST_SAID, to_relays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class DatagramWay:
             raise
         for stream in tuple(self._streams):
             if stream in self._streams:  # the end of another one may have been its own
-                Ending(stream, lambda _: self._let_go())
+                Ending(stream, lambda _: self._let_go(), MOST_SAID)
 
     def close(self) -> None:
         """Be no way any more. It holds no cycle then. Harmless when it has been done."""

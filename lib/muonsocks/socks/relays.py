@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     # Has the last proxy of a chain grant an association.
     Ask = Callable[[Chain], Awaitable[tuple[Stream, ProxyRequest, Reply]]]
 
+# Bytes that a proxy may say on the connection that its association lasts as long as, though there
+# is nothing to be said: who goes on is not to keep us busy.
+MOST_SAID = 16 << 10
+
 
 async def to_relays(
     chain: Chain,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_ONE_MORE = "\0"  # which no argument is
+
+
 class Options:
     """What a command line says: `arguments`, and the value of every option the tool has."""
 
@@ -94,7 +97,13 @@ def parse(
     try:
         values = docopt(doc, arguments, False, None, program_follows)
     except DocoptExit as error:
-        raise UsageError(_usage_problem(str(error), doc, ours), "see --help") from None
+        problem = _usage_problem(str(error), doc, ours)
+        if not problem and program_follows:
+            try:
+                problem = _missing(docopt(doc, [*arguments, _ONE_MORE], False, None, True))
+            except DocoptExit:
+                pass  # it is not only that
+        raise UsageError(problem or "the arguments do not fit", "see --help") from None
     if values["--help"]:
         os.write(1, doc.encode())
         return None
@@ -125,7 +134,9 @@ def expect_no_arguments(options: Options) -> None:
 
 
 def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
-    """Say in a few words why docopt, which only shows the usage, refuses a command line."""
+    """Say in a few words why docopt, which only shows the usage, refuses a command line; "" if
+    there is no more to say.
+    """
     first = message.split("\n", 1)[0]
     if first and not first.lower().startswith("usage"):
         return first
@@ -138,7 +149,13 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
             name = name[:2]
         if len(name) > 1 and name.startswith("-") and name not in known:
             return f"there is no option {name}"
-    return "the arguments do not fit"
+    return ""
+
+
+def _missing(values: dict[str, Any]) -> str:
+    """Say what is missing where a command line fits with one argument more."""
+    name = next(name for name, value in values.items() if value == _ONE_MORE)
+    return "there is no program to run" if name == "PROG" else f"{name} is missing"
 
 
 # What an argument may be

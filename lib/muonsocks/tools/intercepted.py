@@ -1,4 +1,6 @@
-"""What is logged of the calls of programs that are answered in their place."""
+"""What the tools have in common that run a program and answer its calls: how they are asked, and
+what they log of those calls.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import errno
 import os
 from time import monotonic
 
-from muonsocks.log import DEBUG, quoted
+from muonsocks.errors import UsageError
+from muonsocks.log import DEBUG, ERROR, quoted
+from muonsocks.tools.command_line import parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from muonsocks.intercept.notify import Call
     from muonsocks.log import Log
     from muonsocks.socks.rules import Chain
+    from muonsocks.tools.command_line import Options
 
 _SELDOM = 1.0  # s between two that say the same of what is passed
 _MOST_WARNINGS = 100  # each of another program, or about something else
@@ -21,6 +26,20 @@ _NOT_DUMPABLE = (
     "its memory and descriptors may not be looked at, as of a setuid program, or by its own "
     "prctl(PR_SET_DUMPABLE)"
 )
+
+
+def read(doc: str, arguments: list[str], log: Log) -> Options | None:
+    """Read a command line that names a program, by the docopt text `doc`; None if it asked for help
+    or the version. UsageError.
+    """
+    given = parse(doc, arguments, log, program_follows=True)
+    if given is None:
+        return None
+    if not given.arguments:
+        raise UsageError("there is no program to run", "see --help")
+    if given.flag("--quiet"):
+        log.level = ERROR
+    return given
 
 
 class CallLog:

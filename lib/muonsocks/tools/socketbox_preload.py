@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 
 from muonsocks.address import Endpoint
-from muonsocks.errors import UsageError, in_one_line
+from muonsocks.errors import in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.accepting import Accepting
 from muonsocks.intercept.bpf import assemble
@@ -34,12 +34,11 @@ from muonsocks.intercept.incoming import Incoming, rules
 from muonsocks.intercept.launch import step_back
 from muonsocks.intercept.reaching import Reaching
 from muonsocks.intercept.supervisor import Supervisor
-from muonsocks.log import ERROR, Log
+from muonsocks.log import Log
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import strictness
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
-from muonsocks.tools.command_line import parse
-from muonsocks.tools.intercepted import CallLog
+from muonsocks.tools.intercepted import CallLog, read
 
 # s: about what it takes, when one client comes after the other, until the next connection is here
 _LOOKING = 3e-4
@@ -47,13 +46,9 @@ _LOOKING = 3e-4
 
 def main(arguments: list[str], log: Log) -> int:
     """Run the program."""
-    given = parse(__doc__, arguments, log, program_follows=True)
+    given = read(__doc__, arguments, log)
     if given is None:
         return DONE
-    if not given.arguments:
-        raise UsageError("there is no program to run", "see --help")
-    if given.flag("--quiet"):
-        log.level = ERROR
     here = _here()
     places = Places(given.texts("--listen"), here)
     conventions = Conventions(os.environ, here)
@@ -91,7 +86,7 @@ def main(arguments: list[str], log: Log) -> int:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
-    loop.run(supervisor.run())
+    supervision.answer(loop, supervisor.run())
     incoming.receivers.close()
     supervision.wait()
     return DONE

@@ -56,13 +56,13 @@ from muonsocks.intercept.parked import Parked
 from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.supervisor import Supervisor
 from muonsocks.intercept.ways import Ways
-from muonsocks.log import ERROR, Log
+from muonsocks.log import Log
 from muonsocks.net.loop import Loop
 from muonsocks.socks.request import Command, Request
 from muonsocks.socks.rules import expect_chain
 from muonsocks.tools import DONE, SYSTEM_FAILED, execute
-from muonsocks.tools.command_line import Options, parse
-from muonsocks.tools.intercepted import CallLog
+from muonsocks.tools.command_line import Options
+from muonsocks.tools.intercepted import CallLog, read
 from muonsocks.tools.proxies import named_by
 
 TYPE_CHECKING = False
@@ -81,13 +81,9 @@ _LOOKING = 3e-4
 
 def main(arguments: list[str], log: Log) -> int:
     """Run the program."""
-    given = parse(__doc__, arguments, log, program_follows=True)
+    given = read(__doc__, arguments, log)
     if given is None:
         return DONE
-    if not given.arguments:
-        raise UsageError("there is no program to run", "see --help")
-    if given.flag("--quiet"):
-        log.level = ERROR
     wanted = _Wanted(given)
     supervision = step_back(
         lambda: log.error("the supervisor has been killed: nothing can connect any more")
@@ -115,7 +111,7 @@ def main(arguments: list[str], log: Log) -> int:
         log.error(in_one_line(error))
         supervision.fail()
         return SYSTEM_FAILED
-    loop.run(supervised.run())
+    supervision.answer(loop, supervised.run())
     supervision.wait()
     return DONE
 
