@@ -14,15 +14,19 @@ from real_server import is_alive, state, until
 from muonsocks.intercept.in_front import (
     FAILED,
     GOES_ON,
+    GONE_ON,
     HAS_ENDED,
     HAS_FAILED,
     HAS_GIVEN_UP,
     HAS_STARTED,
     HAS_STOPPED,
     SIGNAL,
+    STOP_ME,
+    STOP_NOW,
     WORD,
     Front,
     end_as,
+    stop_of,
 )
 
 
@@ -81,20 +85,54 @@ def test_what_it_is_sent_it_passes_on() -> None:
         assert is_alive(pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGTSTP])
-def test_it_stops_as_the_program_has(number: int) -> None:
+def test_it_stops_as_the_program_has_if_that_is_so_still() -> None:
     with front() as (pid, channel, _):
-        channel.send(WORD.pack(HAS_STOPPED, number))
+        stop = stop_of(1, signal.SIGTSTP)
+        channel.send(WORD.pack(HAS_STOPPED, stop))
+        assert WORD.unpack(channel.recv(99)) == (STOP_ME, stop)
+        until("it waits", lambda: state(pid) == "S")
+        channel.send(WORD.pack(STOP_NOW, stop))
         until("it has stopped", lambda: state(pid) == "T")
         os.kill(pid, signal.SIGCONT)
-        until("it goes on", lambda: state(pid) == "S")
+        assert WORD.unpack(channel.recv(99)) == (GONE_ON, stop)
+        os.kill(pid, signal.SIGCONT)
+        assert WORD.unpack(channel.recv(99)) == (SIGNAL, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_who_goes_on_before_it_stops_does_not(is_told: bool) -> None:
+    """It has been let go on, or is told that the program has been."""
+    with front() as (pid, channel, _):
+        stop = stop_of(1, signal.SIGTSTP)
+        channel.send(WORD.pack(HAS_STOPPED, stop))
+        assert WORD.unpack(channel.recv(99)) == (STOP_ME, stop)
+        if is_told:
+            channel.send(WORD.pack(GOES_ON, 0))
+        else:
+            os.kill(pid, signal.SIGCONT)
+            assert WORD.unpack(channel.recv(99)) == (GONE_ON, stop)
+            channel.send(WORD.pack(STOP_NOW, stop))
+        last = signal.SIGRTMIN + 1  # it takes those with lower numbers first
+        os.kill(pid, last)
+        assert WORD.unpack(channel.recv(99)) == (SIGNAL, last)
+        os.kill(pid, signal.SIGTSTP)  # one that is not its own
+        assert WORD.unpack(channel.recv(99)) == (SIGNAL, signal.SIGTSTP)
+
+
+def test_it_stops_if_there_is_nobody_to_be_asked_any_more() -> None:
+    with front() as (pid, channel, complaints):
+        channel.send(WORD.pack(HAS_STOPPED, stop_of(1, signal.SIGTSTP)))
+        channel.recv(99)
+        channel.close()
+        until("it has stopped", lambda: state(pid) == "T")
+        assert os.read(complaints, 9) == b"lost"
 
 
 def test_who_goes_on_again_before_it_is_looked_at_has_not_stopped() -> None:
     with front() as (pid, channel, _):
         os.kill(pid, signal.SIGSTOP)
         until("it has stopped", lambda: state(pid) == "T")
-        channel.send(WORD.pack(HAS_STOPPED, signal.SIGTSTP))
+        channel.send(WORD.pack(HAS_STOPPED, stop_of(1, signal.SIGTSTP)))
         channel.send(WORD.pack(GOES_ON, 0))
         os.kill(pid, signal.SIGCONT)
         assert WORD.unpack(channel.recv(99)) == (SIGNAL, signal.SIGCONT)

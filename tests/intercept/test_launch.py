@@ -21,8 +21,8 @@ from typed_terminal import Terminal, shell
 from muonsocks.intercept import in_front
 from muonsocks.intercept.bpf import Rule, assemble, equals, refuse
 from muonsocks.intercept.calls import Architecture
+from muonsocks.intercept.job import stay_behind
 from muonsocks.intercept.kernel import ARCHITECTURES
-from muonsocks.intercept.launch import stay_behind
 
 # Counts signals; says which have come when it is asked.
 COUNTS = """
@@ -167,6 +167,14 @@ def test_who_lets_the_program_go_on_lets_the_one_in_front() -> None:
         until("all stop", lambda: state(launched.front) == "T")
         os.kill(launched.front, signal.SIGCONT)
         until("all go on", lambda: state(launched.program) == "S")
+
+
+def test_who_kills_a_program_that_has_stopped_ends_all() -> None:
+    with started("sleep", "600") as launched:
+        os.kill(launched.program, signal.SIGSTOP)
+        until("all stop", lambda: state(launched.front) == "T")
+        os.kill(launched.program, signal.SIGKILL)
+        assert launched.status == -signal.SIGKILL
 
 
 def test_what_we_tell_the_one_in_front_is_not_for_the_program() -> None:

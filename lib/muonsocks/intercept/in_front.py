@@ -1,5 +1,12 @@
 """The process in front of a program that somebody else has started: it waits, ends as the program
 ends, stops when that stops, and passes on the signals that it is sent.
+
+A program that has stopped may have been let go on before that is read here: we would stop while it
+runs. So it is asked once more, when our own stop waits already, which any SIGCONT takes back:
+
+    HAS_STOPPED ->   it has a stop wait
+                     <- STOP_ME: is that so still?
+    STOP_NOW ->      it lets the stop come, if nobody has let us go on since
 """
 
 from __future__ import annotations
@@ -10,11 +17,14 @@ from _signal import (
     SIG_DFL,
     SIG_UNBLOCK,
     SIGCHLD,
+    SIGCONT,
     SIGIO,
     SIGKILL,
     SIGSTOP,
     pthread_sigmask,
     signal,
+    sigpending,
+    sigtimedwait,
     sigwaitinfo,
     valid_signals,
 )
@@ -31,8 +41,11 @@ if TYPE_CHECKING:
 
 # What the supervisor and the one in front tell each other: of these, and a number.
 WORD = Struct("=Bi")
-HAS_STARTED, HAS_ENDED, HAS_STOPPED, GOES_ON, HAS_FAILED, HAS_GIVEN_UP = range(6)
-SIGNAL, OF_A_TERMINAL = range(6, 8)
+# To the one in front:
+HAS_STARTED, HAS_ENDED, HAS_STOPPED, STOP_NOW, GOES_ON, HAS_FAILED, HAS_GIVEN_UP = range(7)
+# To the supervisor:
+SIGNAL, OF_A_TERMINAL, STOP_ME, GONE_ON = range(7, 11)
+_STOPS, _SIGNALS = 1 << 24, 1 << 7
 FAILED = 111  # the exit status where there is no program to have one
 
 _OF_THE_KERNEL = 0x80  # si_code of what a terminal sends to all processes of a group
@@ -41,7 +54,7 @@ _OF_THE_KERNEL = 0x80  # si_code of what a terminal sends to all processes of a 
 class Front:
     """The one in front. All signals are blocked: it takes them one after the other."""
 
-    __slots__ = ("_channel", "_is_alone", "_lost", "_program", "_supervisor")
+    __slots__ = ("_channel", "_is_alone", "_lost", "_program", "_stop", "_supervisor")
 
     def __init__(self, channel: socket, supervisor: int, lost: Callable[[], None]) -> None:
         """`lost` is called when the supervisor is gone before the program is."""
@@ -49,6 +62,7 @@ class Front:
         self._supervisor = supervisor
         self._lost = lost
         self._program = 0
+        self._stop = 0  # which we have asked about, until a SIGCONT
         self._is_alone = False
         fd = channel.fileno()
         fcntl(fd, F_SETOWN, os.getpid())
@@ -59,20 +73,24 @@ class Front:
         try:
             self._listen()  # to what has come before it was to be told
             while True:
-                happened = sigwaitinfo(valid_signals())
+                happened = sigwaitinfo(valid_signals() - {signal_of(self._stop)})
                 number = happened.si_signo
                 if number == SIGIO and not self._is_alone:
                     self._listen()
                 elif number == SIGCHLD:
                     if self._is_alone:
                         self._reap()
-                elif happened.si_pid != self._supervisor:
-                    self._pass_on(number, happened.si_code == _OF_THE_KERNEL)
+                else:
+                    stop = 0
+                    if number == SIGCONT:
+                        stop, self._stop = self._stop, 0
+                    if happened.si_pid != self._supervisor:
+                        self._pass_on(number, happened.si_code == _OF_THE_KERNEL, stop)
         finally:
             os._exit(FAILED)
 
     def _listen(self) -> None:
-        has_stopped = 0
+        last = (0, 0)
         while not self._is_alone:
             try:
                 data = self._channel.recv(WORD.size)
@@ -93,11 +111,35 @@ class Front:
             elif what == HAS_GIVEN_UP:
                 self._lost = lambda: None  # which it has said itself
             else:
-                has_stopped = value if what == HAS_STOPPED else 0
-        if has_stopped:
-            _stop(has_stopped)
+                last = what, value
+        if last[0] == HAS_STOPPED:
+            self._ask_about(last[1])
+        elif last == (STOP_NOW, self._stop):
+            _let_come(signal_of(self._stop))
+            self._forget()
+        elif last[0] == GOES_ON:
+            self._take_back()
+            self._forget()
 
-    def _pass_on(self, number: int, is_of_a_terminal: bool) -> None:
+    def _ask_about(self, stop: int) -> None:
+        """Have a stop wait, and ask whether the program is in that one still."""
+        self._take_back()
+        number = signal_of(stop)
+        if number != SIGSTOP:  # which cannot wait; the supervisor sends that one
+            _send_self(number)
+        self._stop = stop
+        self._tell(STOP_ME, stop)
+
+    def _take_back(self) -> None:
+        if self._stop:
+            sigtimedwait((signal_of(self._stop),), 0)
+
+    def _forget(self) -> None:
+        if SIGCONT not in sigpending():  # or that is for this stop
+            self._stop = 0
+
+    def _pass_on(self, number: int, is_of_a_terminal: bool, stop: int) -> None:
+        """`stop` is the one that it has ended, if it has."""
         if self._is_alone:
             if self._program and not is_of_a_terminal:
                 try:
@@ -105,9 +147,16 @@ class Front:
                 except PermissionError:
                     return  # it has changed its user, and we may not, as whoever sent it
             return
-        what = OF_A_TERMINAL if is_of_a_terminal else SIGNAL
+        if is_of_a_terminal:
+            self._tell(OF_A_TERMINAL, number)
+        elif stop:
+            self._tell(GONE_ON, stop)
+        else:
+            self._tell(SIGNAL, number)
+
+    def _tell(self, what: int, value: int) -> None:
         try:
-            self._channel.send(WORD.pack(what, number))
+            self._channel.send(WORD.pack(what, value))
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             return  # the supervisor is gone, which is told by an end; or it has been stopped
 
@@ -115,6 +164,9 @@ class Front:
         """Be the parent of what the supervisor has left: it has been killed."""
         self._is_alone = True
         self._lost()
+        if self._stop:
+            _stop(signal_of(self._stop))  # nobody says whether it is so still
+            self._stop = 0
         self._reap()
 
     def _reap(self) -> None:
@@ -132,11 +184,29 @@ class Front:
                     end_as(status)
 
 
+def stop_of(count: int, number: int) -> int:
+    """Give what both sides call a stop: the how-many-th, and by which signal."""
+    return count * _SIGNALS % _STOPS + number
+
+
+def signal_of(stop: int) -> int:
+    """Give the number of the signal by which the program has stopped; 0 for no stop."""
+    return stop % _SIGNALS
+
+
 def _stop(number: int) -> None:
     """Stop as a process has been stopped by a signal, until somebody lets us go on."""
+    _send_self(number)
+    _let_come(number)
+
+
+def _send_self(number: int) -> None:
     if number != SIGSTOP:
         signal(number, SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _let_come(number: int) -> None:
     pthread_sigmask(SIG_UNBLOCK, (number,))
     pthread_sigmask(SIG_BLOCK, (number,))
 

@@ -17,32 +17,20 @@ from _signal import (
     SIG_DFL,
     SIG_IGN,
     SIGCHLD,
-    SIGCONT,
-    SIGKILL,
     getsignal,
     pthread_sigmask,
     signal,
     sigpending,
-    sigtimedwait,
     valid_signals,
 )
-from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
 from muonsocks.errors import in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.gate import be_program, failed, received
-from muonsocks.intercept.in_front import (
-    GOES_ON,
-    HAS_ENDED,
-    HAS_FAILED,
-    HAS_GIVEN_UP,
-    HAS_STARTED,
-    HAS_STOPPED,
-    SIGNAL,
-    WORD,
-    Front,
-)
+from muonsocks.intercept.in_front import Front
+from muonsocks.intercept.job import Job, take
 from muonsocks.intercept.notify import Listener
 
 TYPE_CHECKING = False
@@ -61,30 +49,24 @@ class Supervision:
     """What the supervisor has in hand: the one in front, and the program, once it has started."""
 
     __slots__ = (
-        "_children",
-        "_front",
         "_gate",
-        "_has_ended",
         "_ignores_children",
+        "_job",
         "_mask",
         "_started_by",
         "descriptors",
         "listener",
-        "pid",
     )
 
     listener: Listener
 
     def __init__(self, front: socket, mask: set[int], ignores_children: bool) -> None:
         """`mask` has the signals that the program is to have blocked."""
-        self._front = front
+        self._job = Job(front)
         self._mask = mask
         self._ignores_children = ignores_children  # or the program does
         self._started_by = os.getppid()
-        self._children = -1
         self._gate: socket | None = None
-        self._has_ended = False
-        self.pid = 0
         self.descriptors: list[int] = []
 
     def start(
@@ -115,8 +97,8 @@ class Supervision:
             gate.close()  # which ends it
             os.waitpid(pid, 0)
             raise
-        self.pid, self._gate = pid, gate
-        self._tell(HAS_STARTED, pid)
+        self._gate = gate
+        self._job.has_started(pid)
 
     def go(self) -> None:
         """Let it run: its calls will be answered. What was open here for it is closed here.
@@ -129,16 +111,14 @@ class Supervision:
         _close_inherited()
         _allow_many_descriptors()
         for number in sigpending() - {SIGCHLD}:
-            os.kill(self.pid, number)  # which came for all, and it was not there yet
-            _take(number)
+            self._job.send(number)  # which came for all, and it was not there yet
+            take(number)
         gate.send(b"\0")
         gate.close()
 
     def attend(self, loop: Loop) -> None:
         """See to what becomes of the program, and what the one in front is sent, in a loop."""
-        self._children = kernel.signal_descriptor(SIGCHLD)
-        loop.register(self._children, lambda _: self._on_children())
-        loop.register(self._front.fileno(), lambda _: self.obey())
+        self._job.attend(loop)
 
     def answer(self, loop: Loop, story: Coroutine[Waitable, None, None]) -> None:
         """Run in a loop what answers the calls, to its end. If it fails, all of them fail from then
@@ -147,90 +127,19 @@ class Supervision:
         try:
             loop.run(story)
         except BaseException as error:
-            self._tell(HAS_GIVEN_UP, 0)
+            self._job.give_up()
             if isinstance(error, OSError):
                 reason = f"{in_one_line(error)}: nobody answers the program's calls any more"
                 raise OSError(error.errno, reason) from None
             raise
 
-    def _on_children(self) -> None:
-        try:
-            while os.read(self._children, _SIGNAL_SIZE):
-                pass
-        except BlockingIOError:
-            pass  # one for many, as they are not counted
-        if self._reap(os.WNOHANG):
-            stay_behind()
-
-    def obey(self) -> None:
-        """Pass on to the program what the one in front has been sent. If that has been killed, the
-        program is: who did it has meant that.
-        """
-        while True:
-            try:
-                data = self._front.recv(WORD.size, MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                self._send_signal(SIGKILL)
-                return
-            what, number = WORD.unpack(data)
-            # What we have got, too, is for all of a group, and has come to the program already if
-            # it is one of them. So has what a terminal sends.
-            is_for_all = _take(number)
-            is_of_our_group = self._has_ended or os.getpgid(self.pid) == os.getpgrp()
-            if number == SIGCONT and not is_of_our_group:
-                _give_terminal(os.getpgid(self.pid))
-            if what == SIGNAL and not (is_for_all and is_of_our_group):
-                self._send_signal(number)
-
-    def _send_signal(self, number: int) -> None:
-        if not self._has_ended:
-            try:
-                os.kill(self.pid, number)
-            except PermissionError:
-                return  # it has changed its user, and we may not, as whoever sent it
-
     def wait(self) -> None:
         """Wait for the end of the program, which has no more calls to make."""
-        if not self._has_ended:
-            self._reap(0)
-
-    def _reap(self, how: int) -> bool:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, how | os.WUNTRACED | os.WCONTINUED)
-            except ChildProcessError:
-                return self._has_ended
-            if not pid:
-                return self._has_ended
-            if pid != self.pid:
-                continue
-            if os.WIFSTOPPED(status):
-                self._tell(HAS_STOPPED, os.WSTOPSIG(status))
-            elif os.WIFCONTINUED(status):
-                self._tell(GOES_ON, 0)
-                if os.getppid() == self._started_by:
-                    os.kill(self._started_by, SIGCONT)
-            else:
-                self._has_ended = True
-                self._tell(HAS_ENDED, status)
-                how = os.WNOHANG
+        self._job.wait()
 
     def fail(self) -> None:
         """Let the one in front end, as there is no program to wait for."""
-        self._tell(HAS_FAILED, 0)
-
-    def _tell(self, what: int, value: int) -> None:
-        how = MSG_DONTWAIT if what in (HAS_STOPPED, GOES_ON) else 0
-        try:
-            self._front.send(WORD.pack(what, value), how)
-        except BlockingIOError:
-            return  # it has been stopped, and has much to read when it goes on
-        except (BrokenPipeError, ConnectionResetError):
-            return  # it has been killed: nobody waits any more
+        self._job.fail()
 
 
 def step_back(lost: Callable[[], None] = lambda: None) -> Supervision:
@@ -265,26 +174,6 @@ def _take_over(pid: int) -> None:
         if os.environ.get(name) == str(pid):
             os.environ[name] = str(os.getpid())
             os.environ.pop("LISTEN_PIDFDID", None)  # the same process, told in another way
-
-
-def _give_terminal(group: int) -> None:
-    """Let a group have the terminal that ours has, as a shell has just given it to us."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:
-        return  # there is none
-    try:
-        if os.tcgetpgrp(terminal) == os.getpgrp():
-            os.tcsetpgrp(terminal, group)
-    except OSError:
-        return  # it has gone, or the group is of another session
-    finally:
-        os.close(terminal)
-
-
-def _take(number: int) -> bool:
-    """Take a signal that is blocked, if it has come; say whether it had."""
-    return sigtimedwait((number,), 0) is not None
 
 
 def _close_inherited() -> None:
@@ -334,11 +223,3 @@ def _allow_many_descriptors() -> None:
     wanted = _MOST_DESCRIPTORS if hard == RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != RLIM_INFINITY and soft < wanted:
         setrlimit(RLIMIT_NOFILE, (wanted, hard))
-
-
-def stay_behind() -> None:
-    """Let go of what else the supervisor has in common with the program, which has ended: who reads
-    its errors is to find the end of them.
-    """
-    os.dup2(1, 2)  # where there has been nothing since `go`
-    os.chdir("/")
