@@ -117,17 +117,23 @@ class SlowUsers(Users):
     def __init__(self) -> None:
         super().__init__({b"alice": ScryptHash(HASHED.strip().partition(b":")[2])})
         self.go_on = threading.Event()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self.now = self.most = 0
 
     def accept(self, given: Credentials) -> bool:
-        with self._lock:
+        with self._changed:
             self.now += 1
             self.most = max(self.most, self.now)
+            self._changed.notify_all()
         self.go_on.wait(SECONDS)
-        with self._lock:
+        with self._changed:
             self.now -= 1
         return given.password == b"secret"
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many are being hashed."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.now >= count, SECONDS)
 
 
 def test_no_more_passwords_are_hashed_at_once_than_there_are_processors() -> None:
@@ -146,6 +152,7 @@ def test_no_more_passwords_are_hashed_at_once_than_there_are_processors() -> Non
             loop.spawn(session(ours, policy), pytest.fail)
         for _ in range(processors + 1):
             assert await over.take() == "late"
+        users.wait_for(processors)  # a thread may begin later than its client's time is up
         assert users.most == users.now == processors
         users.go_on.set()
         for client in clients[processors + 1 :]:
