@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from muonsocks.net.task import Waitable
 
 _MOST_DESCRIPTORS = 1 << 20
-_SIGNAL_SIZE = 128  # struct signalfd_siginfo
 
 
 class Supervision:
