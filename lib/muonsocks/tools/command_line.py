@@ -153,9 +153,13 @@ def _usage_problem(message: str, doc: str, arguments: list[str]) -> str:
 
 
 def _missing(values: dict[str, Any]) -> str:
-    """Say what is missing where a command line fits with one argument more."""
-    name = next(name for name, value in values.items() if value == _ONE_MORE)
-    return "there is no program to run" if name == "PROG" else f"{name} is missing"
+    """Say what is missing where a command line fits with one argument more; "" if that is one of
+    several that may be there.
+    """
+    for name, value in values.items():
+        if value == _ONE_MORE:
+            return "there is no program to run" if name == "PROG" else f"{name} is missing"
+    return ""
 
 
 # What an argument may be
