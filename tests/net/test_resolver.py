@@ -439,16 +439,21 @@ def test_start_that_fails(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(errno.EPERM, "not today")
 
+    def run() -> None:
+        loop = Loop()
+        with pytest.raises(OSError) as told:
+            Resolver.start(loop, None, pytest.fail)
+        reason = "not today"
+        if way == "dies":
+            reason = "the process that looks names up has died"
+        assert told.value.strerror == reason
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, 0)
+        assert not loop.handlers
+        loop.close()
+
     monkeypatch.setattr(resolver_process, "give_up", fail)
-    loop = Loop()
-    with pytest.raises(OSError) as told:
-        Resolver.start(loop, None, pytest.fail)
-    reason = "not today" if way == "raises" else "the process that looks names up has died"
-    assert told.value.strerror == reason
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, 0)
-    assert not loop.handlers
-    loop.close()
+    in_child(run)
 
 
 def test_no_process_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
