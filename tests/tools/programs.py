@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ends import descriptors
+
 ROOT = Path(__file__).resolve().parents[2]
 INETD, HANDSHAKE, RELAY = (
     str(ROOT / "bin" / name) for name in ("socks-inetd", "socks-handshake", "socks-relay")
@@ -392,6 +394,17 @@ def read_all(sock: socket.socket, count: int = 1 << 30) -> bytes:
     while len(data) < count and (piece := sock.recv(min(count - len(data), 1 << 16))):
         data += piece
     return data
+
+
+def wait_for_syn_sent(pid: int) -> None:
+    """Wait until the process has a TCP socket that is connecting (state 02, proc(5))."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        connecting = {line.split()[9] for line in table if line.split()[3] == "02"}
+        if not connecting.isdisjoint(link.strip("socket:[]") for link in descriptors(pid).values()):
+            return
+    raise AssertionError("it does not connect")
 
 
 def closed_port() -> int:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ends import descriptors
 from programs import (
     GREETING,
     INETD,
@@ -31,6 +30,7 @@ from programs import (
     socks4,
     socks4a,
     socks5,
+    wait_for_syn_sent,
 )
 
 LOCAL = [INETD, "--allow-local"]
@@ -381,17 +381,6 @@ def test_a_client_that_resets_while_we_dial(tmp_path: Path) -> None:
             program.client.reset()
             assert program.status == 0
         assert program.end == "client-lost"
-
-
-def wait_for_syn_sent(pid: int) -> None:
-    """Wait until the process has a TCP socket that is connecting (state 02, proc(5))."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-        connecting = {line.split()[9] for line in table if line.split()[3] == "02"}
-        if not connecting.isdisjoint(link.strip("socket:[]") for link in descriptors(pid).values()):
-            return
-    raise AssertionError("it does not connect")
 
 
 @pytest.mark.parametrize("name", ["handshake", "idle"])

@@ -3,11 +3,9 @@
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
-from ends import descriptors
 from programs import (
     REJECTED,
     RELAY,
@@ -22,6 +20,7 @@ from programs import (
     read_all,
     run,
     serving,
+    wait_for_syn_sent,
 )
 
 
@@ -309,11 +308,6 @@ def test_closed_descriptors(environ: dict[bytes, bytes]) -> None:
         assert len(ended.log.splitlines()) == 1
 
 
-def count_sockets(pid: int) -> int:
-    """How many descriptors of a process are sockets."""
-    return sum(link.startswith("socket:") for link in descriptors(pid).values())
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_it_dials(number: signal.Signals) -> None:
     """The client is not told a success, and the log says why."""
@@ -325,9 +319,7 @@ def test_a_signal_while_it_dials(number: signal.Signals) -> None:
             filler.connect_ex(far.getsockname())
         environ = requested(*far.getsockname())
         with serving(RELAY, "--allow-local", over="tcp", environ=environ) as program:
-            deadline = time.monotonic() + SECONDS
-            while count_sockets(program.process.pid) < 3 and time.monotonic() < deadline:
-                time.sleep(0.005)  # until it has one beside the client on fds 0 and 1
+            wait_for_syn_sent(program.process.pid)
             program.process.send_signal(number)
             assert program.client.rest() == b""
             assert program.status == 0

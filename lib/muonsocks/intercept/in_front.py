@@ -132,7 +132,7 @@ class Front:
 
     def _take_back(self) -> None:
         if self._stop:
-            sigtimedwait((signal_of(self._stop),), 0)
+            take(signal_of(self._stop))
 
     def _forget(self) -> None:
         if SIGCONT not in sigpending():  # or that is for this stop
@@ -192,6 +192,11 @@ def stop_of(count: int, number: int) -> int:
 def signal_of(stop: int) -> int:
     """Give the number of the signal by which the program has stopped; 0 for no stop."""
     return stop % _SIGNALS
+
+
+def take(number: int) -> bool:
+    """Take a signal that is blocked, if it has come; say whether it had."""
+    return sigtimedwait((number,), 0) is not None
 
 
 def _stop(number: int) -> None:

@@ -18,7 +18,6 @@ from _signal import (
     SIGTTIN,
     SIGTTOU,
     sigpending,
-    sigtimedwait,
 )
 from _socket import MSG_DONTWAIT
 
@@ -37,6 +36,7 @@ from muonsocks.intercept.in_front import (
     WORD,
     signal_of,
     stop_of,
+    take,
 )
 
 TYPE_CHECKING = False
@@ -218,11 +218,6 @@ def _give_terminal(group: int) -> None:
         return  # it has gone, or the group is of another session
     finally:
         os.close(terminal)
-
-
-def take(number: int) -> bool:
-    """Take a signal that is blocked, if it has come; say whether it had."""
-    return sigtimedwait((number,), 0) is not None
 
 
 def stay_behind() -> None:

@@ -29,8 +29,8 @@ from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from muonsocks.errors import in_one_line
 from muonsocks.intercept import kernel
 from muonsocks.intercept.gate import be_program, failed, received
-from muonsocks.intercept.in_front import Front
-from muonsocks.intercept.job import Job, take
+from muonsocks.intercept.in_front import Front, take
+from muonsocks.intercept.job import Job
 from muonsocks.intercept.notify import Listener
 
 TYPE_CHECKING = False
