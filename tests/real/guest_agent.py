@@ -21,6 +21,7 @@ Without udev, the links in /dev/virtio-ports are made as the kernel tells of the
 """
 
 import base64
+import errno
 import functools
 import json
 import os
@@ -96,8 +97,9 @@ class Agent:
             try:
                 with open(f"{CLASS}/{device}/name") as file:
                     ports[file.read().strip()] = device
-            except FileNotFoundError:
-                continue
+            except OSError as error:  # ENODEV: it went between the opening and the reading
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
         if ports == self._ports:
             return
         if not os.path.exists(UDEV):
