@@ -137,7 +137,7 @@ def test_what_the_mux_is_put_to(mode: str, lines: set[str], tmp_path: Path) -> N
     command = [*trace, str(HERE / "mux.py"), "--rounds=2", "--seconds=0.3", "--only", mode]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    if "stalled" in done.stderr:
+    if re.search("stalled|nothing came through", done.stderr):
         pytest.skip("this machine is so busy that nothing moved for as long as was measured")
     loads = re.findall(r'execve\("[^"]*/load", \["[^"]*", (.*?), "0\.3"', told.read_text())
     assert {*loads} == {", ".join(f'"{word}"' for word in line.split()) for line in lines}
