@@ -66,7 +66,7 @@ class Destinations:
                 return DIRECT
         elif is_here(packed):
             return DIRECT
-        else:
+        elif self._direct:
             with self._lock:
                 if (packed, EVERY_PORT) in self._direct or (packed, port) in self._direct:
                     return DIRECT
@@ -119,7 +119,7 @@ def is_proxy_itself(destination: Endpoint, chain: Chain) -> bool:
 
 def is_here(packed: bytes) -> bool:
     """Say whether an address is this host's own, and that of no other host at all."""
-    return packed in _ITSELF or (len(packed) == 4 and packed[0] == 127)
+    return (len(packed) == 4 and packed[0] == 127) or packed in _ITSELF
 
 
 def _of_this_host(path: str) -> dict[str, list[tuple[bytes, list[str]]]]:

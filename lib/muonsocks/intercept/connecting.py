@@ -79,7 +79,7 @@ class Connecting(Waitable):
         self._blocks = os.get_blocking(sock.fileno())
         # It blocks, and nobody has bound it.
         self.is_plain = self._blocks and sock.proto == IPPROTO_TCP and not sock.getsockname()[1]
-        self.limit = _send_timeout(sock) if self._blocks else 0.0
+        self.limit = 0.0
         self.sock = socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
         self.call: Call | None = None
         self.is_over = False
@@ -95,6 +95,8 @@ class Connecting(Waitable):
         """Begin."""
         self.since = now
         self.under_way = begin(self.sock, self._blocks, self._on_failure, self._on_outcome)
+        if self._blocks and not self.is_over:
+            self.limit = _send_timeout(self.sock)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.is_over = True

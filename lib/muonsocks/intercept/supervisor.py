@@ -58,7 +58,7 @@ class Supervisor:
         self._loop = loop
         self._listener = listener
         self._rules = rules
-        self._handlers = handlers
+        self._handlers: Mapping[str, Handler] = {"socketcall": self._unwrap, **handlers}
         self._report = report
         self._over = Waitable()
         self._under_way = 0
@@ -89,22 +89,22 @@ class Supervisor:
             self._fail(call, Refused(errno.ENOBUFS))
             return
         self._under_way += 1
-        self._loop.spawn(self._answer(call), on_failure, self._on_return)
+        answer = self._handlers.get(call.name, _refuse_unknown)
+        self._loop.spawn(answer(call), on_failure, self._on_return)
 
     def _on_return(self, _: None) -> None:
         self._under_way -= 1
 
-    async def _answer(self, call: Call) -> None:
-        if call.name == "socketcall":
-            call.unwrap()
-            decided = verdict(self._rules[call.name], call.arguments)
-            if decided == ALLOW and call.name not in _READ_AGAIN & self._handlers.keys():
-                call.go_on()
-                return
-            if decided not in (ALLOW, NOTIFY):
-                call.fail(decided & 0xFFFF)
-                return
-        await self._handlers[call.name](call)
+    async def _unwrap(self, call: Call) -> None:
+        """Answer the call that a socketcall(2) stands for."""
+        call.unwrap()
+        decided = verdict(self._rules[call.name], call.arguments)
+        if decided == ALLOW and call.name not in _READ_AGAIN & self._handlers.keys():
+            call.go_on()
+        elif decided not in (ALLOW, NOTIFY):
+            call.fail(decided & 0xFFFF)
+        else:
+            await self._handlers[call.name](call)
 
     def _fail(self, call: Call, error: BaseException) -> None:
         if isinstance(error, CallGone):
@@ -118,3 +118,7 @@ class Supervisor:
             call.fail(number)
         except CallGone:
             return
+
+
+async def _refuse_unknown(call: Call) -> None:
+    raise LookupError(f"no handler for {call.name or call.number}")

@@ -48,7 +48,10 @@ class Ways:
         return self.destinations.way_to(destination)
 
     def _chain_to(self, destination: Endpoint) -> Chain:
-        packed = destination.packed
-        if packed is not None and any(packed in network for network in self._direct):
-            return DIRECT
-        return DIRECT if is_excepted(destination, self._exceptions) else self.chain
+        if self._direct or self._exceptions:  # mostly there are none
+            packed = destination.packed
+            if packed is not None and any(packed in network for network in self._direct):
+                return DIRECT
+            if is_excepted(destination, self._exceptions):
+                return DIRECT
+        return self.chain
