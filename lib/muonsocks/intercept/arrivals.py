@@ -57,7 +57,9 @@ class Arrivals:
         return (f"::ffff:{name[0]}", name[1])
 
     async def arrival_of(self, sock: socket) -> socket:
-        """Give the other end of a socket that has been connected. OSError."""
+        """Give the other end of a socket that has just been connected: later it is turned away.
+        OSError.
+        """
         who = Endpoint.of_socket(sock.getsockname())
         arrival = self._expected[who] = _Arrival()
         try:

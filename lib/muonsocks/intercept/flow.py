@@ -72,7 +72,7 @@ class Flow:
         self._direct.clear()
 
     def send(self, datagram: Datagram, meant: Endpoint, chain: Chain) -> None:
-        """Send one on. OSError if it cannot go without proxies, as it should."""
+        """Send one on. OSError if there is no socket for what goes without proxies."""
         data = memoryview(datagram.data)
         last = Datagram(
             datagram.source,
