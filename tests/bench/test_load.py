@@ -107,9 +107,8 @@ Serve = Callable[[socket.socket, socket.socket], None]
 
 def corrupt(client: socket.socket, target: socket.socket) -> None:
     target.sendall(client.recv(MESSAGE, socket.MSG_WAITALL))
-    answer = bytearray(target.recv(MESSAGE, socket.MSG_WAITALL))
-    answer[-1] ^= 1
-    client.sendall(answer)
+    answer = target.recv(MESSAGE, socket.MSG_WAITALL)
+    client.sendall(bytes(byte ^ 1 for byte in answer))  # of none, if the client has ended
     client.recv(1)
 
 
