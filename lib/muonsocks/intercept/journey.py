@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muonsocks.intercept.connecting import Interruptible
-    from muonsocks.intercept.parked import Parked
+    from muonsocks.intercept.journeys import Journeys
     from muonsocks.intercept.socket_options import Options
 
     Ends = tuple[Callable[[BaseException], None], Callable[[socket], None]]
@@ -65,7 +65,7 @@ class Journey:
     )
 
     def __init__(
-        self, journeys: Parked, call: Call, cookie: bytes, raw: bytes, options: Options
+        self, journeys: Journeys, call: Call, cookie: bytes, raw: bytes, options: Options
     ) -> None:
         """For the connect(2) that is a call; `options` are those of the program's socket."""
         self._all = journeys

@@ -18,14 +18,12 @@ import errno
 import os
 from _socket import (
     IPPROTO_TCP,
-    SO_BINDTODEVICE,
     SO_ERROR,
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
     socket,
 )
-from resource import RLIMIT_NOFILE, getrlimit
 
 from muonsocks.client.errand import Errand
 from muonsocks.errors import SHORTAGES
@@ -35,14 +33,12 @@ from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.held import Held
 from muonsocks.intercept.in_place import Look, Places, has_one_thread
 from muonsocks.intercept.journey import FAILED, RELAYED, UNDER_WAY, Journey
+from muonsocks.intercept.journeys import SOON, Journeys
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import ParkingLot
-from muonsocks.intercept.peers import Peers
 from muonsocks.intercept.socket_options import options_of, set_options
 from muonsocks.intercept.stand_in import StandIn
-from muonsocks.net.loop import Loop
-from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,52 +46,29 @@ if TYPE_CHECKING:
 
     from muonsocks.intercept.bpf import Rules
     from muonsocks.intercept.connecting import Interruptible
-
-    # Told what has gone wrong with us.
-    Complain = Callable[[BaseException], None]
+    from muonsocks.intercept.journeys import Complain
+    from muonsocks.intercept.peers import Peers
+    from muonsocks.net.loop import Loop
 
 RULES: Rules = {
     "getsockopt": (Rule(NOTIFY, equals(1, SOL_SOCKET), equals(2, SO_ERROR)),),
     "getpeername": (Rule(NOTIFY),),
 }
 
-_MOST = 8192  # journeys at once; what comes beyond is held
-_LONGEST_INTERFACE = 16  # bytes of its name
-_LAST_WORDS = 600.0  # s for what programs have written before they ended to arrive
-_FOR_CALLS = 64  # descriptors
-_MOST_FAILURES = 1024  # that wait to be told; then the first is a plain reset
 _MANY, _TOGETHER = 16, 64  # that are up, and are put in their places by one call
-_SOON = 0.002  # s: a connection that is up by then need not be parked
 
 
 class Parked:
-    """The sockets of all programs that are parked, by their cookies (socket(7), SO_COOKIE)."""
+    """Parks the sockets of programs, and answers their calls about those."""
 
-    __slots__ = (
-        "_complain",
-        "_failures",
-        "_is_quick",
-        "_journeys",
-        "_loop",
-        "_lot",
-        "_over",
-        "_ports",
-        "_timeout",
-        "peers",
-    )
+    __slots__ = ("_journeys", "_loop", "_lot", "_peers")
 
     def __init__(self, loop: Loop, timeout: float, complain: Complain, peers: Peers) -> None:
         """A connection may take so many seconds to come up. `peers` know of other sockets."""
-        self.peers = peers
         self._loop = loop
-        self._timeout = timeout
-        self._complain = complain
+        self._peers = peers
+        self._journeys = Journeys(loop, timeout, complain, peers)
         self._lot = ParkingLot(loop)
-        self._journeys: dict[bytes, Journey] = {}
-        self._failures: dict[bytes, Journey] = {}  # those of them that have failed
-        self._ports: dict[bytes, int] = {}  # of sockets that were parked and are not any more
-        self._over = Waitable()
-        self._is_quick = True  # the last one that was waited for was up soon
 
     # Calls
 
@@ -111,17 +84,18 @@ class Parked:
         errand leads to where `raw` means; `done` is told what has failed or its errno, 0 if it is
         up.
         """
-        if len(self._journeys) >= _most() or not self._is_fresh(sock):
+        journeys = self._journeys
+        if journeys.is_full or not journeys.is_fresh(sock):
             return False
         options = options_of(sock)
         errand.dialler = StandIn(sock.family, options, errand.dialler.lookup)
-        journey = Journey(self, call, cookie_of(sock), raw, options)
-        self._journeys[journey.cookie] = journey
+        journey = Journey(journeys, call, cookie_of(sock), raw, options)
+        journeys.add(journey)
         try:
             journey.begin(errand, done)
-            if self._is_quick:
-                await journey.end(_SOON)
-                self._is_quick = journey.phase != UNDER_WAY
+            if journeys.is_quick:
+                await journey.end(SOON)
+                journeys.is_quick = journey.phase != UNDER_WAY
                 if journey.is_put(call, sock):
                     call.succeed()
                     return True
@@ -151,8 +125,8 @@ class Parked:
                 parking.far.close()
                 unconnect(sock)
                 parking.give_back(sock)
-                self.is_fresh_again(sock)
-            self.forget(journey)
+                self._journeys.is_fresh_again(sock)
+            self._journeys.forget(journey)
             if is_held:  # which takes no descriptor more
                 return False
             raise Refused(journey.number)
@@ -171,7 +145,7 @@ class Parked:
         """Put a parked socket in the place of one that is under way, and was waited for, if that
         can be: until it is up it is not the program's. OSError, CallGone.
         """
-        if len(self._journeys) >= _most():
+        if self._journeys.is_full:
             return
         options = options_of(sock)
         parked = socket(sock.family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
@@ -187,10 +161,10 @@ class Parked:
             except BaseException:
                 parking.reset()
                 raise
-            journey = Journey(self, call, cookie_of(parked), raw, options)
+            journey = Journey(self._journeys, call, cookie_of(parked), raw, options)
         finally:
             parked.close()
-        self._journeys[journey.cookie] = journey
+        self._journeys.add(journey)
         journey.park(parking)
         on_failure, on_return = journey.ends(done)
 
@@ -206,7 +180,7 @@ class Parked:
         """Answer the connect(2) of a socket that has been parked; False if none has. Who waits for
         it is `held`.
         """
-        journey = self._of(sock)
+        journey = self._journeys.of(sock)
         if journey is None:
             return False
         if len(raw) >= 2 and not any(raw[:2]):  # AF_UNSPEC: it is to be disconnected
@@ -242,7 +216,7 @@ class Parked:
             return
         sock = call.duplicate()
         try:
-            journey = self._of(sock)
+            journey = self._journeys.of(sock)
             if journey is None or journey.is_under_way or journey.phase == RELAYED:
                 call.go_on()
                 return
@@ -260,7 +234,7 @@ class Parked:
         if there are many, and where it has them: it will ask for them next, and to look for one
         takes as long as for all. Another thread could close one meanwhile: there must be none.
         """
-        due = [one for one in self._journeys.values() if one.is_due_for(call.tid)]
+        due = self._journeys.due_for(call.tid)
         if len(due) >= _MANY and has_one_thread(call.tid):
             try:
                 return [one for one in due[:_TOGETHER] if one is not journey], Look(call)
@@ -273,7 +247,7 @@ class Parked:
         if self._journeys:
             sock = call.duplicate()
             try:
-                journey = self._of(sock)
+                journey = self._journeys.of(sock)
                 if journey is not None:
                     if journey.is_under_way or journey.phase == FAILED:
                         raise Refused(errno.ENOTCONN)
@@ -284,78 +258,9 @@ class Parked:
                         return
             finally:
                 sock.close()
-        await self.peers.getpeername(call)
-
-    # Journeys
-
-    def _is_fresh(self, sock: socket) -> bool:
-        """Say whether a socket is plain TCP, and nobody has bound it, to an interface either, or
-        connected it.
-        """
-        if sock.proto != IPPROTO_TCP:
-            return False
-        host, port = sock.getsockname()[:2]
-        interface = sock.getsockopt(SOL_SOCKET, SO_BINDTODEVICE, _LONGEST_INTERFACE)
-        if host not in ("0.0.0.0", "::") or interface.strip(b"\0"):
-            return False
-        return not port or self._ports.get(cookie_of(sock)) == port
-
-    def is_fresh_again(self, sock: socket) -> None:
-        """Know that one is not bound to the port that it still tells of: that was ours."""
-        self._ports[cookie_of(sock)] = sock.getsockname()[1]
-        if len(self._ports) > _MOST_FAILURES:
-            del self._ports[next(iter(self._ports))]
-
-    @property
-    def loop(self) -> Loop:
-        """Where they are made."""
-        return self._loop
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that one may take."""
-        return self._timeout
-
-    def complain(self, error: BaseException) -> None:
-        """Tell what has gone wrong with us."""
-        self._complain(error)
-
-    def has_arrived(self, seconds: float) -> None:
-        """Note how long one has taken: the next may be as fast."""
-        if seconds < _SOON:
-            self._is_quick = True
-
-    def has_failed(self, journey: Journey) -> None:
-        """Keep what is to be told; as many of those who never ask as there is room for."""
-        self._failures[journey.cookie] = journey
-        if len(self._failures) > _MOST_FAILURES:
-            self.forget(next(iter(self._failures.values())))
-
-    def forget(self, journey: Journey) -> None:
-        """Know nothing of one any more."""
-        for table in (self._journeys, self._failures):
-            if table.get(journey.cookie) is journey:  # there may be another one by now
-                del table[journey.cookie]
-        if len(self._journeys) == len(self._failures):
-            self._over.wake()
-
-    def _of(self, sock: socket) -> Journey | None:
-        return self._journeys.get(cookie_of(sock)) if self._journeys else None
+        await self._peers.getpeername(call)
 
     async def finish(self) -> None:
-        """Wait for the relays: a program that has ended may have written what has not arrived."""
-        for journey in tuple(self._journeys.values()):
-            journey.be_left()
-        try:
-            with self._loop.deadline(_LAST_WORDS):
-                while len(self._journeys) > len(self._failures):
-                    await self._over
-        except TimeoutError:
-            for journey in tuple(self._journeys.values()):
-                journey.drop()
+        """Wait for what programs have written before they ended."""
+        await self._journeys.finish()
         self._lot.close()
-
-
-def _most() -> int:
-    """Say how many there may be: each has two descriptors here, and calls want some, too."""
-    return min(_MOST, (getrlimit(RLIMIT_NOFILE)[0] - _FOR_CALLS) // 2)
