@@ -204,7 +204,7 @@ c, a = d.accept(); c.sendall(b"hello"); e.modify(s, 0)
 
 @pytest.mark.parametrize("one", ["reuseport", "another address", "another process"])
 def test_two_listeners_share_a_queue(path: str, one: str) -> None:
-    hosts = ("127.0.0.1", "::1" if one == "another address" else "127.0.0.1")
+    hosts = ("127.0.0.1", "127.0.0.2" if one == "another address" else "127.0.0.1")
     code = f"""
 def bound(host):
     s = socket(AF_INET6 if ":" in host else AF_INET)

@@ -13,7 +13,7 @@ from select import POLLIN, poll
 from struct import Struct
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.intercept.disguise import Disguises
+from muonsocks.intercept.disguise import Disguises, client_family
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.receiver import Receiver, Waiter
 from muonsocks.net.loop import Loop
@@ -103,6 +103,10 @@ class Accepting:
                 drop(sock)
                 self._report(str(error))
                 continue
+            if receiver.beside is not None and _is_passed_on(connection, receiver, receiver.beside):
+                drop(sock)
+                connection.close()
+                continue
             try:
                 name = self._peer(connection, receiver)
                 if name:
@@ -177,6 +181,17 @@ class Accepting:
             if error.errno == errno.EMFILE:  # of the program; it stays where it is
                 raise Refused(errno.EMFILE) from None
             raise
+
+
+def _is_passed_on(connection: socket, receiver: Receiver, beside: Receiver) -> bool:
+    """Pass a client on to the receiver beside that it has come to, if it is of the family of that
+    one; say whether it was.
+    """
+    try:
+        family = client_family(connection)
+    except OSError:
+        return False  # it has gone
+    return family == beside.family != receiver.family and beside.feed(connection)
 
 
 def _is_readable(sock: socket) -> bool:

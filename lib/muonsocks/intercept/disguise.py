@@ -96,6 +96,14 @@ class Disguises:
         return remote_name
 
 
+def client_family(sock: socket) -> int:
+    """Give the family of who is connected: that of a mapped address is IPv4. OSError if it has
+    gone.
+    """
+    remote = sock.getpeername()
+    return sock.family if sock.family == AF_UNIX else Endpoint.of_socket(remote).family
+
+
 def _local(sock: socket, family: int) -> bytes:
     return address_of(Endpoint.of_socket(sock.getsockname()), family)
 

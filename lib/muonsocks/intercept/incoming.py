@@ -9,12 +9,15 @@ import errno
 from _socket import (
     AF_INET,
     AF_INET6,
+    AF_UNIX,
     SO_ACCEPTCONN,
     SO_KEEPALIVE,
     SO_TYPE,
+    SOCK_DGRAM,
     SOCK_STREAM,
     SOL_SOCKET,
     socket,
+    socketpair,
 )
 from contextlib import closing
 
@@ -150,11 +153,16 @@ class Incoming:
         earlier = self.receivers.at(place.path)
         if earlier is not None:
             earlier.forget_gone()
+            if earlier.is_for_another_family(sock):
+                if earlier.beside is None:
+                    self._put_beside(call, earlier, sock, name)
+                    return True
+                earlier = earlier.beside
             if earlier.may_be_shared(sock, name):
                 shared = earlier.fetch(call)
                 if shared is not None:
                     with closing(shared):
-                        self._share(call, earlier, shared, sock, name)
+                        self._share(call, earlier, shared, sock)
                     return False
             if not earlier.waiting:
                 earlier.let_go()
@@ -162,20 +170,34 @@ class Incoming:
         with closing(made):
             one = Receiver(self._loop, made, sock, name)
             one.path, one.file, one.is_stream = place.path, SocketFile(place.path), place.is_stream
-            one.tid, one.fd = call.tid, call.fd
-            self.receivers.add(one)
-            try:
-                take_after(made, sock)
-                in_place.Places(call, sock).take(made)
-            except BaseException:
-                self.receivers.remove(one)
-                raise
-        call.succeed()
-        one.is_bound = True
+            self._put(call, one, made, sock)
         return True
 
-    def _share(self, call: Call, one: Receiver, shared: socket, sock: socket, name: bytes) -> None:
-        if one.name != name:
+    def _put(self, call: Call, one: Receiver, made: socket, sock: socket) -> None:
+        one.tid, one.fd = call.tid, call.fd
+        self.receivers.add(one)
+        try:
+            take_after(made, sock)
+            in_place.Places(call, sock).take(made)
+        except BaseException:
+            self.receivers.remove(one)
+            raise
+        call.succeed()
+        one.is_bound = True
+
+    def _put_beside(self, call: Call, first: Receiver, sock: socket, name: bytes) -> None:
+        """Put a socket in the place of one that is bound where another one is, of another family:
+        there the clients of both come in, and its own are passed on to it.
+        """
+        ours, theirs = socketpair(AF_UNIX, SOCK_DGRAM)
+        with closing(theirs):
+            one = Receiver(self._loop, theirs, sock, name)
+            one.feeder = ours
+            self._put(call, one, theirs, sock)
+        first.beside = one
+
+    def _share(self, call: Call, one: Receiver, shared: socket, sock: socket) -> None:
+        if one.family != sock.family:
             one.family = 0  # connections are taken as they are
         one.is_bound = False
         in_place.Places(call, sock).take(shared)

@@ -28,6 +28,7 @@ from contextlib import closing
 from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.descriptors import descriptor_of
 from muonsocks.intercept.notify import Call, CallGone, Refused
+from muonsocks.net.passing import send
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
@@ -76,7 +77,8 @@ class Receiver:
 
     `name` is the address that the program has bound it to, `meant` the socket that it had for that,
     which has the options that only TCP has; None for a unix socket that has been there before.
-    `family` is what connections have to look like, 0 if like what they are.
+    `family` is what connections have to look like, 0 if like what they are. Clients of the other
+    family are for the one `beside`, if there is one, which gets them by its `feeder`.
     """
 
     __slots__ = (
@@ -86,9 +88,11 @@ class Receiver:
         "_sock",
         "_timer_is_set",
         "_used",
+        "beside",
         "cookie",
         "family",
         "fd",
+        "feeder",
         "file",
         "inherited",
         "inode",
@@ -116,6 +120,8 @@ class Receiver:
         self.name = name
         self.path = ""
         self.file: SocketFile | None = None
+        self.beside: Receiver | None = None
+        self.feeder: socket | None = None
         self.is_bound = self.is_listening = self.is_stream = False
         self.kept: socket | None = None  # of a stream: accepted, and nobody was there for it
         self.inherited: list[tuple[int, int, int]] = []
@@ -141,6 +147,22 @@ class Receiver:
         if self.meant is None or name != self.name:
             return self.meant is not None
         return all(one.getsockopt(SOL_SOCKET, SO_REUSEPORT) for one in (self.meant, sock))
+
+    def is_for_another_family(self, sock: socket) -> bool:
+        """Say whether clients can be told from those of another socket by their family."""
+        return not self.is_stream and self.family not in (0, sock.family)
+
+    def feed(self, connection: socket) -> bool:
+        """Pass a client on to who listens here; say whether that can be: nobody may listen, any
+        more or yet, or there are too many already.
+        """
+        if self.feeder is None or not self.is_listening:
+            return False
+        try:
+            send(self.feeder, b"\0", (connection.fileno(),))
+        except OSError:
+            return False
+        return True
 
     def hold(self, call: Call) -> socket:
         """Give a duplicate, which stays ours. CallGone if the program has closed it since."""
@@ -240,6 +262,8 @@ class Receiver:
             self.file.remove()
         if self.meant is not None:
             self.meant.close()
+        if self.feeder is not None:
+            self.feeder.close()
 
 
 class Receivers:
@@ -270,6 +294,9 @@ class Receivers:
     def remove(self, one: Receiver) -> None:
         """Forget one, which nobody has any more."""
         del self._by_inode[one.inode]
+        for other in self._by_inode.values():
+            if other.beside is one:
+                other.beside = None
         if self._by_path.get(one.path) is one:
             del self._by_path[one.path]
         one.close()
