@@ -129,10 +129,15 @@ def test_the_time_limit_is_that_of_the_program(
     time = struct.pack("@ll", seconds, microseconds)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time)
     one = begun(sock, way)
-    one.sock.close()
+    one.wait_for(call())
     assert one.limit == pytest.approx(limit, abs=0.01)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 9, 0))
+    one.wait_for(call())  # as it is then
+    assert one.limit == pytest.approx(9, abs=0.01)
+    one.sock.close()
     sock.setblocking(False)  # then it does not wait
     one = begun(sock, way)
+    one.wait_for(call())
     one.sock.close()
     assert one.limit == 0.0
 
@@ -195,6 +200,8 @@ def test_a_time_limit_ends_a_wait_as_the_kernel_says_it(one: Connecting) -> None
     assert one.reason == errno.EINPROGRESS
     one.wait_for(call())  # the next one begins anew
     assert one.reason == 0
+    one.time_is_up()
+    assert one.reason == errno.EALREADY
 
 
 @pytest.mark.parametrize(
@@ -211,8 +218,8 @@ def test_a_signal_ends_a_wait_as_the_kernel_says_it(
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", limit, 0))
     sock.setblocking(blocks)
     one = begun(sock, way)
-    one.sock.close()
     one.wait_for(call())
+    one.sock.close()
     one.interrupt()
     assert one.reason == reason
 

@@ -69,8 +69,7 @@ class Ways:
             self._over.wake()
 
         async def run() -> None:
-            blocks = os.get_blocking(self.sock.fileno())
-            way = StraightWay(self.loop, self.sock, blocks, proxy, fail, end)
+            way = StraightWay(self.loop, self.sock, proxy, fail, end)
             way.begin(destination, seconds)
             then(way)
             if not self.ended and not self.failed:

@@ -66,6 +66,7 @@ class Connecting(Waitable):
         "failure",
         "is_over",
         "is_plain",
+        "late",
         "limit",
         "outcome",
         "reason",
@@ -79,7 +80,8 @@ class Connecting(Waitable):
         self._blocks = os.get_blocking(sock.fileno())
         # It blocks, and nobody has bound it.
         self.is_plain = self._blocks and sock.proto == IPPROTO_TCP and not sock.getsockname()[1]
-        self.limit = 0.0
+        self.limit = 0.0  # s that the call may wait, 0 for as long as it takes
+        self.late = errno.EINPROGRESS  # what it is told then
         self.sock = socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
         self.call: Call | None = None
         self.is_over = False
@@ -95,8 +97,6 @@ class Connecting(Waitable):
         """Begin."""
         self.since = now
         self.under_way = begin(self.sock, self._blocks, self._on_failure, self._on_outcome)
-        if self._blocks and not self.is_over:
-            self.limit = _send_timeout(self.sock)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.is_over = True
@@ -138,10 +138,12 @@ class Connecting(Waitable):
         self.call = call
         self._tid, self._fd = call.tid, call.fd
         self.reason = 0
+        if self._blocks:
+            self.limit = _send_timeout(self.sock)
 
     def time_is_up(self) -> None:
         """Let the call end, as a time limit of the program's own has passed (SO_SNDTIMEO)."""
-        self.reason = errno.EINPROGRESS
+        self.reason, self.late = self.late, errno.EALREADY  # which only the first one is not told
         self.wake()
 
     def interrupt(self) -> None:

@@ -15,6 +15,7 @@ from _socket import socket
 
 from muonsocks.intercept.connecting import Connecting, Outcome
 from muonsocks.intercept.cookies import cookie_of
+from muonsocks.intercept.direct import DirectWay
 from muonsocks.intercept.notify import Call, CallGone, Refused
 from muonsocks.net.loop import Loop, Timer
 
@@ -22,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muonsocks.address import Endpoint
     from muonsocks.intercept.connecting import Begin, Interruptible, Up
 
 _EACH = 0.1  # s from a look to the next
@@ -78,8 +80,9 @@ class Held:
         one.hand_over(on_failure, on_up)
         return None if one.is_over else one.under_way
 
-    async def connect(self, call: Call, sock: socket, begin: Begin) -> Outcome:
-        """Wait for the connection of a socket, which is made unless there is one under way.
+    async def connect(self, call: Call, sock: socket, begin: Begin, is_new: bool = True) -> Outcome:
+        """Wait for the connection of a socket, which is made unless there is one under way; unless
+        it `is_new` the program has been told that already.
 
         Refused or CallGone if the wait ends before.
         """
@@ -87,6 +90,8 @@ class Held:
         one = self._all.get(cookie)
         if one is None:
             one = self._all[cookie] = Connecting(sock)
+            if not is_new:
+                one.late = errno.EALREADY
             one.start(self._loop.now, begin)
         elif one.call is not None:
             raise Refused(errno.EALREADY)
@@ -102,6 +107,41 @@ class Held:
             raise one.failure
         assert one.outcome is not None
         return one.outcome
+
+    async def wait_for_kernel(self, call: Call, sock: socket, endpoint: Endpoint) -> int:
+        """Wait for a connection without proxies, which is begun unless it has been; give its errno.
+
+        Refused or CallGone if the wait ends before: it goes on by itself. Others may wait, too.
+        """
+        key = cookie_of(sock) + call.tid.to_bytes(4, "little")
+
+        def begin(
+            ours: socket,
+            _: bool,
+            on_failure: Callable[[BaseException], None],
+            on_outcome: Callable[[Outcome], None],
+        ) -> DirectWay:
+            way = DirectWay(self._loop, ours, on_failure, lambda error: on_outcome(Outcome(error)))
+            way.begin(endpoint)
+            one.late = way.number
+            return way
+
+        one = self._all[key] = Connecting(sock)
+        one.start(self._loop.now, begin)
+        try:
+            if not one.is_over:
+                await self._wait(one, call)
+        finally:
+            one.call = None
+            del self._all[key]
+            if one.is_over:
+                one.sock.close()
+            else:
+                one.drop()
+        if one.failure is not None:
+            raise one.failure
+        assert one.outcome is not None
+        return (one.outcome.error and one.outcome.error.errno) or 0
 
     async def _wait(self, one: Connecting, call: Call) -> None:
         one.wait_for(call)

@@ -134,12 +134,13 @@ class Places:
 
     def take(self, new: socket) -> None:
         """Put another one there, once. OSError, and CallGone, and then no epoll has lost what it
-        had.
+        had, and nothing has changed if it is a number that the process could not open now (EBADF).
         """
         call = self._call
         out: list[_Entry] = []
         try:
-            flags = {number: _is_closed_on_exec(call.tid, number) for number in self._numbers}
+            highest_first = sorted(self._numbers, reverse=True)
+            flags = {number: _is_closed_on_exec(call.tid, number) for number in highest_first}
             there = old = self._kept[0] if self._kept else -1
             try:
                 for one in self._entries:

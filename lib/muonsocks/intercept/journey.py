@@ -52,6 +52,7 @@ class Journey:
         "_all",
         "_began",
         "_grace",
+        "_later",
         "_new",
         "_options",
         "_parking",
@@ -65,15 +66,24 @@ class Journey:
     )
 
     def __init__(
-        self, journeys: Journeys, call: Call, cookie: bytes, raw: bytes, options: Options
+        self,
+        journeys: Journeys,
+        call: Call,
+        cookie: bytes,
+        raw: bytes,
+        options: Options,
+        later: Options,
     ) -> None:
-        """For the connect(2) that is a call; `options` are those of the program's socket."""
+        """For the connect(2) that is a call; `options` are those of the program's socket that what
+        is connected has from the beginning, and others those that it is to have `later`.
+        """
         self._all = journeys
         self._place = call.tid, call.fd
         self.cookie = cookie
         self.raw = raw
         self._parking: Parking | None = None
         self._options = options
+        self._later = later
         self._new: socket | None = None
         self.number = 0
         self._grace: Timer | None = None
@@ -231,11 +241,11 @@ class Journey:
         new = self._new
         if self.phase != ARRIVED or new is None:
             return False
+        set_options(new, self._later)
         try:
-            places = Places(call, sock)
+            Places(call, sock).take(new)
         except OSError:
             return False
-        places.take(new)
         self._all.peers.remember_stream(new, self.raw)
         self._forget()
         return True
@@ -331,12 +341,14 @@ class Journey:
         os.set_blocking(new.fileno(), os.get_blocking(sock.fileno()))
         self._all.peers.remember_stream(new, self.raw)
         try:
-            places = Places(call, sock, look)
+            Places(call, sock, look).take(new)
         except OSError:
             self._relay(parking)
             return 0
+        except BaseException:
+            self._forget()
+            raise
         try:
-            places.take(new)
             parking.pass_on_the_rest(new)
         finally:
             self._forget()

@@ -18,15 +18,19 @@ from muonsocks.intercept.dns import DOMAIN
 from muonsocks.intercept.held import Held, Interrupted
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
-from muonsocks.intercept.own_socket import OwnSocket, number_against
+from muonsocks.intercept.own_socket import (
+    Mapped,
+    OwnSocket,
+    begin_connecting,
+    number_against,
+)
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
 from muonsocks.intercept.socket_address import (
     SHORTEST,
-    address_of,
     endpoint_of,
     family_of,
 )
-from muonsocks.intercept.socket_options import options_of, set_options
+from muonsocks.intercept.socket_options import options_of, set_options, told_of_each_byte
 from muonsocks.intercept.socket_rules import SOCKET_RULES, TCP_PROTOCOLS
 from muonsocks.intercept.straight import StraightWay, is_straight
 from muonsocks.intercept.ways import Ways
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
 _INTERNET = (AF_INET, AF_INET6)
+_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
 RULES = joined(
     {"connect": (Rule(NOTIFY),), "io_uring_setup": (Rule(refuse(errno.ENOSYS)),)},
@@ -139,18 +144,16 @@ class Outgoing:
         chain = self._ways.way_to(destination)
         if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
             raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
+        own = OwnSocket(sock, 0)
+        if endpoint.family != sock.family and not own.reaches(endpoint):
+            raise Refused(errno.ENETUNREACH)  # a mapped address, and IPV6_V6ONLY
         tid = call.tid
-        # What is under way does not block, whatever the program has it do.
-        if not self._held.is_under_way(sock) and not os.get_blocking(sock.fileno()):
-            is_direct = not chain and destination.packed is not None
-            if is_direct and OwnSocket(sock, 0).reaches(destination):
-                number = kernel.connect(sock.fileno(), address_of(destination, sock.family))
-                self._report(tid, destination, chain, 0 if number == errno.EINPROGRESS else number)
-                if number:
-                    raise Refused(number)
-                call.succeed()
+        if not self._held.is_under_way(sock):
+            if not chain and destination.packed is not None and own.reaches(destination):
+                await self._go_directly(call, sock, destination)
                 return
-            if parked is not None:
+            # What is under way does not block, whatever the program has it do.
+            if parked is not None and not os.get_blocking(sock.fileno()):
 
                 def done(error: OSError | int) -> None:
                     self._report(tid, destination, chain, error)
@@ -160,6 +163,24 @@ class Outgoing:
                 if await parked.connect(call, sock, raw, errand, done):
                     return
         await self._hold(call, sock, raw, destination, chain)
+
+    async def _go_directly(self, call: Call, sock: socket, destination: Endpoint) -> None:
+        """Have the kernel connect it, and wait for that if it blocks."""
+        target = destination
+        if destination.family != sock.family:
+            target = Mapped(destination)
+        if not os.get_blocking(sock.fileno()):
+            number = begin_connecting(sock, target)
+            self._report(call.tid, destination, (), 0 if number in _UNDER_WAY else number)
+            if number:
+                raise Refused(number)
+            call.succeed()
+            return
+        number = await self._held.wait_for_kernel(call, sock, target)
+        self._report(call.tid, destination, (), number)
+        if number:
+            raise Refused(number)
+        call.succeed()
 
     async def _hold(
         self, call: Call, sock: socket, raw: bytes, destination: Endpoint, chain: Chain
@@ -181,7 +202,7 @@ class Outgoing:
             def on_end(error: OSError | None) -> None:
                 on_outcome(Outcome(error))
 
-            way = StraightWay(self._loop, ours, blocks, chain[0], on_failure, on_end)
+            way = StraightWay(self._loop, ours, chain[0], on_failure, on_end)
             way.begin(destination, self._timeout)
             return way
 
@@ -231,7 +252,8 @@ class Outgoing:
         if blocks:
             os.set_blocking(sock.fileno(), False)
         try:
-            granted = (await errand.run(self._loop, self._timeout)).sock
+            with told_of_each_byte(sock):
+                granted = (await errand.run(self._loop, self._timeout)).sock
             if granted is sock:
                 return Outcome()
             try:

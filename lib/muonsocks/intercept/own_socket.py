@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-_TCP_SYN_SENT, _TCP_CLOSE = 2, 7  # of tcpi_state, the first byte of struct tcp_info
+TCP_SYN_SENT, TCP_CLOSE = 2, 7  # of tcpi_state, the first byte of struct tcp_info
 _STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -119,6 +119,19 @@ class OwnSocket(Dialler):
             unconnect(self._sock)
 
 
+def begin_connecting(sock: socket, endpoint: Endpoint) -> int:
+    """Call connect(2), and do not wait; give the errno. A socket that blocks does so afterwards."""
+    fd = sock.fileno()
+    blocks = os.get_blocking(fd)
+    if blocks:
+        os.set_blocking(fd, False)
+    try:
+        return sock.connect_ex(endpoint.sockaddr)
+    finally:
+        if blocks:
+            os.set_blocking(fd, True)
+
+
 def unconnect(sock: socket) -> None:
     """Let a TCP socket be as if it had never been connected: that it has been reset is no error
     that a program is to be told of. OSError.
@@ -130,9 +143,9 @@ def unconnect(sock: socket) -> None:
 def number_against(sock: socket) -> int:
     """Give the errno why connect(2) would not connect a TCP socket, 0 if it would."""
     state = sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0]
-    if state == _TCP_CLOSE:
+    if state == TCP_CLOSE:
         return 0
-    return errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN
+    return errno.EALREADY if state == TCP_SYN_SENT else errno.EISCONN
 
 
 class _Lent(Stream):

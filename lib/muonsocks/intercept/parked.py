@@ -37,7 +37,7 @@ from muonsocks.intercept.journeys import SOON, Journeys
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import unconnect
 from muonsocks.intercept.parking import ParkingLot
-from muonsocks.intercept.socket_options import options_of, set_options
+from muonsocks.intercept.socket_options import NOT_BEFORE, options_of, set_options
 from muonsocks.intercept.stand_in import StandIn
 
 TYPE_CHECKING = False
@@ -88,8 +88,9 @@ class Parked:
         if journeys.is_full or not journeys.is_fresh(sock):
             return False
         options = options_of(sock)
+        later = {which: options.pop(which) for which in NOT_BEFORE & options.keys()}
         errand.dialler = StandIn(sock.family, options, errand.dialler.lookup)
-        journey = Journey(journeys, call, cookie_of(sock), raw, options)
+        journey = Journey(journeys, call, cookie_of(sock), raw, options, later)
         journeys.add(journey)
         try:
             journey.begin(errand, done)
@@ -161,7 +162,7 @@ class Parked:
             except BaseException:
                 parking.reset()
                 raise
-            journey = Journey(self._journeys, call, cookie_of(parked), raw, options)
+            journey = Journey(self._journeys, call, cookie_of(parked), raw, options, {})
         finally:
             parked.close()
         self._journeys.add(journey)
@@ -201,7 +202,7 @@ class Parked:
                     under_way.end(), on_failure, lambda _: on_outcome(Outcome())
                 )
 
-            await held.connect(call, sock, wait)
+            await held.connect(call, sock, wait, is_new=False)
         number = journey.ask(call, sock)
         if number:
             call.fail(number)

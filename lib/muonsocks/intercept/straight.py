@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import socket
+from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, socket
 
 from muonsocks.client.errors import told
 from muonsocks.errors import NotAdmitted, RemoteProtocolError, RequestImpossible
-from muonsocks.intercept.own_socket import unconnect
+from muonsocks.intercept.own_socket import begin_connecting, unconnect
 from muonsocks.net.race import dial_error
 from muonsocks.socks.proxy_chain import expect_granted, failure, not_reached, silence
 from muonsocks.socks.proxy_request import ProxyRequest
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from muonsocks.socks.proxy_address import ProxyAddress
     from muonsocks.socks.rules import Chain
 
+_HOW = MSG_DONTWAIT | MSG_NOSIGNAL
 _HUNG_UP = (errno.ECONNRESET, errno.EPIPE)  # as only one does that was there
 
 
@@ -42,11 +43,11 @@ def is_straight(sock: socket, destination: Endpoint, chain: Chain) -> bool:
 
 
 class StraightWay:
-    """A connection on such a way. Its socket stays the caller's, and blocks or not as before."""
+    """A connection on such a way. Its socket stays the caller's, which may block."""
 
     __slots__ = (
         "_asking",
-        "_blocks",
+        "_enough",
         "_has_sent",
         "_is_used",
         "_loop",
@@ -62,7 +63,6 @@ class StraightWay:
         self,
         loop: Loop,
         sock: socket,
-        blocks: bool,
         proxy: ProxyAddress,
         on_failure: Callable[[BaseException], None],
         on_end: Callable[[OSError | None], None],
@@ -72,22 +72,20 @@ class StraightWay:
         """
         self._loop = loop
         self._sock = sock
-        self._blocks = blocks
         self._proxy = proxy
         self._on_failure = on_failure
         self._on_end = on_end
         self._is_used = False
         self._has_sent = False  # then it is connected
+        self._enough = 1  # bytes that the program wants to be told of
         self._out = b""
         self._timer: Timer | None = None
 
     def begin(self, destination: Endpoint, timeout: float) -> None:
         """Begin. It ends after so many seconds at the latest, and may before this returns."""
         sock, proxy = self._sock, self._proxy
-        if self._blocks:
-            os.set_blocking(sock.fileno(), False)
         try:
-            number = sock.connect_ex(proxy.endpoint.sockaddr)
+            number = begin_connecting(sock, proxy.endpoint)
             # One that has been connected, and is closed by now, may have something to be read.
             self._is_used = number != errno.EISCONN
             self._asking = ProxyRequest(proxy, Request(Command.CONNECT, destination))
@@ -95,6 +93,10 @@ class StraightWay:
                 raise OSError(number, os.strerror(number))
             self._out = self._asking.outgoing()
             self._send()  # on this host nothing takes time
+            enough = sock.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
+            if enough > 1:
+                sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, 1)
+                self._enough = enough
             self._loop.register(sock.fileno(), self._on_event, room=bool(self._out))
             self._timer = self._loop.call_later(timeout, self._on_timeout)
         except BaseException as error:
@@ -125,7 +127,7 @@ class StraightWay:
                 if self._out:
                     return False
             try:
-                data = os.read(self._sock.fileno(), asking.wants)
+                data = self._sock.recv(asking.wants, MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             if not data:
@@ -139,7 +141,7 @@ class StraightWay:
 
     def _send(self) -> None:
         try:
-            self._out = self._out[os.write(self._sock.fileno(), self._out) :]
+            self._out = self._out[self._sock.send(self._out, _HOW) :]
         except BlockingIOError:
             return
         self._has_sent = True
@@ -173,5 +175,5 @@ class StraightWay:
         if self._timer is not None:
             self._timer.cancel()
         self._loop.unregister(self._sock.fileno())
-        if self._blocks:
-            os.set_blocking(self._sock.fileno(), True)
+        if self._enough > 1:
+            self._sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, self._enough)
