@@ -79,6 +79,18 @@ def by_epoll() -> None:
     non_blocking(wait)
 
 
+def by_epoll_level() -> None:
+    """Told again and again, until it is asked."""
+
+    def wait(sock: socket.socket) -> None:
+        with select.epoll() as epoll:
+            epoll.register(sock, select.EPOLLOUT | select.EPOLLIN)
+            for _ in range(3):
+                assert epoll.poll(SECONDS) == [(sock.fileno(), select.EPOLLOUT)]
+
+    non_blocking(wait)
+
+
 def non_blocking(wait) -> None:  # type: ignore[no-untyped-def]
     address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

@@ -143,6 +143,7 @@ PROGRAMS = [
     by_python("by_poll"),
     by_python("by_select"),
     by_python("by_epoll"),
+    by_python("by_epoll_level"),
     by_python("signals", 20),
     by_python("fork", 5),
     by_python("while_parents_run", 6),

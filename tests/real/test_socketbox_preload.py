@@ -72,9 +72,9 @@ def place() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def front(path: str, *hosts: str) -> Iterator[Server]:
+def front(path: str, host: str = ADDRESS) -> Iterator[Server]:
     """A socketbox of this host's own network, that passes all on to a path."""
-    with boxed("-S", path, host=hosts[0] if hosts else ADDRESS) as box:
+    with boxed("-S", path, host=host) as box:
         yield box
 
 
@@ -83,15 +83,14 @@ def serving(
     place: str,
     *program: str,
     is_ready: str = "ready",
-    before: tuple[str, ...] = NO_NETWORK,
+    before: tuple[str, ...] = (*NO_NETWORK, *AS_NOBODY),
+    host: str = ADDRESS,
 ) -> Iterator[tuple[Preloaded, Server]]:
     """A program that listens at port 8000, in no network, and a socketbox in front of it."""
     path = f"{place}/socket"
     with (
-        preloaded(
-            f"--listen=*:8000={path}", program=program, before=(*before, *AS_NOBODY)
-        ) as there,
-        front(path) as box,
+        preloaded(f"--listen=*:8000={path}", program=program, before=before) as there,
+        front(path, host) as box,
     ):
         if is_ready:
             assert is_ready in there.line(), there.log
@@ -99,8 +98,9 @@ def serving(
         yield there, box
 
 
-def get(box: Server) -> str:
-    connection = http.client.HTTPConnection(*box.address, SECONDS, (CLIENT, 0))
+def get(box: Server, client: str = CLIENT) -> str:
+    host = "::1" if ":" in client else ADDRESS
+    connection = http.client.HTTPConnection(host, box.address[1], SECONDS, (client, 0))
     with contextlib.closing(connection):
         connection.request("GET", "/")
         return connection.getresponse().read().decode()
@@ -161,6 +161,18 @@ def test_nginx_with_two_workers(place: str, listen: str) -> None:
         until("all are logged", lambda: len(line.findall(log.read_text())) == 10)
 
 
+def test_nginx_as_debian_has_it(place: str) -> None:
+    """For IPv4 and for IPv6: each listener gets the clients of its own, and these are logged."""
+    with nginx(place, "8000; listen [::]:8000", host="::") as (_, box):
+        for _ in range(5):
+            for client in (CLIENT, "::1"):
+                assert get(box, client).split()[0] == client
+        log = Path(place, "access.log")
+        until("all are logged", lambda: log.read_text().count("\n") == 10)
+        lines = log.read_text().splitlines()
+        assert sorted(line.split()[0] for line in lines) == [CLIENT] * 5 + ["::1"] * 5
+
+
 def test_nginx_reloads_and_loses_nobody(place: str) -> None:
     with nginx(place, "8000") as (there, box):
         master = _pid(place)
@@ -217,13 +229,15 @@ def configure(place: str, listen: str, text: str = "old", daemon: str = "off") -
 
 
 @contextlib.contextmanager
-def nginx(place: str, listen: str, daemon: str = "off") -> Iterator[tuple[Preloaded, Server]]:
+def nginx(
+    place: str, listen: str, daemon: str = "off", host: str = ADDRESS
+) -> Iterator[tuple[Preloaded, Server]]:
     if missing := needs("nginx"):
         pytest.skip(f"no {missing} here")
     configure(place, listen, daemon=daemon)
     nginx = shutil.which("nginx", path=PATH) or ""  # which a new one is started by
     program = (nginx, "-c", f"{place}/nginx.conf", "-e", f"{place}/error.log", "-p", place)
-    with serving(place, *program, is_ready="") as (there, box):
+    with serving(place, *program, is_ready="", host=host) as (there, box):
         until("it is there", lambda: children(_pid(place)) if _pid(place) else [])
         yield there, box
 
@@ -240,10 +254,8 @@ def test_sshd(place: str) -> None:
     sshd = shutil.which("sshd", path=PATH) or ""
     options = ("-o", "UsePAM=no", "-o", "PidFile=none", "-o", "AddressFamily=any")
     program = (sshd, "-D", "-e", "-f", "/dev/null", "-p", "8000", "-h", key, *options)
-    with serving(place, *program, is_ready="", before=(*NO_NETWORK, *WITH_RUN_SSHD)) as (
-        there,
-        box,
-    ):
+    before = (*NO_NETWORK, *WITH_RUN_SSHD, *AS_NOBODY)
+    with serving(place, *program, is_ready="", before=before) as (there, box):
         host, port = box.address
         found = subprocess.run(
             ["ssh-keyscan", "-T", str(SECONDS), "-t", "ed25519", "-p", str(port), host],
@@ -253,6 +265,55 @@ def test_sshd(place: str) -> None:
         )
         assert Path(f"{key}.pub").read_text().split()[1] in found.stdout, there.log
         until("it is logged", lambda: "127.0.0.1 port" in there.log)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may let others in")
+def test_a_session_with_sshd(place: str) -> None:
+    if missing := needs("sshd", "ssh-keygen", "ssh"):
+        pytest.skip(f"no {missing} here")
+    key = f"{place}/key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    sshd = shutil.which("sshd", path=PATH) or ""
+    options = ("UsePAM=no", "PidFile=none", f"AuthorizedKeysFile={key}.pub", "StrictModes=no")
+    words = [word for option in (*options, "PermitRootLogin=yes") for word in ("-o", option)]
+    program = (sshd, "-D", "-e", "-f", "/dev/null", "-p", "8000", "-h", key, *words)
+    before = (*NO_NETWORK, *WITH_RUN_SSHD)
+    with serving(place, *program, is_ready="", before=before, host="::") as (there, box):
+        for client, host in ((CLIENT, ADDRESS), ("::1", "::1")):
+            known = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+            where = ("-p", str(box.address[1]), "-b", client, "-i", key, f"root@{host}")
+            done = subprocess.run(
+                ["ssh", "-F", "none", "-n", *known, *where, "echo $SSH_CLIENT; exit 42"],
+                capture_output=True,
+                text=True,
+                timeout=SECONDS * 2,
+            )
+            assert done.returncode == 42, done.stderr + there.log
+            assert done.stdout.split()[0] == client
+            assert f"Accepted publickey for root from {client} port" in there.log
+
+
+@pytest.mark.parametrize("server", ["nginx", "go", "node"])
+def test_what_else_send_receive_fd_passes(place: str, server: str) -> None:
+    """As a script would, to servers that are in no network."""
+    if missing := needs(*({server} - {"go"})):
+        pytest.skip(f"no {missing} here")
+    programs = {"node": lambda: ("node", "-e", NODE.replace("HOST", "'127.0.0.1'"))}
+    programs["go"] = lambda: (
+        compiled(place, Path(__file__).with_name("go_server.go"), *GO),
+        "127.0.0.1:8000",
+    )
+    made = nginx(place, "8000") if server == "nginx" else serving(place, *programs[server]())
+    with made, socket.create_server((ADDRESS, 0)) as listener:
+        for _ in range(3):
+            client = socket.create_connection(listener.getsockname(), SECONDS, (CLIENT, 0))
+            with client, listener.accept()[0] as conn:
+                sender = [ROOT / "bin" / "send-receive-fd", "-s", "0", f"{place}/socket"]
+                subprocess.run(sender, stdin=conn, timeout=SECONDS, check=True)
+                conn.close()
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                answer = client.makefile("rb").read()
+                assert b"hello" in answer if server == "go" else CLIENT.encode() in answer
 
 
 def test_what_send_receive_fd_passes(place: str) -> None:
