@@ -21,6 +21,7 @@ from socketbox import ADDRESS, BOX, free_port, started
 
 HERE = Path(__file__).resolve().parent
 PRELOAD = BOX.with_name("socketbox-preload")
+OURS = "C, socketbox-preload"  # what is to be reached, whoever it is that passes
 LIMIT = 2.2  # times as long as without
 
 
@@ -87,13 +88,12 @@ def main() -> None:
             for name, port in rows.items():
                 found[name].append(measured(ends, port, args.connections))
         print("µs a connection: the median, the least and the most; times native")
+        ratios = {name: median(times) / median(found["native"]) for name, times in found.items()}
         for name, times in found.items():
             least, most = min(times), max(times)
-            ratio = median(times) / median(found["native"])
-            print(f"{name:30} {median(times):6.1f} {least:6.1f} {most:6.1f} {ratio:6.2f}")
-        print(
-            f"accept(2) under socketbox-preload, which C passes to, is to be {LIMIT} times native"
-        )
+            print(f"{name:30} {median(times):6.1f} {least:6.1f} {most:6.1f} {ratios[name]:6.2f}")
+        verdict = "reached" if ratios[OURS] <= LIMIT else "short"
+        print(f"{OURS}: {LIMIT} times native at most: {verdict}")
 
 
 if __name__ == "__main__":
