@@ -25,11 +25,17 @@ os.dup2(sock.fileno(), 500)
 sock.close()
 sock = socket.socket(fileno=500)
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 9)
 sock.setblocking(False)
 poll = select.epoll()
 poll.register(sock, select.EPOLLOUT)
 assert sock.connect_ex(TARGET) in (0, errno.EINPROGRESS)
-assert poll.poll(SECONDS) == [(500, select.EPOLLOUT)] and error_of(sock) == 0
+assert poll.poll(SECONDS) == [(500, select.EPOLLOUT)]
+sock.setblocking(True)
+assert error_of(sock) == 0
+other = socket.socket()  # nobody is held up by what that is now
+other.connect(TARGET)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 is_through(sock)
 """
 ONLY_IPV6 = """

@@ -11,7 +11,9 @@ import os
 from _socket import IPPROTO_TCP, SO_ERROR, SOL_SOCKET, TCP_INFO, socket
 
 from muonsocks.intercept.own_socket import (
+    STILL_CONNECTING,
     TCP_CLOSE,
+    TCP_SYN_RECV,
     TCP_SYN_SENT,
     begin_connecting,
     unconnect,
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
     from muonsocks.address import Endpoint
     from muonsocks.net.loop import Loop
-
-_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
 
 class DirectWay:
@@ -55,7 +55,7 @@ class DirectWay:
         """Begin, or join what has been begun. It may end before this returns."""
         self._destination = destination
         self.number = begin_connecting(self._sock, destination)
-        if self.number not in _UNDER_WAY:
+        if self.number not in STILL_CONNECTING:
             self._end(self.number)
             return
         self._loop.register(self._sock.fileno(), self._on_event, room=True)
@@ -69,7 +69,7 @@ class DirectWay:
     def _on_event(self, _: int) -> None:
         try:
             state = self._sock.getsockopt(IPPROTO_TCP, TCP_INFO, 1)[0]
-            if state == TCP_SYN_SENT:
+            if state in (TCP_SYN_SENT, TCP_SYN_RECV):
                 return
             self._loop.unregister(self._sock.fileno())
             if state == TCP_CLOSE:

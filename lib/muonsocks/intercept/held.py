@@ -113,7 +113,7 @@ class Held:
 
         Refused or CallGone if the wait ends before: it goes on by itself. Others may wait, too.
         """
-        key = cookie_of(sock) + call.tid.to_bytes(4, "little")
+        key = cookie_of(sock) + call.identity.to_bytes(8, "little")
 
         def begin(
             ours: socket,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import socket
+from _socket import SO_RCVLOWAT, SOL_SOCKET, socket
 from select import EPOLLERR, EPOLLHUP, EPOLLRDHUP
 
 from muonsocks.client.errand import Errand
@@ -365,6 +365,8 @@ class Journey:
             self._grace.cancel()
             self._grace = None
         self.phase = RELAYED
+        os.set_blocking(new.fileno(), False)  # whatever it was to be in its place
+        new.setsockopt(SOL_SOCKET, SO_RCVLOWAT, 1)
         loop = self._all.loop
         for sock in (parking.far, new):
             loop.unregister(sock.fileno())

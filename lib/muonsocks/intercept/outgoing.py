@@ -19,17 +19,14 @@ from muonsocks.intercept.held import Held, Interrupted
 from muonsocks.intercept.in_place import Places
 from muonsocks.intercept.notify import Call, Refused
 from muonsocks.intercept.own_socket import (
+    STILL_CONNECTING,
     Mapped,
     OwnSocket,
     begin_connecting,
     number_against,
 )
 from muonsocks.intercept.resolver_sockets import leads_to_resolver
-from muonsocks.intercept.socket_address import (
-    SHORTEST,
-    endpoint_of,
-    family_of,
-)
+from muonsocks.intercept.socket_address import SHORTEST, endpoint_of, family_of
 from muonsocks.intercept.socket_options import options_of, set_options, told_of_each_byte
 from muonsocks.intercept.socket_rules import SOCKET_RULES, TCP_PROTOCOLS
 from muonsocks.intercept.straight import StraightWay, is_straight
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
     Report = Callable[[int, Endpoint, Chain, OSError | int], None]
 
 _INTERNET = (AF_INET, AF_INET6)
-_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
 RULES = joined(
     {"connect": (Rule(NOTIFY),), "io_uring_setup": (Rule(refuse(errno.ENOSYS)),)},
@@ -144,12 +140,12 @@ class Outgoing:
         chain = self._ways.way_to(destination)
         if not chain and destination.port == DOMAIN and is_here(destination.packed or b""):
             raise Refused(errno.ECONNREFUSED)  # a name server of the host would ask others
-        own = OwnSocket(sock, 0)
-        if endpoint.family != sock.family and not own.reaches(endpoint):
+        if endpoint.family != sock.family and not OwnSocket(sock, 0).reaches(endpoint):
             raise Refused(errno.ENETUNREACH)  # a mapped address, and IPV6_V6ONLY
         tid = call.tid
         if not self._held.is_under_way(sock):
-            if not chain and destination.packed is not None and own.reaches(destination):
+            is_direct = not chain and destination.packed is not None
+            if is_direct and OwnSocket(sock, 0).reaches(destination):
                 await self._go_directly(call, sock, destination)
                 return
             # What is under way does not block, whatever the program has it do.
@@ -171,7 +167,7 @@ class Outgoing:
             target = Mapped(destination)
         if not os.get_blocking(sock.fileno()):
             number = begin_connecting(sock, target)
-            self._report(call.tid, destination, (), 0 if number in _UNDER_WAY else number)
+            self._report(call.tid, destination, (), 0 if number in STILL_CONNECTING else number)
             if number:
                 raise Refused(number)
             call.succeed()

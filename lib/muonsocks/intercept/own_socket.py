@@ -33,8 +33,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-TCP_SYN_SENT, TCP_CLOSE = 2, 7  # of tcpi_state, the first byte of struct tcp_info
-_STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+TCP_SYN_SENT, TCP_SYN_RECV, TCP_CLOSE = 2, 3, 7  # of tcpi_state, the first byte of struct tcp_info
+STILL_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 
 
 class OwnSocket(Dialler):
@@ -94,9 +94,9 @@ class OwnSocket(Dialler):
         self._is_used = True
         if number == errno.EINPROGRESS:  # on this host nothing takes time
             number = self._sock.connect_ex(candidate.sockaddr)
-        if number not in (0, errno.EISCONN, *_STILL_CONNECTING):
+        if number not in (0, errno.EISCONN, *STILL_CONNECTING):
             raise OSError(number, os.strerror(number))
-        if number not in _STILL_CONNECTING:
+        if number not in STILL_CONNECTING:
             return _Lent(loop, self._sock, str(candidate))
         return await self._attempt(_Attempt(loop, self._sock, candidate, self.connect_timeout))
 
@@ -104,7 +104,7 @@ class OwnSocket(Dialler):
         attempt.mailbox = Mailbox()
         number = errno.ECANCELED
         try:
-            while (number := attempt.result()) in _STILL_CONNECTING:
+            while (number := attempt.result()) in STILL_CONNECTING:
                 await attempt.mailbox.take()
         finally:
             if number:
