@@ -182,6 +182,147 @@ for s in (second, first): told(s)
         assert there.line() == "ready"
 
 
+def test_who_is_readable_has_a_client(path: str, way: Way) -> None:
+    """So that who asks select(2) first may wait in accept(2)."""
+    code = f"""{BOTH}
+all = list(both())
+for s in all: s.listen()
+say("ready")
+while True:
+    for s in select.select(all, [], [])[0]: told(s)
+"""
+    with server(path, code) as there:
+        assert there.line() == "ready"
+        for host in ("::1", "127.0.0.1", "::1"):
+            with way.client(host) as client:
+                assert there.line() == expected(host)
+                assert hears(client)
+
+
+def test_who_waits_already_waits_on(path: str, way: Way) -> None:
+    """A thread is in accept(2) when the other one is bound."""
+    code = f"""{BOTH}
+pair = both(HOSTS); first = next(pair); first.listen()
+threading.Thread(target=lambda: [told(first) for _ in range(2)]).start()
+sys.stdin.readline()
+second = next(pair); second.listen(); say("ready"); told(second)
+"""
+    with server(path, f"HOSTS = {ORDERS[0]!r}{code}") as there:
+        until("it waits", lambda: os.path.exists(path))
+        with way.client("127.0.0.1") as client:
+            assert there.line() == expected("127.0.0.1")
+            assert hears(client)
+        there.tell()
+        assert there.line() == "ready"
+        for host in ("::1", "127.0.0.1"):
+            with way.client(host) as client:
+                assert there.line() == expected(host)
+                assert hears(client)
+
+
+@pytest.mark.parametrize("is_bound_again", [True, False])
+@pytest.mark.parametrize("hosts", ORDERS, ids=str)
+def test_the_first_is_closed(
+    path: str, way: Way, hosts: tuple[str, str], is_bound_again: bool
+) -> None:
+    """The other one goes on, with the clients of both as long as it is alone."""
+    again = "made[0] = next(both(HOSTS[:1])); made[0].listen(); made[0].setblocking(False)"
+    code = f"""{BOTH}
+made = list(both(HOSTS))
+for s in made: s.listen(); s.setblocking(False)
+made[0].close(); made[0] = None
+{again if is_bound_again else ""}
+made = [s for s in made if s]
+say("ready")
+while True:
+    for s in select.select(made, [], [])[0]: told(s)
+"""
+    with server(path, f"HOSTS = {hosts!r}{code}") as there:
+        assert there.line() == "ready"
+        for host in ("127.0.0.1", "::1", "127.0.0.1"):
+            is_its_own = is_bound_again or (":" in host) == (":" in hosts[1])
+            with way.client(host) as client:
+                line = there.line()
+                assert hears(client)
+            if is_its_own:
+                assert line == expected(host)
+            else:
+                shown = "0.0.0.0" if ":" in host else f"::ffff:{host}"
+                family = "AF_INET" if ":" in host else "AF_INET6"
+                assert line == f"{family} {shown} True {shown}"
+
+
+@pytest.mark.parametrize("which", ["child", "parent"])
+def test_another_process_has_the_first(path: str, way: Way, which: str) -> None:
+    """Then they share a queue, and everybody is shown as far as there is room for it."""
+    code = f"""{BOTH}
+pair = both(HOSTS); r, w = os.pipe()
+if {which == "parent"}: first = next(pair)
+pid = os.fork()
+if pid:
+    if {which == "child"}:
+        os.read(r, 1); second = list(both(HOSTS[1:]))[0]
+        second.listen(); s = second
+    else: os.read(r, 1); s = first; s.listen()
+else:
+    import ctypes; ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG
+    if {which == "child"}: first = next(pair); first.listen(); s = first
+    else: s = list(both(HOSTS[1:]))[0]; s.listen()
+    os.write(w, b"x")
+if pid: say("ready")
+while True:
+    c, a = s.accept(); say(a[0]); c.sendall(b"hello")
+"""
+    with server(path, f"HOSTS = {ORDERS[0]!r}{code}") as there:
+        assert there.line() == "ready"
+        for host in ("127.0.0.1", "::1") * 4:
+            with way.client(host) as client:
+                assert there.line() in (host, "0.0.0.0" if ":" in host else host)
+                assert hears(client)
+
+
+def test_both_are_closed(path: str, way: Way) -> None:
+    """Then nobody is there: who passes clients on is told that."""
+    code = f"""{BOTH}
+pair = list(both()); [s.listen() for s in pair]; [s.close() for s in pair]
+say("closed"); sys.stdin.readline()
+pair = list(both()); [s.listen() for s in pair]; say("ready")
+for s in pair: told(s)
+"""
+    with server(path, code) as there:
+        assert there.line() == "closed"
+        with way.client("::1") as client:
+            client.settimeout(SECONDS)
+            assert not hears(client)
+        with pytest.raises(OSError, match=r"refused|No such file"):
+            way.client("::1")
+        there.tell()
+        assert there.line() == "ready"
+        for host in ("127.0.0.1", "::1"):
+            with way.client(host) as client:
+                assert there.line() == expected(host)
+                assert hears(client)
+
+
+def test_one_is_not_accepted_from(path: str, way: Way) -> None:
+    """It holds up nobody, and keeps those that have come."""
+    code = f"""{BOTH}
+first, second = both(); first.listen(); second.listen(); say("ready")
+for _ in range(2): told(first)
+while True: told(second)
+"""
+    with server(path, code) as there:
+        assert there.line() == "ready"
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(way.client("::1")) for _ in range(60)]
+            for _ in range(2):
+                with way.client("127.0.0.1") as client:
+                    assert there.line() == expected("127.0.0.1")
+                    assert hears(client)
+            assert {there.line() for _ in clients} == {expected("::1")}
+            assert all(map(hears, clients))
+
+
 def test_nothing_is_left_in_the_end(path: str, way: Way) -> None:
     with server(path, f"HOSTS = {ORDERS[0]!r}\nsay(os.getppid()){IN_LOOP}") as there:
         descriptors = f"/proc/{there.line()}/fd"  # of the supervisor

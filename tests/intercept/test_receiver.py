@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from ends import nothing_left_behind
 
-from muonsocks.intercept import receiver
 from muonsocks.intercept.notify import Refused
-from muonsocks.intercept.receiver import Receiver, Receivers, is_receiver
+from muonsocks.intercept.receiver import Receiver
+from muonsocks.intercept.receivers import Receivers, is_receiver
 from muonsocks.net.loop import Loop
 
 NAME, OTHER = b"an address", b"another one"
@@ -94,7 +94,7 @@ def test_those_that_nobody_has_any_more_are_forgotten(loop: Loop) -> None:
 
 
 def test_there_are_not_more_than_so_many(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver, "_MOST", 2)
+    monkeypatch.setattr("muonsocks.intercept.receivers._MOST", 2)
     receivers = Receivers()
     socks = [datagrams() for _ in range(3)]
     for sock in socks[:2]:

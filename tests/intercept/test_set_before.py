@@ -38,6 +38,22 @@ other.connect(TARGET)
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 is_through(sock)
 """
+INTERRUPTED = """
+import ctypes, signal
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 7)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.siginterrupt(signal.SIGALRM, True)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+address = b"\\2\\0\\0\\x50" + bytes([192, 0, 2, 1]) + bytes(8)
+library = ctypes.CDLL(None, use_errno=True)
+assert library.connect(sock.fileno(), address, 16) and ctypes.get_errno() == errno.EINTR
+assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 7
+assert wait(sock) == select.POLLOUT
+sock.send(b"x" * 3)
+assert not wait(sock, select.POLLIN, 0.2)
+assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 7
+"""
 ONLY_IPV6 = """
 with socket.socket(socket.AF_INET6) as sock:
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sys.argv[1]))
@@ -75,6 +91,12 @@ def test_how_much_is_enough(mode: str, blocks: bool, delay: float) -> None:
     """SO_RCVLOWAT: answers of proxies are shorter."""
     with proxy(delay=delay) as one:
         run(one, *python(f"BLOCKS = {blocks}{ENOUGH}"), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["isolate", "async"], indirect=True)
+def test_how_much_is_enough_after_a_signal(mode: str) -> None:
+    with proxy(delay=0.5) as one:
+        run(one, *python(INTERRUPTED), mode=mode)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2])

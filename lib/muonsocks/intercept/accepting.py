@@ -13,12 +13,12 @@ from select import POLLIN, poll
 from struct import Struct
 
 from muonsocks.errors import RemoteProtocolError
-from muonsocks.intercept.disguise import Disguises, client_family
+from muonsocks.intercept.disguise import Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
 from muonsocks.intercept.receiver import Receiver, Waiter
 from muonsocks.net.loop import Loop
 from muonsocks.net.passed import connection_of
-from muonsocks.net.passing import drop, has_hung_up, peek_first
+from muonsocks.net.passing import drop, has_hung_up, peek_first, receive_first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Accepting:
         try:
             while True:
                 await receiver.wait(sock, waiter)
+                sock = receiver.hold(call)  # there may be another one by now
                 if self._deliver(call, sock, receiver, flags, room):
                     return
         finally:
@@ -103,12 +104,8 @@ class Accepting:
                 drop(sock)
                 self._report(str(error))
                 continue
-            if receiver.beside is not None and _is_passed_on(connection, receiver, receiver.beside):
-                drop(sock)
-                connection.close()
-                continue
             try:
-                name = self._peer(connection, receiver)
+                name = self._peer(connection, receiver, room)
                 if name:
                     self._give(call, connection, receiver, flags, room, name)
             except BaseException:
@@ -116,14 +113,27 @@ class Accepting:
                 raise
             if not receiver.is_stream:
                 drop(sock)  # first of all: the program may look already whether more waits
+                receiver.refill()
             connection.close()
             if name:
                 return True
 
-    def _peer(self, connection: socket, receiver: Receiver) -> bytes:
+    def take_passed(self, sock: socket) -> socket:
+        """Take a connection that has been passed. BlockingIOError if there is none; OSError if it
+        cannot be had now.
+        """
+        while True:
+            try:
+                fd = receive_first(sock)
+                if fd is not None:  # there is no end to datagrams
+                    return connection_of(fd, self._strictness)
+            except RemoteProtocolError as error:
+                self._report(str(error))
+
+    def _peer(self, connection: socket, receiver: Receiver, room: int) -> bytes:
         """Give the address of the client, b"" if it has gone."""
         try:
-            return self._disguises.peer(connection, receiver.family)
+            return self._disguises.peer(connection, receiver.family, room)
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EINVAL):
                 raise
@@ -181,17 +191,6 @@ class Accepting:
             if error.errno == errno.EMFILE:  # of the program; it stays where it is
                 raise Refused(errno.EMFILE) from None
             raise
-
-
-def _is_passed_on(connection: socket, receiver: Receiver, beside: Receiver) -> bool:
-    """Pass a client on to the receiver beside that it has come to, if it is of the family of that
-    one; say whether it was.
-    """
-    try:
-        family = client_family(connection)
-    except OSError:
-        return False  # it has gone
-    return family == beside.family != receiver.family and beside.feed(connection)
 
 
 def _is_readable(sock: socket) -> bool:

@@ -15,8 +15,9 @@ from os import fstat
 from muonsocks.address import Endpoint
 from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.notify import Call
-from muonsocks.intercept.socket_address import address_of
+from muonsocks.intercept.socket_address import SHORTEST, address_of
 
+MIXED = -1  # in place of a family
 _IPV6_ADDRFORM = 1
 _MOST = 1 << 14  # that are known; the oldest are forgotten, and show what they are
 _UNIX = {AF_INET: Endpoint("127.0.0.1", 0), AF_INET6: Endpoint("::1", 0)}
@@ -75,13 +76,18 @@ class Disguises:
             del self._by_inode[next(iter(self._by_inode))]
         self._by_inode[inode] = Disguise(sock, family, local, remote)
 
-    def peer(self, sock: socket, family: int) -> bytes:
+    def peer(self, sock: socket, family: int, room: int = 0) -> bytes:
         """Give the address of who is connected, for a listener of a family, 0 if it has none; and
         have the socket be, or be taken for, one of that family. OSError if the peer has gone.
+
+        A listener may stand for several of both families (MIXED): then an address is as it is,
+        unless the program has so little `room` for it that it can only be of IPv4.
         """
         remote = sock.getpeername()
+        if family == MIXED:
+            family = AF_INET if room == SHORTEST[AF_INET] else client_family(sock)
         if sock.family == AF_UNIX:
-            if not family:
+            if family in (0, AF_UNIX):
                 return AF_UNIX.to_bytes(2, "little")
             remote_name = local_name = address_of(_UNIX[family], family)
             self.put_on(sock, family, local_name, remote_name)

@@ -17,6 +17,7 @@ from muonsocks.intercept.connecting import Connecting, Outcome
 from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.direct import DirectWay
 from muonsocks.intercept.notify import Call, CallGone, Refused
+from muonsocks.intercept.straight import StraightWay
 from muonsocks.net.loop import Loop, Timer
 
 TYPE_CHECKING = False
@@ -69,6 +70,13 @@ class Held:
         """
         one = self._all.get(cookie_of(sock))
         return one is not None and one.call is None and one.is_plain
+
+    def enough_for(self, sock: socket) -> int:
+        """Give of how many bytes the program wants to be told on a socket, of which one is under
+        way: the socket itself may have 1 as long (SO_RCVLOWAT).
+        """
+        way = self._all[cookie_of(sock)].under_way
+        return way.enough if isinstance(way, StraightWay) else 1
 
     def hand_over(
         self, sock: socket, on_failure: Callable[[BaseException], None], on_up: Up

@@ -25,11 +25,13 @@ from muonsocks.intercept import in_place
 from muonsocks.intercept.accepting import Accepting
 from muonsocks.intercept.bpf import NOTIFY, Rule, equals, refuse
 from muonsocks.intercept.conventions import Conventions, LinkLocal, Places, UnixPlace
-from muonsocks.intercept.disguise import Disguises
+from muonsocks.intercept.disguise import MIXED, Disguises
 from muonsocks.intercept.notify import Call, Refused, int_of
-from muonsocks.intercept.receiver import Receiver, Receivers, inode_of, is_receiver
+from muonsocks.intercept.receiver import Receiver, inode_of
+from muonsocks.intercept.receivers import Receivers, is_receiver
 from muonsocks.intercept.socket_address import endpoint_of, family_of
 from muonsocks.intercept.socket_rules import TCP_PROTOCOLS
+from muonsocks.intercept.sorting import Sorter, others_have
 from muonsocks.intercept.unix_places import make_receiver, read_place, take_after
 from muonsocks.net.listen import SocketFile
 from muonsocks.net.loop import Loop
@@ -154,10 +156,12 @@ class Incoming:
         if earlier is not None:
             earlier.forget_gone()
             if earlier.is_for_another_family(sock):
-                if earlier.beside is None:
-                    self._put_beside(call, earlier, sock, name)
-                    return True
-                earlier = earlier.beside
+                sorter = earlier.sorter or self._sorted(call, earlier)
+                if sorter is not None:
+                    if sock.family not in sorter.receivers:
+                        self._put_in(call, sorter, sock, name, place.path)
+                        return True
+                    earlier = sorter.receivers[sock.family]
             if earlier.may_be_shared(sock, name):
                 shared = earlier.fetch(call)
                 if shared is not None:
@@ -185,20 +189,44 @@ class Incoming:
         call.succeed()
         one.is_bound = True
 
-    def _put_beside(self, call: Call, first: Receiver, sock: socket, name: bytes) -> None:
-        """Put a socket in the place of one that is bound where another one is, of another family:
-        there the clients of both come in, and its own are passed on to it.
+    def _sorted(self, call: Call, one: Receiver) -> Sorter | None:
+        """Have a sorter at the path of one that has been alone there; None if another process has
+        that one, where it would have to be exchanged as well.
         """
+        at_path = one.fetch_from(call.tid)
+        if at_path is None:
+            return None
+        if others_have(one.inode, call.tid):
+            at_path.close()
+            return None
+        ours, theirs = socketpair(AF_UNIX, SOCK_DGRAM)
+        try:
+            take_after(theirs, at_path)
+            in_place.Places(call, at_path).take(theirs)
+            sorter = Sorter(self._loop, at_path, one.file, self._accepting.take_passed)
+            self.receivers.move(one, theirs)
+        except BaseException:
+            at_path.close()
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        one.file = None
+        one.be_fed(ours, sorter)
+        return sorter
+
+    def _put_in(self, call: Call, sorter: Sorter, sock: socket, name: bytes, path: str) -> None:
+        """Put what a sorter feeds in the place of a socket."""
         ours, theirs = socketpair(AF_UNIX, SOCK_DGRAM)
         with closing(theirs):
             one = Receiver(self._loop, theirs, sock, name)
-            one.feeder = ours
+            one.path = path
+            one.be_fed(ours, sorter)
             self._put(call, one, theirs, sock)
-        first.beside = one
 
     def _share(self, call: Call, one: Receiver, shared: socket, sock: socket) -> None:
         if one.family != sock.family:
-            one.family = 0  # connections are taken as they are
+            one.family = MIXED
         one.is_bound = False
         in_place.Places(call, sock).take(shared)
         call.succeed()

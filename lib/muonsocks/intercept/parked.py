@@ -19,6 +19,7 @@ import os
 from _socket import (
     IPPROTO_TCP,
     SO_ERROR,
+    SO_RCVLOWAT,
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -149,6 +150,8 @@ class Parked:
         if self._journeys.is_full:
             return
         options = options_of(sock)
+        if (enough := held.enough_for(sock)) > 1:
+            options[SOL_SOCKET, SO_RCVLOWAT] = enough.to_bytes(4, "little")
         parked = socket(sock.family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP)
         try:
             set_options(parked, options)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import errno
 import os
 from _socket import (
-    AF_UNIX,
     IPPROTO_TCP,
     SO_KEEPALIVE,
     SO_REUSEPORT,
-    SOCK_DGRAM,
     SOL_SOCKET,
     TCP_KEEPCNT,
     TCP_KEEPIDLE,
@@ -28,16 +26,17 @@ from contextlib import closing
 from muonsocks.intercept.cookies import cookie_of
 from muonsocks.intercept.descriptors import descriptor_of
 from muonsocks.intercept.notify import Call, CallGone, Refused
-from muonsocks.net.passing import send
+from muonsocks.net.passing import close_all, send
 from muonsocks.net.task import Waitable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from muonsocks.intercept.sorting import Sorter
     from muonsocks.net.listen import SocketFile
     from muonsocks.net.loop import Loop
 
-_MOST = 1024  # that there may be at a time
 _MANY = 64  # calls that wait; when there are more, it is looked which ones still do
+_MOST_WAITING = 256  # clients for whom there is no room in the queue
 _IDLE = 1.0  # s that a duplicate is kept for after it was needed
 # What an accepted socket has of the listener, and is set in the listener in fact.
 _INHERITED = (
@@ -77,8 +76,8 @@ class Receiver:
 
     `name` is the address that the program has bound it to, `meant` the socket that it had for that,
     which has the options that only TCP has; None for a unix socket that has been there before.
-    `family` is what connections have to look like, 0 if like what they are. Clients of the other
-    family are for the one `beside`, if there is one, which gets them by its `feeder`.
+    `family` is what connections have to look like, 0 if like what they are. With a `sorter` they
+    come over `feeder`, our end of the socket.
     """
 
     __slots__ = (
@@ -88,7 +87,7 @@ class Receiver:
         "_sock",
         "_timer_is_set",
         "_used",
-        "beside",
+        "_waiting_room",
         "cookie",
         "family",
         "fd",
@@ -97,12 +96,14 @@ class Receiver:
         "inherited",
         "inode",
         "is_bound",
+        "is_gone",
         "is_listening",
         "is_stream",
         "kept",
         "meant",
         "name",
         "path",
+        "sorter",
         "tid",
         "waiting",
     )
@@ -120,9 +121,11 @@ class Receiver:
         self.name = name
         self.path = ""
         self.file: SocketFile | None = None
-        self.beside: Receiver | None = None
+        self.sorter: Sorter | None = None
         self.feeder: socket | None = None
+        self._waiting_room: list[int] = []  # descriptors of clients that found the queue full
         self.is_bound = self.is_listening = self.is_stream = False
+        self.is_gone = False  # from where it was: of what a sorter feeds
         self.kept: socket | None = None  # of a stream: accepted, and nobody was there for it
         self.inherited: list[tuple[int, int, int]] = []
         self.waiting: dict[int, Waiter] = {}  # by thread
@@ -152,17 +155,47 @@ class Receiver:
         """Say whether clients can be told from those of another socket by their family."""
         return not self.is_stream and self.family not in (0, sock.family)
 
+    def be_fed(self, feeder: socket, sorter: Sorter) -> None:
+        """Get clients from a sorter from now on, over a socket of ours."""
+        self.let_go()
+        self.feeder, self.sorter = feeder, sorter
+        sorter.receivers[self.family] = self
+        for waiter in list(self.waiting.values()):
+            waiter.wake()
+
     def feed(self, connection: socket) -> bool:
-        """Pass a client on to who listens here; say whether that can be: nobody may listen, any
-        more or yet, or there are too many already.
+        """Have a client of our sorter's; say whether that can be: nobody may listen, any more or
+        yet. When there are too many already it is closed.
         """
-        if self.feeder is None or not self.is_listening:
+        if self.feeder is None or self.is_gone or not self.is_listening:
             return False
-        try:
-            send(self.feeder, b"\0", (connection.fileno(),))
-        except OSError:
-            return False
+        if not self._waiting_room:
+            try:
+                send(self.feeder, b"\0", (connection.fileno(),))
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.is_gone = True
+                return False
+            else:
+                return True
+        if len(self._waiting_room) < _MOST_WAITING:
+            try:
+                self._waiting_room.append(os.dup(connection.fileno()))
+            except OSError:
+                pass  # a shortage is one as well
         return True
+
+    def refill(self) -> None:
+        """Let those in who have found the queue full, as far as there is room now."""
+        while self._waiting_room and self.feeder is not None:
+            try:
+                send(self.feeder, b"\0", self._waiting_room[:1])
+            except BlockingIOError:
+                return
+            except OSError:
+                pass  # nobody is there any more
+            os.close(self._waiting_room.pop(0))
 
     def hold(self, call: Call) -> socket:
         """Give a duplicate, which stays ours. CallGone if the program has closed it since."""
@@ -201,14 +234,17 @@ class Receiver:
         """Get a duplicate from who has it, if only we know who that is."""
         if self._sock is not None:
             return socket(fileno=os.dup(self._sock.fileno()))
-        for tid in (call.tid, self.tid):
-            try:
-                fd = descriptor_of(tid, self.fd)
-            except OSError:
-                continue  # it is not there any more
-            if os.fstat(fd).st_ino == self.inode:
-                return socket(fileno=fd)
-            os.close(fd)
+        return self.fetch_from(call.tid) or self.fetch_from(self.tid)
+
+    def fetch_from(self, tid: int) -> socket | None:
+        """Get a duplicate from a process, if that has it where it was put."""
+        try:
+            fd = descriptor_of(tid, self.fd)
+        except OSError:
+            return None  # it is not there any more
+        if os.fstat(fd).st_ino == self.inode:
+            return socket(fileno=fd)
+        os.close(fd)
         return None
 
     async def wait(self, sock: socket, waiter: Waiter) -> None:
@@ -220,10 +256,10 @@ class Receiver:
                 self._many = max(_MANY, 2 * len(self.waiting))
             if tid in self.waiting:
                 self._end(tid)  # it calls again
-            if not self._is_watched:
-                self._loop.register(sock.fileno(), self._on_event)
-                self._is_watched = True  # as long as it is held: the next call comes soon
             self.waiting[tid] = waiter
+        if not self._is_watched:
+            self._loop.register(sock.fileno(), self._on_event)
+            self._is_watched = True  # as long as it is held: the next call comes soon
         await waiter
         if waiter.is_replaced:
             raise CallGone
@@ -264,70 +300,6 @@ class Receiver:
             self.meant.close()
         if self.feeder is not None:
             self.feeder.close()
-
-
-class Receivers:
-    """All that there are, of all programs that call."""
-
-    __slots__ = ("_by_inode", "_by_path")
-
-    def __init__(self) -> None:
-        self._by_inode: dict[int, Receiver] = {}
-        self._by_path: dict[str, Receiver] = {}
-
-    def of(self, inode: int) -> Receiver | None:
-        """Give the one that has an inode."""
-        return self._by_inode.get(inode)
-
-    def at(self, path: str) -> Receiver | None:
-        """Give the one that has been put at a path last."""
-        return self._by_path.get(path)
-
-    def add(self, one: Receiver) -> None:
-        """Have one more. Refused if there are too many."""
-        if len(self._by_inode) >= _MOST:
-            raise Refused(errno.ENOBUFS)
-        self._by_inode[one.inode] = one
-        if one.path:
-            self._by_path[one.path] = one
-
-    def remove(self, one: Receiver) -> None:
-        """Forget one, which nobody has any more."""
-        del self._by_inode[one.inode]
-        for other in self._by_inode.values():
-            if other.beside is one:
-                other.beside = None
-        if self._by_path.get(one.path) is one:
-            del self._by_path[one.path]
-        one.close()
-
-    def sweep(self) -> None:
-        """Forget those that nobody has any more: those of our network namespace. OSError."""
-        with open("/proc/net/unix", "rb") as file:
-            next(file)  # what the columns are
-            there = {int(line.split(None, 7)[6]) for line in file}
-        for one in list(self._by_inode.values()):
-            if one.inode not in there and not one.waiting:  # or we have it, from another namespace
-                self.remove(one)
-
-    def close(self) -> None:
-        """Forget all, when there is nobody left."""
-        for one in list(self._by_inode.values()):
-            self.remove(one)
-
-
-def is_receiver(sock: socket, accepts_of_streams: bool) -> bool:
-    """Say whether a unix socket that has been there before us is one that connections are passed
-    to: of datagrams, or, if wanted, one that is connected.
-    """
-    if sock.family != AF_UNIX:
-        return False
-    if sock.type == SOCK_DGRAM:
-        return True
-    if not accepts_of_streams:
-        return False
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
+        close_all(self._waiting_room)
+        if self.sorter is not None:
+            self.sorter.leave(self)

@@ -114,7 +114,8 @@ def told_of_each_byte(sock: socket) -> Iterator[None]:
     try:
         yield
     finally:
-        sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, enough)
+        if sock.getsockopt(SOL_SOCKET, SO_RCVLOWAT) == 1:  # nobody has set it meanwhile
+            sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, enough)
 
 
 def buffer_locks(sock: socket) -> int:

@@ -43,11 +43,12 @@ def is_straight(sock: socket, destination: Endpoint, chain: Chain) -> bool:
 
 
 class StraightWay:
-    """A connection on such a way. Its socket stays the caller's, which may block."""
+    """A connection on such a way. Its socket stays the caller's, which may block, and wants to be
+    told of no less than `enough` bytes afterwards.
+    """
 
     __slots__ = (
         "_asking",
-        "_enough",
         "_has_sent",
         "_is_used",
         "_loop",
@@ -57,6 +58,7 @@ class StraightWay:
         "_proxy",
         "_sock",
         "_timer",
+        "enough",
     )
 
     def __init__(
@@ -77,7 +79,7 @@ class StraightWay:
         self._on_end = on_end
         self._is_used = False
         self._has_sent = False  # then it is connected
-        self._enough = 1  # bytes that the program wants to be told of
+        self.enough = 1
         self._out = b""
         self._timer: Timer | None = None
 
@@ -96,7 +98,7 @@ class StraightWay:
             enough = sock.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
             if enough > 1:
                 sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, 1)
-                self._enough = enough
+                self.enough = enough
             self._loop.register(sock.fileno(), self._on_event, room=bool(self._out))
             self._timer = self._loop.call_later(timeout, self._on_timeout)
         except BaseException as error:
@@ -175,5 +177,5 @@ class StraightWay:
         if self._timer is not None:
             self._timer.cancel()
         self._loop.unregister(self._sock.fileno())
-        if self._enough > 1:
-            self._sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, self._enough)
+        if self.enough > 1 and self._sock.getsockopt(SOL_SOCKET, SO_RCVLOWAT) == 1:
+            self._sock.setsockopt(SOL_SOCKET, SO_RCVLOWAT, self.enough)
