@@ -76,7 +76,7 @@ class Receiver:
 
     `name` is the address that the program has bound it to, `meant` the socket that it had for that,
     which has the options that only TCP has; None for a unix socket that has been there before.
-    `family` is what connections have to look like, 0 if like what they are. With a `sorter` they
+    `family` is what connections have to look like, 0 if like what they are, or MIXED. With a `sorter` they
     come over `feeder`, our end of the socket.
     """
 
@@ -153,7 +153,7 @@ class Receiver:
 
     def is_for_another_family(self, sock: socket) -> bool:
         """Say whether clients can be told from those of another socket by their family."""
-        return not self.is_stream and self.family not in (0, sock.family)
+        return not self.is_stream and self.family > 0 and self.family != sock.family
 
     def be_fed(self, feeder: socket, sorter: Sorter) -> None:
         """Get clients from a sorter from now on, over a socket of ours."""
