@@ -76,8 +76,8 @@ class Receiver:
 
     `name` is the address that the program has bound it to, `meant` the socket that it had for that,
     which has the options that only TCP has; None for a unix socket that has been there before.
-    `family` is what connections have to look like, 0 if like what they are, or MIXED. With a `sorter` they
-    come over `feeder`, our end of the socket.
+    `family` is what connections have to look like, 0 if like what they are, or MIXED. With a
+    `sorter` they come over `feeder`, our end of the socket.
     """
 
     __slots__ = (
