@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,9 +110,9 @@ def test_many_come_at_once(path: str, way: Way) -> None:
 
 
 def test_processes_share_both(path: str, way: Way) -> None:
-    code = IN_LOOP.replace(
-        "while True:", "for _ in range(2): os.fork() or os.fork()\nwhile True:", 1
-    )
+    end_together = "ctypes.CDLL(None).prctl(1, 9)"  # PR_SET_PDEATHSIG
+    fork = f"import ctypes\nfor _ in range(3): os.fork() or {end_together}\n"
+    code = IN_LOOP.replace("while True:", f"{fork}while True:", 1)
     with server(path, f"HOSTS = {ORDERS[0]!r}{code}") as there:
         there.line()
         hosts = ("::1", "127.0.0.1") * 10
@@ -119,6 +120,8 @@ def test_processes_share_both(path: str, way: Way) -> None:
             clients = [stack.enter_context(way.client(host)) for host in hosts]
             assert all(map(hears, clients))
         assert sorted(there.line() for _ in hosts) == sorted(map(expected, hosts))
+    # The supervisor stays until the last of them has ended.
+    until("nobody is left", lambda: subprocess.run(["pgrep", "-f", path]).returncode)
 
 
 def test_who_does_not_listen_yet_is_not_waited_for(path: str, way: Way) -> None:
