@@ -66,8 +66,8 @@ class Connecting(Waitable):
         "failure",
         "is_over",
         "is_plain",
-        "late",
         "limit",
+        "number_if_late",
         "outcome",
         "reason",
         "since",
@@ -81,7 +81,7 @@ class Connecting(Waitable):
         # It blocks, and nobody has bound it.
         self.is_plain = self._blocks and sock.proto == IPPROTO_TCP and not sock.getsockname()[1]
         self.limit = 0.0  # s that the call may wait, 0 for as long as it takes
-        self.late = errno.EINPROGRESS  # what it is told then
+        self.number_if_late = errno.EINPROGRESS  # that it is told then
         self.sock = socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
         self.call: Call | None = None
         self.is_over = False
@@ -143,7 +143,8 @@ class Connecting(Waitable):
 
     def time_is_up(self) -> None:
         """Let the call end, as a time limit of the program's own has passed (SO_SNDTIMEO)."""
-        self.reason, self.late = self.late, errno.EALREADY  # which only the first one is not told
+        self.reason = self.number_if_late
+        self.number_if_late = errno.EALREADY  # for whoever calls once more
         self.wake()
 
     def interrupt(self) -> None:

@@ -99,7 +99,7 @@ class Held:
         if one is None:
             one = self._all[cookie] = Connecting(sock)
             if not is_new:
-                one.late = errno.EALREADY
+                one.number_if_late = errno.EALREADY
             one.start(self._loop.now, begin)
         elif one.call is not None:
             raise Refused(errno.EALREADY)
@@ -131,12 +131,12 @@ class Held:
         ) -> DirectWay:
             way = DirectWay(self._loop, ours, on_failure, lambda error: on_outcome(Outcome(error)))
             way.begin(endpoint)
-            one.late = way.number
+            one.number_if_late = way.number
             return way
 
         one = self._all[key] = Connecting(sock)
-        one.start(self._loop.now, begin)
         try:
+            one.start(self._loop.now, begin)
             if not one.is_over:
                 await self._wait(one, call)
         finally:
